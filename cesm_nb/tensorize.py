@@ -66,7 +66,7 @@ class TensorConfig:
     clahe_tiles:int = 8 # CLAHE tiles along each side
     align_laterality:bool = False # mirror right breasts, so that the chest wall is always on the left
     phantom_patients:int = 60 # women in the phantom that is made where data_root is empty
-    phantom_signal:float = 1.0 # visibility of the phantom's lesions; 0: the images know nothing of the label
+    phantom_signal:float = 1.0 # visibility of the phantom's lesions; 0: neither images nor age and density know the label
     phantom_seed:int = 0 # another seed, another phantom
     n_jobs:int = 0 # processes that make tensors; 0: one for small sets, all cores for large ones
 
@@ -76,7 +76,8 @@ def prepare(
     "Make the run folder, and the phantom in it where no data are named."
     run_dir = Path(cfg.run_dir or tempfile.mkdtemp(prefix='cesm_run_')).expanduser()
     run_dir.mkdir(parents=True, exist_ok=True)
-    data_root = cfg.data_root or make_phantom(run_dir/'phantom', cfg.phantom_patients, cfg.phantom_seed, cfg.phantom_signal)
+    data_root = cfg.data_root or make_phantom(
+        run_dir/'phantom', cfg.phantom_patients, cfg.phantom_seed, cfg.phantom_signal, clinical=min(1., cfg.phantom_signal))
     tensor_dir = cfg.tensor_dir or run_dir/'tensors'
     return replace(cfg, data_root=str(data_root), run_dir=str(run_dir), tensor_dir=str(tensor_dir))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORES', 'TrainConfig', 'make_config', 'pick_device', 'Breasts', 'read_breasts', 'fill_density', 'assemble',
            'augment_views', 'score', 'epoch_batches', 'train_epoch', 'predict', 'describe_run', 'claim_run', 'Training',
-           'train_loop', 'split_breasts', 'Run', 'fit', 'predict_table', 'main', 'check_parameters']
+           'train_loop', 'split_breasts', 'Run', 'check_config', 'fit', 'predict_table', 'main', 'check_parameters']
 
 # %% ../nbs/04_train_colab_t4.ipynb #27ccf152
 import json
@@ -134,7 +134,7 @@ def fill_density(
     known = rows[:, 1].numpy()[train & ~missing]
     value = float(np.median(known)) if how == 'median' and len(known) else 0.
     out = rows.clone()
-    out[torch.from_numpy(missing), 1] = value
+    out[torch.tensor(missing), 1] = value
     return out
 
 def assemble(
@@ -397,8 +397,10 @@ class Run(NamedTuple):
     history: pd.DataFrame # one row an epoch
     predictions: pd.DataFrame # one row a breast: patient_id, side, split, label, p_normal, p_benign, p_malignant
 
-def _check(cfg):
-    "Refuse settings that cannot work before anything is made; returns switches, device and dtype."
+def check_config(
+    cfg:TrainConfig, # settings
+) -> tuple: # (the protocol's switches, torch.device, dtype to compute in or None)
+    "Raise ValueError where settings cannot work, before anything is made."
     for name, low in [('image_size', 32), ('epochs', 1), ('batch_size', 1), ('patience', 1), ('phantom_patients', 6)]:
         if getattr(cfg, name) < low: raise ValueError(f'{name}={getattr(cfg, name)} is too small: use at least {low}')
     if not cfg.lr > 0: raise ValueError(f'lr={cfg.lr} is not above 0')
@@ -412,7 +414,7 @@ def fit(
     cfg:TrainConfig, # settings
 ) -> Run: # what was made
     "Make a run folder from data to predictions; raise ValueError where settings, data or split cannot serve."
-    switches, device, dtype = _check(cfg)
+    switches, device, dtype = check_config(cfg)
     cfg, start = prepare(cfg), time.time()
     run_dir, manifest = Path(cfg.run_dir), tensorize(cfg)
     splits = split_breasts(manifest, cfg, switches['split_unit'])
@@ -454,7 +456,7 @@ def main():
     print(f"{'PHANTOM' if run.config['phantom'] else 'Real images'}, test n={len(test)} breasts: "
           + ', '.join(f'{k} {v:.4f}' for k, v in said.items()) + f'\nrun folder {run.run_dir}; next: cesm_evaluate {run.run_dir}')
 
-# %% ../nbs/04_train_colab_t4.ipynb #17d3e3d3
+# %% ../nbs/04_train_colab_t4.ipynb #286ee463
 def check_parameters(
     notebook:str|Path, # a notebook with a cell tagged `parameters`
     names:list, # what its parameters must be, in order

@@ -1,0 +1,36 @@
+# Two commands: `make reproduce` sets everything up and runs chapters 00 to 05, `make test` sets up and tests.
+# Settings: DATA=/path/to/CDD-CESM PROTOCOL=paper|clinical RUN=runs/name SET="image_size=112 epochs=6"
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?=
+PROTOCOL ?= paper
+RUN ?=
+SET ?=
+
+.PHONY: help setup reproduce test docs-check clean
+
+help:
+	@sed -n '1,2p' Makefile
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: constraints.txt settings.ini setup.py pyproject.toml
+	@echo "Setting up $(VENV): about two minutes, 6 GB"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+reproduce: $(VENV)/.ready
+	$(BIN)/python tools/reproduce.py --data '$(DATA)' --protocol '$(PROTOCOL)' --run-dir '$(RUN)' --set $(SET)
+
+test: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	$(BIN)/python -m pytest tests
+
+docs-check: $(VENV)/.ready
+	$(BIN)/python tools/check_docs.py
+
+clean:
+	rm -rf _proc _docs _site build *.egg-info
