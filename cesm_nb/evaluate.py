@@ -293,4 +293,5 @@ def main():
         n_draws:int = 2000 # bootstrap draws
     args = tyro.cli(Evaluate)
     if not args.run_dirs: raise SystemExit('cesm_evaluate: name at least one run folder')
-    print(describe(evaluate(list(args.run_dirs), args.out_dir, args.n_draws)))
+    try: print(describe(evaluate(list(args.run_dirs), args.out_dir, args.n_draws)))
+    except (ValueError, OSError) as e: raise SystemExit(f'cesm_evaluate: {e}') from None

@@ -562,7 +562,7 @@ def make_phantom(
     signal:float=1.0, # visibility of lesions and of their kind: 0 none, 1 learnable, 2 easy
     clinical:float=1.0, # what age and missing density tell: 0 nothing, 1 as in the real sheet
     size_px:int=400, # mean image height in pixels
-    n_jobs:int=2, # number of processes; changes no byte
+    n_jobs:int=1, # number of processes, worth it from about 200 patients; changes no byte
     progress:bool=True, # show a progress bar
 ) -> Path: # `root`
     "Write a made-up data set in the layout of the TCIA package, with its truth in `truth.csv`."
@@ -571,6 +571,7 @@ def make_phantom(
     root, plan = Path(root), plan_phantom(n_patients, seed, clinical)
     settings = dict(n_patients=n_patients, seed=seed, signal=signal, clinical=clinical, size_px=size_px)
     _claim(root, settings)
+    if (root/'truth.csv').exists(): return root # written last: the phantom is complete
     images, threads = list_images(plan, seed), cv2.getNumThreads()
     jobs = (delayed(_write_breast)(o, images[images.breast == o.Index], root, seed, signal, size_px)
             for o in plan.itertuples())
@@ -642,7 +643,7 @@ class PhantomConfig:
     signal:float=1.0 # visibility of lesions and of their kind: 0 none, 1 learnable, 2 easy
     clinical:float=1.0 # what age and missing density tell: 0 nothing, 1 as in the real sheet
     size_px:int=400 # mean image height in pixels
-    n_jobs:int=2 # number of processes; changes no byte
+    n_jobs:int=1 # number of processes, worth it from about 200 patients; changes no byte
     progress:bool=True # show a progress bar
 
 def main(

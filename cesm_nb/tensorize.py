@@ -312,7 +312,8 @@ def plot_tensor_sheet(
 def main():
     "Console script `cesm_tensorize`."
     import tyro # only the commands need it
-    cfg = prepare(tyro.cli(TensorConfig))
-    manifest = tensorize(cfg)
+    cfg = tyro.cli(TensorConfig)
+    try: manifest = tensorize(cfg := prepare(cfg))
+    except (ValueError, OSError) as e: raise SystemExit(f'cesm_tensorize: {e}') from None
     source = 'PHANTOM' if is_phantom(cfg.data_root) else 'real images'
     print(f'{len(manifest)} breasts ({source}) in {cfg.tensor_dir}, {(manifest.problems != "").sum()} with problems: see manifest.csv')

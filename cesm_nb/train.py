@@ -450,7 +450,9 @@ def predict_table(
 def main():
     "Console script `cesm_train`."
     import tyro # only the commands need it
-    run = fit(tyro.cli(TrainConfig))
+    cfg = tyro.cli(TrainConfig)
+    try: run = fit(cfg)
+    except (ValueError, OSError, FloatingPointError) as e: raise SystemExit(f'cesm_train: {e}') from None
     test = run.predictions[run.predictions.split == 'test']
     said = score(test.label.to_numpy(), test.filter(like='p_').to_numpy())
     print(f"{'PHANTOM' if run.config['phantom'] else 'Real images'}, test n={len(test)} breasts: "
