@@ -1,0 +1,21 @@
+"What several test files share: where things are, and a small phantom made once."
+from pathlib import Path
+
+import pytest
+
+from cesm_nb.phantom import make_phantom
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL = ROOT.parent/'shared'/'data'/'CDD-CESM'
+
+
+@pytest.fixture(scope='session')
+def phantom(tmp_path_factory):
+    "A phantom of 40 women, strong signal."
+    return make_phantom(tmp_path_factory.mktemp('data')/'phantom', 40, seed=0, signal=2., size_px=200, progress=False)
+
+
+@pytest.fixture(scope='session')
+def tensors(tmp_path_factory):
+    "A folder where runs of the same tensor settings share their tensors."
+    return tmp_path_factory.mktemp('tensors')

@@ -1,0 +1,110 @@
+"The house in order: notebooks and modules in step, cells small, modules stacked, nothing of a patient tracked."
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cesm_nb.train import TrainConfig, check_parameters
+from conftest import ROOT
+
+ORDER = ('data', 'phantom', 'roi', 'tensorize', 'model', 'train', 'evaluate', 'audit', 'predict')
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+BIN = Path(sys.executable).parent
+
+
+def tracked():
+    "Files under version control, or those that would be."
+    said = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT, capture_output=True, check=True)
+    return [f for f in said.stdout.decode().split('\0') if f and (ROOT/f).exists()]
+
+
+def test_clean_and_export_leave_no_diff(tmp_path):
+    copy = tmp_path/'copy'
+    for f in tracked():
+        (copy/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/f, copy/f, follow_symlinks=False)
+    git = lambda *a: subprocess.run(
+        ['git', '-c', 'user.name=t', '-c', 'user.email=t@t', *a], cwd=copy, check=True, capture_output=True, text=True).stdout
+    git('init', '-q'), git('add', '-A'), git('commit', '-qm', 'as it is')
+    for command in ('nbdev_clean', 'nbdev_export'): subprocess.run([BIN/command], cwd=copy, check=True, capture_output=True)
+    assert git('status', '--porcelain') == ''
+    notebook = copy/'nbs'/'00_data.ipynb' # the check can fail: a changed exported cell shows
+    notebook.write_text(notebook.read_text().replace("VIEWS = ('CC', 'MLO')", "VIEWS = ('MLO', 'CC')"))
+    subprocess.run([BIN/'nbdev_export'], cwd=copy, check=True, capture_output=True)
+    assert 'cesm_nb/data.py' in git('status', '--porcelain')
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_exported_cells_are_small(path):
+    cells = nbformat.read(path, 4).cells
+    long = [(i, len(c.source.splitlines())) for i, c in enumerate(cells) if '#| export' in c.source and len(c.source.splitlines()) > 40]
+    assert long == []
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs_no_hidden_training(path):
+    "Nothing is kept from nbdev_test, so that nothing rots unseen."
+    source = '\n'.join(c.source for c in nbformat.read(path, 4).cells)
+    assert not re.search(r'#\|\s*(eval: false|notest)|skip_exec', source)
+
+
+def test_modules_import_only_from_those_before_them():
+    for module in ORDER:
+        path = ROOT/'cesm_nb'/f'{module}.py'
+        if not path.exists(): continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith('cesm_nb.'):
+                assert ORDER.index(node.module.split('.')[1]) < ORDER.index(module), f'{module} imports {node.module}'
+            assert not (isinstance(node, ast.ImportFrom) and node.module and re.match('nbdev|fastcore', node.module)), module
+
+
+def test_nothing_of_a_patient_is_tracked():
+    bad = [f for f in tracked() if re.search(r'(^|/)(P\d+_[LR]_(DM|CM)_|runs/)|\.(pt|safetensors|jpe?g|dcm)$', f)]
+    assert bad == []
+    big = [f for f in tracked() if (ROOT/f).stat().st_size > 2e6]
+    assert big == []
+    named = [f for f in tracked() if f.startswith('results/') and re.search(rb'P\d+_[LR]', (ROOT/f).read_bytes())]
+    assert named == []
+
+
+NAMES = [f.name for f in fields(TrainConfig)]
+
+
+def test_parameters_are_the_settings():
+    assert list(check_parameters(ROOT/'nbs'/'04_train_colab_t4.ipynb', NAMES)) == NAMES
+
+
+def test_guard_fails_without_the_tag(tmp_path):
+    nb = nbformat.read(ROOT/'nbs'/'04_train_colab_t4.ipynb', 4)
+    for cell in nb.cells: cell.metadata.pop('tags', None)
+    nbformat.write(nb, tmp_path/'04.ipynb')
+    with pytest.raises(ValueError, match=r'has parameters \[\], expected .*is the `parameters` tag there'):
+        check_parameters(tmp_path/'04.ipynb', NAMES)
+
+
+def test_tag_survives_cleaning(tmp_path):
+    for f in ('settings.ini', 'nbs/04_train_colab_t4.ipynb'):
+        (tmp_path/f).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT/f, tmp_path/f)
+    subprocess.run([BIN/'nbdev_clean'], cwd=tmp_path, check=True, capture_output=True)
+    assert list(check_parameters(tmp_path/'nbs'/'04_train_colab_t4.ipynb', NAMES)) == NAMES
+
+
+@pytest.mark.parametrize('name', ['smoke', 'paper', 'clinical'])
+def test_configs_are_settings(name):
+    import yaml
+    from cesm_nb.train import check_config, make_config
+    cfg = make_config(yaml.safe_load((ROOT/'configs'/f'{name}.yaml').read_text()))
+    check_config(cfg)
+
+
+def test_protocols_differ_in_the_protocol_alone():
+    import yaml
+    paper, clinical = (yaml.safe_load((ROOT/'configs'/f'{n}.yaml').read_text()) for n in ('paper', 'clinical'))
+    assert {k for k in paper | clinical if paper.get(k) != clinical.get(k)} == {'protocol'}

@@ -1,0 +1,63 @@
+"Facts of the real annotation files, as published and as measured; skipped, visibly, where the files are not there."
+import pytest
+
+from cesm_nb import data
+from conftest import REAL
+
+pytestmark = pytest.mark.skipif(not REAL.exists(), reason=f'real images are not at {REAL}')
+
+FACTS = {
+    'rows': 2006, 'patients': 326, 'images in the sheet (CM)': 1003, 'images in the sheet (DM)': 1003,
+    'images normal': 757, 'images benign': 587, 'images malignant': 662,
+    'rows without density (CM)': 1001, 'rows without density (DM)': 81,
+    'breasts': 566, 'breasts normal (all rows)': 189, 'breasts benign (all rows)': 194, 'breasts malignant (all rows)': 183,
+    'breasts normal (CM)': 235, 'breasts benign (CM)': 148, 'breasts malignant (CM)': 183,
+    'breasts normal (DM)': 191, 'breasts benign (DM)': 192, 'breasts malignant (DM)': 183,
+    'breasts with a label conflict (all rows)': 50, 'breasts with a label conflict (CM)': 2, 'breasts with a label conflict (DM)': 5,
+    'breasts with both views': 435, 'breasts with one view': 131,
+    'breasts with density from own rows': 518, 'breasts with density, other breast included': 551,
+    'breasts without density on own rows: normal': 1, 'breasts without density on own rows: benign': 34,
+    'breasts without density on own rows: malignant': 13,
+    'regions': 2971, 'images with a region': 1233, 'regions: polygon': 2028, 'regions: ellipse': 598, 'regions: circle': 331,
+    'regions: polyline': 10, 'regions: point': 4, 'abnormal images without a region': 24, 'normal images with a region': 8,
+    'breasts where "has a region" means abnormal, % (CM)': 99.3,
+    'image files present (CM)': 808, 'image files present (DM)': 262, 'names: file absent': 195 + 741,
+    'names: trailing blank in the name': 5, 'names: second copy of a view': 4,
+}
+
+
+@pytest.fixture(scope='module')
+def report(): return data.quality_report(REAL)
+
+
+@pytest.fixture(scope='module')
+def images(): return data.read_images(REAL)
+
+
+@pytest.mark.parametrize('fact', FACTS)
+def test_fact(report, fact): assert report[0][fact] == FACTS[fact]
+
+
+def test_odd_names(report):
+    odd = report[1].groupby('kind').image_name.apply(set)
+    assert odd['trailing blank in the name'] == {'P3_L_CM_CC', 'P4_L_DM_MLO', 'P4_L_CM_MLO', 'P10_R_DM_CC', 'P10_R_DM_MLO'}
+    assert odd['second copy of a view'] == {'P99_L_DM_MLO_2', 'P99_L_CM_MLO_2', 'P281_L_DM_MLO2', 'P281_L_CM_MLO2'}
+
+
+def test_breast_tables(images):
+    for scope, counts in [('modality', [235, 148, 183]), ('breast', [189, 194, 183])]:
+        table = data.breasts(images, 'CM', scope)
+        assert table.label.value_counts().sort_index().tolist() == counts
+    assert len(table) == 566 and not data.is_phantom(REAL)
+
+
+def test_trailing_blank_finds_its_file(images):
+    row = images[images.image_name == 'P3_L_CM_CC'].iloc[0]
+    assert row.path.endswith('P3_L_CM_CC .jpg') and row.original_width_px > 512
+
+
+def test_split_by_breast_leaves_twins_in_training(images):
+    table = data.breasts(images)
+    by_breast = [data.share_with_twin(data.make_splits(table, 'breast', seed)) for seed in range(5)]
+    assert .5 < sum(by_breast)/5 < .7 # design: 60 %
+    assert data.share_with_twin(data.make_splits(table, 'patient')) == 0

@@ -1,0 +1,163 @@
+"What spans chapters: papermill runs, splits made elsewhere, same seed same numbers, resume, commands, the whole road."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import papermill as pm
+import pytest
+import torch
+
+from cesm_nb.data import share_with_twin
+from cesm_nb.evaluate import evaluate, read_run
+from cesm_nb.train import fit, make_config
+from conftest import ROOT
+
+BIN = Path(sys.executable).parent
+QUICK = dict(image_size=64, epochs=2, batch_size=8, mixed_precision='no')
+
+
+@pytest.fixture
+def one_thread():
+    "Sums in one order: the same numbers each time."
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
+def quick(phantom, tensors, run_dir, **more):
+    "A short run on the shared phantom and tensors."
+    roi = more.get('roi_source') or dict(paper='annotation', clinical='breast')[more.get('protocol', 'paper')]
+    return fit(make_config(QUICK | dict(data_root=str(phantom), run_dir=str(run_dir), tensor_dir=str(tensors/roi)) | more))
+
+
+def run(*args, **more):
+    "A command, its output as text."
+    return subprocess.run([str(a) for a in args], capture_output=True, text=True, cwd=ROOT, **more)
+
+
+def test_papermill_from_the_root(phantom, tmp_path):
+    "papermill nbs/04_train_colab_t4.ipynb OUT.ipynb -p epochs 1 -p run_dir RUN -p seed 3"
+    said = run(BIN/'papermill', 'nbs/04_train_colab_t4.ipynb', tmp_path/'out.ipynb', '-p', 'epochs', 1, '-p', 'run_dir', tmp_path/'run',
+               '-p', 'seed', 3, '-p', 'data_root', phantom, '-k', 'python3')
+    assert said.returncode == 0, said.stderr
+    config, history, predictions = read_run(tmp_path/'run')
+    assert config['settings']['seed'] == 3 and config['phantom'] and len(history) == 1
+    assert set(predictions.split) == {'train', 'val', 'test'}
+    assert {p.name for p in (tmp_path/'run').iterdir()} >= {
+        'config.json', 'splits.csv', 'manifest.csv', 'checkpoints', 'history.csv', 'predictions.csv', 'tensors'}
+    assert list(history) == ['epoch', 'lr'] + [f'{s}_{k}' for s in ('train', 'val') for k in ('loss', 'accuracy', 'f1', 'auc', 'pr_auc')]
+
+
+def test_split_made_elsewhere(phantom, tensors, tmp_path):
+    "Exactly the breasts that the file sends to test are tested, and none of their women trains the model."
+    quick(phantom, tensors, tmp_path/'first', epochs=1)
+    breasts = pd.read_csv(tmp_path/'first'/'manifest.csv')[['patient_id', 'side']]
+    women = sorted(breasts.patient_id.unique())
+    part = {p: 'test' if i % 5 == 0 else 'val' if i % 5 == 1 else 'train' for i, p in enumerate(women)}
+    mine = breasts.assign(split=breasts.patient_id.map(part)).sample(frac=1, random_state=0)
+    mine.to_csv(tmp_path/'my.csv', index=False)
+    ran = quick(phantom, tensors, tmp_path/'mine', epochs=1, splits_csv=str(tmp_path/'my.csv'))
+    named = lambda t, split: set(t.loc[t.split == split, ['patient_id', 'side']].itertuples(index=False, name=None))
+    assert named(ran.predictions, 'test') == named(mine, 'test')
+    women = lambda split: set(ran.predictions.patient_id[ran.predictions.split == split])
+    assert not women('test') & women('train') and not women('test') & women('val')
+    mine.iloc[3:].to_csv(tmp_path/'short.csv', index=False)
+    lost = [f'P{p}_{s}' for p, s in mine.iloc[:3][['patient_id', 'side']].itertuples(index=False)]
+    with pytest.raises(ValueError, match='does not cover 3 of') as e:
+        quick(phantom, tensors, tmp_path/'short', splits_csv=str(tmp_path/'short.csv'))
+    assert all(name in str(e.value) for name in lost)
+    assert not (tmp_path/'short'/'config.json').exists() # nothing half-made
+
+
+def test_protocols_split_as_they_say(phantom, tensors, tmp_path):
+    for protocol, torn in [('paper', True), ('clinical', False)]:
+        ran = quick(phantom, tensors, tmp_path/protocol, protocol=protocol, epochs=1)
+        assert (share_with_twin(ran.predictions) > 0) is torn
+        assert ran.config['switches']['roi_source'] == dict(paper='annotation', clinical='breast')[protocol]
+        assert ran.config['switches']['mask_missing_views'] is (protocol == 'clinical')
+    one = quick(phantom, tensors, tmp_path/'one', protocol='paper', split_unit='patient', epochs=1) # one switch alone
+    assert share_with_twin(one.predictions) == 0 and one.config['switches']['roi_source'] == 'annotation'
+
+
+def test_same_seed_same_numbers(phantom, tensors, tmp_path, one_thread):
+    for name in ('a', 'b'): quick(phantom, tensors, tmp_path/name, seed=5)
+    other = quick(phantom, tensors, tmp_path/'c', seed=6)
+    for f in ('history.csv', 'predictions.csv', 'splits.csv', 'checkpoints/best.safetensors'):
+        assert (tmp_path/'a'/f).read_bytes() == (tmp_path/'b'/f).read_bytes(), f
+    assert not other.history.equals(pd.read_csv(tmp_path/'a'/'history.csv'))
+
+
+def test_resume_is_exact(phantom, tensors, tmp_path, one_thread):
+    "Stopped after two epochs and continued to four: as if it had never stopped."
+    quick(phantom, tensors, tmp_path/'whole', epochs=4)
+    quick(phantom, tensors, tmp_path/'cut', epochs=2)
+    quick(phantom, tensors, tmp_path/'cut', epochs=4)
+    for f in ('history.csv', 'predictions.csv', 'checkpoints/best.safetensors'):
+        assert (tmp_path/'whole'/f).read_bytes() == (tmp_path/'cut'/f).read_bytes(), f
+    with pytest.raises(ValueError, match='lr=0.0001 there, 0.01 asked for'): quick(phantom, tensors, tmp_path/'cut', lr=.01)
+
+
+def test_loss_that_is_not_finite_stops(phantom, tensors, tmp_path):
+    quick(phantom, tensors, tmp_path/'run', epochs=1)
+    kept = (tmp_path/'run'/'checkpoints'/'best.safetensors').read_bytes()
+    state = torch.load(tmp_path/'run'/'checkpoints'/'last'/'state.pt', weights_only=True)
+    state['model']['head.4.bias'] += float('nan')
+    torch.save(state, tmp_path/'run'/'checkpoints'/'last'/'state.pt')
+    with pytest.raises(FloatingPointError, match=r'loss is nan at epoch 2, batch 1 of \d+: lower lr'):
+        quick(phantom, tensors, tmp_path/'run', epochs=2)
+    assert (tmp_path/'run'/'checkpoints'/'best.safetensors').read_bytes() == kept
+
+
+def test_folds_cover_each_breast_once(phantom, tensors, tmp_path):
+    folds = [quick(phantom, tensors, tmp_path/f'{k}', protocol='clinical', n_folds=3, fold=k, epochs=1).run_dir for k in range(3)]
+    found = evaluate(folds, tmp_path/'out', 200)
+    assert len(found['test']) == len(pd.read_csv(folds[0]/'manifest.csv'))
+    assert all(f.exists() for f in found['figures'])
+
+
+def test_commands(tmp_path):
+    "The console scripts, one after the other, on a phantom of their own."
+    made = run(BIN/'cesm_phantom', '--root', tmp_path/'p', '--n-patients', 24, '--size-px', 120, '--no-progress')
+    assert made.returncode == 0 and 'PHANTOM' in made.stdout
+    common = ('--data-root', tmp_path/'p', '--run-dir', tmp_path/'run', '--image-size', 32)
+    made = run(BIN/'cesm_tensorize', *common)
+    assert made.returncode == 0 and 'breasts (PHANTOM)' in made.stdout, made.stderr
+    trained = run(BIN/'cesm_train', *common, '--epochs', 1)
+    assert trained.returncode == 0 and trained.stdout.startswith('PHANTOM, test n='), trained.stderr
+    told = run(BIN/'cesm_evaluate', tmp_path/'run', '--n-draws', 200)
+    assert told.returncode == 0 and '*** PHANTOM' in told.stdout and 'Accuracy' in told.stdout, told.stderr
+    assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 5
+    for args, says in [(('cesm_train', '--epocs', 3), 'epocs'), (('cesm_train', *common, '--lr', -1), 'cesm_train: lr=-1.0 is not above 0'),
+                       (('cesm_evaluate', tmp_path/'p'), "cesm_evaluate: "), (('cesm_tensorize', '--data-root', tmp_path/'run'), 'lacks the annotation sheet')]:
+        refused = run(BIN/args[0], *args[1:])
+        assert refused.returncode != 0 and says in refused.stdout + refused.stderr, args
+        assert 'Traceback' not in refused.stderr
+
+
+def test_the_whole_road(tmp_path):
+    "`make reproduce` on a small phantom: all chapters, the table, the banner, the figures."
+    said = run(sys.executable, 'tools/reproduce.py', '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1')
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in said.stdout
+    figures = [Path(l.removeprefix('figure: ')) for l in said.stdout.splitlines() if l.startswith('figure: ')]
+    assert len(figures) == 5 and all(f.stat().st_size > 5000 for f in figures)
+    assert {f.stem for f in (tmp_path/'r'/'notebooks').iterdir()} == {
+        '00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures'}
+    assert json.loads((tmp_path/'r'/'metrics.json').read_text())['phantom'] is True
+
+
+@pytest.mark.parametrize('change, says', [
+    ('epocs=3', "unknown parameter ['epocs']"), ('epochs=three', "epochs='three' is not of type int"), ('epochs', 'write KEY=VALUE'), ('lr=-1', 'lr=-1 is not above 0')])
+def test_road_refuses_before_anything_runs(tmp_path, change, says):
+    said = run(sys.executable, 'tools/reproduce.py', '--run-dir', tmp_path/'r', '--set', change)
+    assert said.returncode != 0 and says in said.stderr and 'Traceback' not in said.stderr
+    assert not (tmp_path/'r').exists()
+
+
+def test_papermill_parameters_of_all_chapters_are_settings():
+    known = set(make_config({}).__dataclass_fields__)
+    for notebook in sorted((ROOT/'nbs').glob('0*.ipynb')):
+        assert set(pm.inspect_notebook(str(notebook))) <= known, notebook
