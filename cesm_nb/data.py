@@ -135,7 +135,7 @@ def read_sheet(
     else:
         try:
             with pd.ExcelFile(path) as book:
-                sheet = book.parse('all' if 'all' in book.sheet_names else 0, dtype=str, keep_default_na=False)
+                sheet = pd.read_excel(book, 'all' if 'all' in book.sheet_names else 0, dtype=str, keep_default_na=False)
         except Exception as e: # a damaged workbook fails in zip, XML or openpyxl, each with errors of its own
             raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}); download it again') from e
     sheet.columns = [str(c).strip() for c in sheet.columns]

@@ -45,6 +45,7 @@ def test_killed_at_ten_random_moments(cfg, tmp_path):
         child.join()
         unfinished += not (tmp_path/str(i)/'manifest.csv').exists()
         for f in (tmp_path/str(i)).glob('*.pt'): read_tensor(f) # whole, or not there under its name
+        (tmp_path/str(i)).mkdir(exist_ok=True)
         (tmp_path/str(i)/f'.P1_Left.pt.{os.uname().nodename}-{child.pid}.part').write_bytes(b'half') # as if in mid-write
         tensorize(mine)
         assert content(tmp_path/str(i)) == whole, f'kill {i}'
