@@ -111,7 +111,7 @@ def write_report(
     (out/'index.html').write_text(page, encoding='utf-8')
     return out/'index.html'
 
-# %% ../nbs/01a_check.ipynb #9c84f5ff
+# %% ../nbs/01a_check.ipynb #23318ee1
 @dataclass(frozen=True)
 class CheckConfig:
     "Check a CESM data set and write what was found as a page and as CSV."

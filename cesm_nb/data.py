@@ -7,7 +7,7 @@ __all__ = ['VIEWS', 'MODALITIES', 'CLASSES', 'CLASS_COLORS', 'SIDES', 'DENSITY',
            'PHANTOM_NAME', 'FOLDERS', 'SHEET_COLUMNS', 'PROTOCOLS', 'SWITCHES', 'SPLITS', 'resolve_protocol',
            'parse_name', 'find_layout', 'read_sheet', 'check_sheet', 'read_regions', 'read_images', 'breasts',
            'make_splits', 'share_with_twin', 'read_splits', 'quality_report', 'data_fingerprint', 'is_phantom',
-           'plot_class_counts', 'plot_breast', 'plot_contact_sheet']
+           'cohort_tables', 'plot_counts', 'plot_breast', 'plot_contact_sheet']
 
 # %% ../nbs/00_data.ipynb #6129b4fb
 import csv
@@ -410,25 +410,42 @@ def is_phantom(
     "Say whether `root` was made by `cesm_nb.phantom`."
     return find_layout(root)['phantom'] is not None
 
-# %% ../nbs/00_data.ipynb #b1609929
-def plot_class_counts(
+# %% ../nbs/00_data.ipynb #8820ae75
+def cohort_tables(
     images:pd.DataFrame, # from `read_images`
-    ax=None, # matplotlib axes; None makes one
-): # the axes
-    "Draw breasts per class, by whose rows give the label."
-    ax = ax or plt.subplots(figsize=(5, 3))[1]
+) -> dict: # title -> counts, (category, class)
+    "Count breasts and images of each class by what the sheet says about them."
+    every = breasts(images.assign(modality='CM'), label_scope='breast') # all rows as one modality
     scopes = {'all rows': images, 'subtracted': images[images.modality == 'CM'], 'low energy': images[images.modality == 'DM']}
-    for i, (name, rows) in enumerate(scopes.items()):
-        counts = _class_counts(rows.groupby(['patient_id', 'side']).label.max())
-        left = 0
-        for c, n in counts.items():
-            ax.barh(i, n, left=left, color=CLASS_COLORS[c], label=c if i == 0 else None)
-            ax.text(left+n/2, i, n, ha='center', va='center', color='white')
-            left += n
-    ax.set(yticks=range(len(scopes)), yticklabels=scopes, xlabel='breasts', title='worst label over ...')
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.2), ncols=3, frameon=False)
+    worst = {k: _class_counts(rows.groupby(['patient_id', 'side']).label.max()) for k, rows in scopes.items()}
+    said = images.assign(finding=images.findings.str.lower().str.split('$')).explode('finding', ignore_index=True)
+    said['finding'] = said.finding.str.strip().replace({'': 'none said', '_': 'none said'})
+    said = said.drop_duplicates(['image_name', 'finding'])
+    count = lambda by, label: pd.crosstab(by, label.map(dict(enumerate(CLASSES)))).reindex(columns=list(CLASSES), fill_value=0)
+    return {
+        'breasts: worst label over ...': pd.DataFrame(worst).T,
+        'images by modality': count(images.modality, images.label),
+        'breasts by age in years': count(every.age_years.floordiv(10).mul(10).astype(int).astype(str) + ' ...', every.label),
+        'breasts by ACR density': count(every.density.fillna('not given'), every.label),
+        'breasts by source of density': count(every.density_source, every.label),
+        'breasts by annotated views': count(every.n_annotated_views, every.label),
+        'images by finding': count(said.finding, said.label).loc[said.finding.value_counts().index[:8]]}
+
+def plot_counts(
+    table:pd.DataFrame, # counts, (category, class)
+    ax, # matplotlib axes
+    title:str='', # above them
+): # the axes
+    "Draw stacked bars in the colours of the classes."
+    left = np.zeros(len(table))
+    for c, n in table.items():
+        ax.barh(table.index.astype(str), n, left=left, color=CLASS_COLORS[c], label=c)
+        left += n
+    ax.invert_yaxis()
+    ax.set(title=title, xlabel=title.split()[0].rstrip(':'))
     return ax
 
+# %% ../nbs/00_data.ipynb #171637c8
 def plot_breast(
     breast:pd.Series, # one row of the breast table
     axs, # two matplotlib axes: CC left of MLO
@@ -443,7 +460,7 @@ def plot_breast(
         ax.set(xticks=[], yticks=[], title=f'{SIDES[breast.side]} {view}')
     return axs
 
-# %% ../nbs/00_data.ipynb #8820ae75
+# %% ../nbs/00_data.ipynb #cebb02e0
 def plot_contact_sheet(
     table:pd.DataFrame, # from `breasts`
     n_per_class:int=3, # breasts a row, one row a class

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Optional
@@ -253,8 +253,8 @@ def save_tensors(
     paths = [Path(folder)/tensor_name(t['patient_id'], t['side']) for t in tasks]
     rows = {p: _row_there(p, t, settings['image_size']) if p.exists() else None for p, t in zip(paths, tasks)}
     todo = {p: t for p, t in zip(paths, tasks) if rows[p] is None}
-    work = Parallel(n_jobs, return_as='generator')(delayed(save_tensor)(t, settings, folder) for t in todo.values())
-    rows |= zip(todo, tqdm(work, 'tensors', len(todo), unit='breast', disable=not todo))
+    queue = tqdm(todo.values(), 'tensors', unit='breast', disable=not todo) # counts hand-outs: Ray cannot give results as they come
+    rows |= zip(todo, Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue))
     return [rows[p] for p in paths]
 
 def _read_tasks(cfg):
