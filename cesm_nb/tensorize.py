@@ -257,6 +257,7 @@ def save_tensors(
     rows |= zip(todo, Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue))
     return [rows[p] for p in paths]
 
+# %% ../nbs/02_tensorize.ipynb #70ebb66f
 def _read_tasks(cfg):
     "Breasts of `cfg.data_root` as tasks; raise ValueError where there is none or the regions are needed and absent."
     layout, images = find_layout(cfg.data_root), read_images(cfg.data_root)
@@ -267,6 +268,7 @@ def _read_tasks(cfg):
     if not tasks: raise ValueError(f'{cfg.data_root} has no image of modality {cfg.modality!r} that the sheet names')
     return tasks
 
+# %% ../nbs/02_tensorize.ipynb #4575df85
 _MANIFEST = ['file', 'patient_id', 'side', 'label', 'age_years', 'density', 'density_source', 'has_cc', 'has_mlo', 'problems']
 
 def tensorize(
@@ -288,7 +290,7 @@ def tensorize(
     write_atomic(folder/'manifest.csv', manifest.to_csv(index=False).encode())
     return manifest
 
-# %% ../nbs/02_tensorize.ipynb #4575df85
+# %% ../nbs/02_tensorize.ipynb #0d9609c3
 def read_manifest(
     tensor_dir:str|Path, # folder of `tensorize`
 ) -> pd.DataFrame: # one row a breast; density '' where missing
@@ -316,7 +318,7 @@ class BreastTensors(Dataset):
         d = read_tensor(self.folder/self.manifest.file[i])
         return {k: d[k] for k in ('x', 'label', 'real', 'patient_id', 'side')}
 
-# %% ../nbs/02_tensorize.ipynb #0d9609c3
+# %% ../nbs/02_tensorize.ipynb #d5f4c38e
 def plot_tensor(
     x:torch.Tensor, # (3, S, S) in [0, 1]
     axs, # three matplotlib axes
@@ -345,7 +347,7 @@ def plot_tensor_sheet(
     fig.tight_layout(pad=.4)
     return fig
 
-# %% ../nbs/02_tensorize.ipynb #32856121
+# %% ../nbs/02_tensorize.ipynb #7b9edcc7
 def main():
     "Console script `cesm_tensorize`."
     import tyro # only the commands need it
