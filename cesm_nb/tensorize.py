@@ -116,6 +116,7 @@ def remove_leftovers(
     for f in Path(folder).glob(f'.*.{socket.gethostname()}-*.part'):
         if not psutil.pid_exists(int(f.stem.rpartition('-')[2])): f.unlink(missing_ok=True)
 
+# %% ../nbs/02_tensorize.ipynb #2b6ca474
 def claim_folder(
     tensor_dir:str|Path, # folder for tensors, made where absent
     settings:dict, # from `tensor_settings`
@@ -131,7 +132,7 @@ def claim_folder(
     other = [f'{k}={there.get(k)!r} there, {v!r} asked for' for k, v in settings.items() if there.get(k) != v]
     if other: raise ValueError(f'{folder} was made with other settings ({"; ".join(other)}): choose another tensor_dir or delete it')
 
-# %% ../nbs/02_tensorize.ipynb #88a8fdc3
+# %% ../nbs/02_tensorize.ipynb #1b74f02c
 def make_tasks(
     table:pd.DataFrame, # from `breasts`; those without a file are left out
     images:pd.DataFrame, # from `read_images`
@@ -156,7 +157,7 @@ def tensor_name(
     "Name a breast's file by patient and side (paper, section 3.2)."
     return f'P{patient_id}_{SIDES[side]}.pt'
 
-# %% ../nbs/02_tensorize.ipynb #1b74f02c
+# %% ../nbs/02_tensorize.ipynb #92a71df0
 def _make_view(view, side, s):
     "Decode, enhance and resize one view to uint8; None where it is missing or unreadable, with sentences that say why."
     if view is None: return None, []
@@ -184,7 +185,7 @@ def make_tensor(
     return dict(x=x, real=real, problems=problems,
                 **{k: task[k] for k in ('label', 'patient_id', 'side', 'age_years', 'density', 'density_source')})
 
-# %% ../nbs/02_tensorize.ipynb #87cc62b1
+# %% ../nbs/02_tensorize.ipynb #8a1eb890
 def read_tensor(
     path:str|Path, # a `.pt` file of `save_tensor`
 ) -> dict: # as from `make_tensor`
@@ -212,7 +213,7 @@ def check_tensor(
     if (~d['real'] & (high[:2] > 0)).any(): wrong.append('a view that is missing is not black')
     return wrong
 
-# %% ../nbs/02_tensorize.ipynb #8a1eb890
+# %% ../nbs/02_tensorize.ipynb #6080acda
 def _manifest_row(d, task, image_size, name):
     "Check a tensor and say what is in it; `file` is empty where no view could be read."
     wrong = check_tensor(d, task, image_size)
@@ -235,7 +236,7 @@ def save_tensor(
         write_atomic(Path(folder)/name, buffer.getbuffer())
     return row
 
-# %% ../nbs/02_tensorize.ipynb #1f4324a5
+# %% ../nbs/02_tensorize.ipynb #70ebb66f
 def _row_there(path, task, image_size):
     "The manifest row of a tensor that is there; None where it is absent or does not load."
     try: d = read_tensor(path)
@@ -249,15 +250,21 @@ def save_tensors(
     n_jobs:int=1, # processes; -1 is all cores, or all workers of a cluster
 ) -> list: # manifest rows in the order of `tasks`
     "Write the tensors that are not there yet and check all of them."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1) # on tensors this small several threads mostly wait for each other
+    try: return _save_tensors(tasks, settings, folder, n_jobs)
+    finally: torch.set_num_threads(threads)
+
+def _save_tensors(tasks, settings, folder, n_jobs):
     remove_leftovers(folder)
     paths = [Path(folder)/tensor_name(t['patient_id'], t['side']) for t in tasks]
     rows = {p: _row_there(p, t, settings['image_size']) if p.exists() else None for p, t in zip(paths, tasks)}
     todo = {p: t for p, t in zip(paths, tasks) if rows[p] is None}
-    queue = tqdm(todo.values(), 'tensors', unit='breast', disable=not todo) # counts hand-outs: Ray cannot give results as they come
+    queue = tqdm(todo.values(), 'tensors', unit='breast', disable=len(todo) < 2) # counts hand-outs: Ray cannot give results as they come
     rows |= zip(todo, Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue))
     return [rows[p] for p in paths]
 
-# %% ../nbs/02_tensorize.ipynb #70ebb66f
+# %% ../nbs/02_tensorize.ipynb #4575df85
 def _read_tasks(cfg):
     "Breasts of `cfg.data_root` as tasks; raise ValueError where there is none or the regions are needed and absent."
     layout, images = find_layout(cfg.data_root), read_images(cfg.data_root)
@@ -268,7 +275,7 @@ def _read_tasks(cfg):
     if not tasks: raise ValueError(f'{cfg.data_root} has no image of modality {cfg.modality!r} that the sheet names')
     return tasks
 
-# %% ../nbs/02_tensorize.ipynb #4575df85
+# %% ../nbs/02_tensorize.ipynb #6a701615
 _MANIFEST = ['file', 'patient_id', 'side', 'label', 'age_years', 'density', 'density_source', 'has_cc', 'has_mlo', 'problems']
 
 def tensorize(
@@ -290,7 +297,7 @@ def tensorize(
     write_atomic(folder/'manifest.csv', manifest.to_csv(index=False).encode())
     return manifest
 
-# %% ../nbs/02_tensorize.ipynb #0d9609c3
+# %% ../nbs/02_tensorize.ipynb #32856121
 def read_manifest(
     tensor_dir:str|Path, # folder of `tensorize`
 ) -> pd.DataFrame: # one row a breast; density '' where missing
@@ -318,7 +325,7 @@ class BreastTensors(Dataset):
         d = read_tensor(self.folder/self.manifest.file[i])
         return {k: d[k] for k in ('x', 'label', 'real', 'patient_id', 'side')}
 
-# %% ../nbs/02_tensorize.ipynb #d5f4c38e
+# %% ../nbs/02_tensorize.ipynb #7b9edcc7
 def plot_tensor(
     x:torch.Tensor, # (3, S, S) in [0, 1]
     axs, # three matplotlib axes
@@ -347,7 +354,7 @@ def plot_tensor_sheet(
     fig.tight_layout(pad=.4)
     return fig
 
-# %% ../nbs/02_tensorize.ipynb #7b9edcc7
+# %% ../nbs/02_tensorize.ipynb #2e5dc579
 def main():
     "Console script `cesm_tensorize`."
     import tyro # only the commands need it

@@ -15,7 +15,6 @@ from statistics import median
 
 import cv2
 import numpy as np
-import torch
 
 from cesm_nb.roi import outline
 from cesm_nb.tensorize import TensorConfig, _read_tasks, read_tensor, save_tensors, tensor_name, tensor_settings
@@ -80,7 +79,6 @@ def main():
     ap.add_argument('--peer', default='../shared/bench/peer_tensorize.py', help='script to compare with; skipped where absent')
     a = ap.parse_args()
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
     cfg = TensorConfig(data_root=a.data, image_size=224)
     settings = tensor_settings(cfg)
     start = time.perf_counter()
