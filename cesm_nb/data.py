@@ -7,9 +7,10 @@ __all__ = ['VIEWS', 'MODALITIES', 'CLASSES', 'CLASS_COLORS', 'SIDES', 'DENSITY',
            'PHANTOM_NAME', 'FOLDERS', 'SHEET_COLUMNS', 'PROTOCOLS', 'SWITCHES', 'SPLITS', 'resolve_protocol',
            'parse_name', 'find_layout', 'read_sheet', 'check_sheet', 'read_regions', 'read_images', 'breasts',
            'make_splits', 'share_with_twin', 'read_splits', 'quality_report', 'data_fingerprint', 'is_phantom',
-           'plot_class_counts', 'plot_breast', 'plot_contact_sheet']
+           'cohort_tables', 'plot_counts', 'plot_breast', 'plot_contact_sheet']
 
 # %% ../nbs/00_data.ipynb #6129b4fb
+import csv
 import hashlib
 import json
 import os
@@ -119,20 +120,29 @@ def _refuse_rows(
     more = f' and {bad.sum()-10} more' if bad.sum() > 10 else ''
     raise ValueError(f'sheet: {what}: {rows}{more}; correct these cells or remove the rows')
 
+def _read_csv(path):
+    "Read a CSV file as text; raise ValueError where it is none."
+    try: return pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    except (ValueError, csv.Error) as e: # pandas' parser errors are ValueErrors, so is a wrong encoding
+        raise ValueError(f'{path} is no CSV file that can be read ({type(e).__name__}); download it again') from e
+
 def read_sheet(
     path:str|Path, # annotation workbook (.xlsx, sheet 'all' or the first one) or the same as .csv
 ) -> pd.DataFrame: # the 12 published columns as text, index = position of the row in the sheet
-    "Read the annotation sheet; raise ValueError where a column is absent."
+    "Read the annotation sheet; raise ValueError where it cannot be read, lacks a column or has no rows."
     path = Path(path)
-    if path.suffix.lower() == '.csv': sheet = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if path.suffix.lower() == '.csv': sheet = _read_csv(path)
     else:
-        with pd.ExcelFile(path) as book:
-            name = 'all' if 'all' in book.sheet_names else 0
-            sheet = book.parse(name, dtype=str, keep_default_na=False)
+        try:
+            with pd.ExcelFile(path) as book:
+                sheet = pd.read_excel(book, 'all' if 'all' in book.sheet_names else 0, dtype=str, keep_default_na=False)
+        except Exception as e: # a damaged workbook fails in zip, XML or openpyxl, each with errors of its own
+            raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}); download it again') from e
     sheet.columns = [str(c).strip() for c in sheet.columns]
     absent = [c for c in SHEET_COLUMNS if c not in sheet]
     if absent: raise ValueError(f'{path} has no column {absent}; expected {list(SHEET_COLUMNS)}')
-    return sheet[list(SHEET_COLUMNS)].reset_index(drop=True)
+    if sheet.empty: raise ValueError(f'{path} has no rows; expected one an image, download it again')
+    return sheet[list(SHEET_COLUMNS)].fillna('').reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #da1e86db
 def check_sheet(
@@ -164,21 +174,21 @@ def check_sheet(
 def _geometry(text):
     "Parse one VIA shape; a cell that is no JSON object gives {}."
     try: geometry = json.loads(text)
-    except (TypeError, ValueError): return {}
+    except (ValueError, RecursionError): return {}
     return geometry if isinstance(geometry, dict) else {}
 
 def read_regions(
     path:Optional[str|Path], # VIA export (.csv); None where the data set has no regions
 ) -> pd.DataFrame: # one row a region: image_name, shape (polygon, ellipse, ... or 'broken'), geometry (dict, original px)
-    "Read the hand-drawn regions; raise ValueError where a column is absent."
+    "Read the hand-drawn regions; raise ValueError where the file cannot be read or lacks a column."
     if path is None: return pd.DataFrame({'image_name': [], 'shape': [], 'geometry': []}, dtype=object)
-    via = pd.read_csv(path, dtype=str).rename(columns=lambda c: c.strip().lstrip('#'))
+    via = _read_csv(path).rename(columns=lambda c: c.strip().lstrip('#'))
     absent = [c for c in ('filename', 'region_shape_attributes') if c not in via]
     if absent: raise ValueError(f'{path} has no column {absent}; expected a VIA region export (CSV)')
     name = via.filename.str.strip().str.replace(r'\.(jpe?g|png)$', '', regex=True, case=False).str.strip()
     geometry = via.region_shape_attributes.map(_geometry)
-    drawn = name.notna() & (via.region_shape_attributes != '{}') # VIA writes {} for an image without a region
-    out = pd.DataFrame({'image_name': name, 'shape': [g.get('name', 'broken') for g in geometry], 'geometry': geometry})
+    drawn = via.region_shape_attributes != '{}' # VIA writes {} for an image without a region
+    out = pd.DataFrame({'image_name': name, 'shape': [str(g.get('name', 'broken')) for g in geometry], 'geometry': geometry})
     return out[drawn].reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #78f635e2
@@ -186,15 +196,18 @@ def _size_px(path):
     "Read width and height from the file's header; (nan, nan) where it has none."
     try:
         with Image.open(path) as im: return im.size
-    except (OSError, ValueError): return np.nan, np.nan
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return np.nan, np.nan
 
 def _original_sizes(images, layout):
     "Width and height that region coordinates refer to: from `image_sizes.csv` if present, else from each file's header."
     if layout['sizes'] is None:
         return pd.DataFrame([(np.nan, np.nan) if pd.isna(p) else _size_px(p) for p in images.path], images.index)
-    sizes = pd.read_csv(layout['sizes'])
+    sizes = _read_csv(layout['sizes'])
+    absent = [c for c in ('filename', 'width', 'height') if c not in sizes]
+    if absent: raise ValueError(f"{layout['sizes']} has no column {absent}; expected filename, width, height")
     sizes.index = sizes.filename.map(lambda f: Path(f).stem.strip())
-    return pd.DataFrame(sizes.loc[~sizes.index.duplicated(), ['width', 'height']].reindex(images.image_name).to_numpy(), images.index)
+    sizes = sizes.loc[~sizes.index.duplicated(), ['width', 'height']].apply(pd.to_numeric, errors='coerce')
+    return pd.DataFrame(sizes.where((sizes >= 1) & (sizes <= 1e5)).reindex(images.image_name).to_numpy(), images.index)
 
 def read_images(
     root:str|Path, # folder with the data set: see `find_layout`
@@ -331,6 +344,11 @@ def _region_facts(images, regions):
         'normal images with a region': int((~abnormal & drawn).sum()),
         'breasts where "has a region" means abnormal, % (CM)': round(100*hit.mean(), 1) if len(hit) else np.nan}
 
+def _unused(folder, paths):
+    "Names of the files of `folder` that are not in `paths`; hidden ones are not counted."
+    used = {Path(p).name for p in paths.dropna()}
+    return sorted(f.name for f in folder.iterdir() if f.name not in used and f.name[0] != '.') if folder else []
+
 def _breast_facts(images):
     "Counts of breasts: labels under each scope, conflicts, views, density."
     every = breasts(images.assign(modality='CM'), label_scope='breast') # all rows as one modality
@@ -357,14 +375,19 @@ def quality_report(
     facts = {'rows': len(images), 'patients': images.patient_id.nunique()}
     names, problems = images.set_index('image_name'), []
     for m in MODALITIES:
-        rows, files = names[names.modality == m], _files(layout[m])
+        rows = names[names.modality == m]
         facts |= {f'images in the sheet ({m})': len(rows), f'image files present ({m})': int(rows.path.notna().sum()),
                   f'rows without density ({m})': int(rows.density.isna().sum()),
                   f'breasts with a file ({m})': int(rows.dropna(subset='path').groupby(['patient_id', 'side']).ngroups)}
-        problems += [('file absent', n) for n in rows.index[rows.path.isna()]]
-        problems += [('file not in the sheet', n) for n in files if n not in names.index]
+        problems += [(f'file absent ({m})', n) for n in rows.index[rows.path.isna()]]
+        problems += [(f'file that no row uses ({m})', f) for f in _unused(layout[m], rows.path)]
     problems += [('trailing blank in the name', n) for n in names.index[names.trailing_blank]]
     problems += [('second copy of a view', n) for n in names.index[names['copy'] > 1]]
+    rows = images.groupby(['patient_id', 'side', 'modality']).label.transform('nunique') > 1
+    problems += [('label differs between the views of a modality', n) for n in images.image_name[rows]]
+    problems += [('region on an image that is not in the sheet', n) for n in sorted(set(regions.image_name) - set(names.index))]
+    problems += [('abnormal without a region', n) for n in names.index[(names.label > 0) & (names.n_regions == 0)]]
+    problems += [('normal with a region', n) for n in names.index[(names.label == 0) & (names.n_regions > 0)]]
     facts |= {f'images {c.lower()}': n for c, n in _class_counts(images.label).items()}
     facts |= _breast_facts(images) | _region_facts(images, regions)
     problems = pd.DataFrame(problems, columns=['kind', 'image_name'])
@@ -387,25 +410,42 @@ def is_phantom(
     "Say whether `root` was made by `cesm_nb.phantom`."
     return find_layout(root)['phantom'] is not None
 
-# %% ../nbs/00_data.ipynb #b1609929
-def plot_class_counts(
+# %% ../nbs/00_data.ipynb #8820ae75
+def cohort_tables(
     images:pd.DataFrame, # from `read_images`
-    ax=None, # matplotlib axes; None makes one
-): # the axes
-    "Draw breasts per class, by whose rows give the label."
-    ax = ax or plt.subplots(figsize=(5, 3))[1]
+) -> dict: # title -> counts, (category, class)
+    "Count breasts and images of each class by what the sheet says about them."
+    every = breasts(images.assign(modality='CM'), label_scope='breast') # all rows as one modality
     scopes = {'all rows': images, 'subtracted': images[images.modality == 'CM'], 'low energy': images[images.modality == 'DM']}
-    for i, (name, rows) in enumerate(scopes.items()):
-        counts = _class_counts(rows.groupby(['patient_id', 'side']).label.max())
-        left = 0
-        for c, n in counts.items():
-            ax.barh(i, n, left=left, color=CLASS_COLORS[c], label=c if i == 0 else None)
-            ax.text(left+n/2, i, n, ha='center', va='center', color='white')
-            left += n
-    ax.set(yticks=range(len(scopes)), yticklabels=scopes, xlabel='breasts', title='worst label over ...')
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.2), ncols=3, frameon=False)
+    worst = {k: _class_counts(rows.groupby(['patient_id', 'side']).label.max()) for k, rows in scopes.items()}
+    said = images.assign(finding=images.findings.str.lower().str.split('$')).explode('finding', ignore_index=True)
+    said['finding'] = said.finding.str.strip().replace({'': 'none said', '_': 'none said'})
+    said = said.drop_duplicates(['image_name', 'finding'])
+    count = lambda by, label: pd.crosstab(by, label.map(dict(enumerate(CLASSES)))).reindex(columns=list(CLASSES), fill_value=0)
+    return {
+        'breasts: worst label over ...': pd.DataFrame(worst).T,
+        'images by modality': count(images.modality, images.label),
+        'breasts by age in years': count(every.age_years.floordiv(10).mul(10).astype(int).astype(str) + ' ...', every.label),
+        'breasts by ACR density': count(every.density.fillna('not given'), every.label),
+        'breasts by source of density': count(every.density_source, every.label),
+        'breasts by annotated views': count(every.n_annotated_views, every.label),
+        'images by finding': count(said.finding, said.label).loc[said.finding.value_counts().index[:8]]}
+
+def plot_counts(
+    table:pd.DataFrame, # counts, (category, class)
+    ax, # matplotlib axes
+    title:str='', # above them
+): # the axes
+    "Draw stacked bars in the colours of the classes."
+    left = np.zeros(len(table))
+    for c, n in table.items():
+        ax.barh(table.index.astype(str), n, left=left, color=CLASS_COLORS[c], label=c)
+        left += n
+    ax.invert_yaxis()
+    ax.set(title=title, xlabel=title.split()[0].rstrip(':'))
     return ax
 
+# %% ../nbs/00_data.ipynb #171637c8
 def plot_breast(
     breast:pd.Series, # one row of the breast table
     axs, # two matplotlib axes: CC left of MLO
@@ -420,7 +460,7 @@ def plot_breast(
         ax.set(xticks=[], yticks=[], title=f'{SIDES[breast.side]} {view}')
     return axs
 
-# %% ../nbs/00_data.ipynb #8820ae75
+# %% ../nbs/00_data.ipynb #cebb02e0
 def plot_contact_sheet(
     table:pd.DataFrame, # from `breasts`
     n_per_class:int=3, # breasts a row, one row a class

@@ -1,0 +1,69 @@
+"A cluster makes the same bytes as one process, and a process stays small."
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import joblib
+import pytest
+
+from cesm_nb.phantom import make_phantom
+from cesm_nb.tensorize import TensorConfig, tensorize
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "Settings for a phantom and the folder that one process makes of it."
+    d = tmp_path_factory.mktemp('scale')
+    cfg = TensorConfig(data_root=str(make_phantom(d/'data', n_patients=10, size_px=150, progress=False)), run_dir=str(d), n_jobs=1)
+    return replace(cfg, tensor_dir=str(d/'one')), tensorize(replace(cfg, tensor_dir=str(d/'one')))
+
+
+def same_files(a, b):
+    "Whether two folders hold the same bytes under the same names."
+    a, b = ({f.name: f.read_bytes() for f in Path(d).iterdir()} for d in (a, b))
+    return a == b
+
+
+def test_two_processes(made, tmp_path):
+    cfg, manifest = made
+    assert tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=2)).equals(manifest)
+    assert same_files(cfg.tensor_dir, tmp_path)
+
+
+def test_dask_cluster(made, tmp_path):
+    distributed = pytest.importorskip('distributed', reason="pip install 'cesm_nb[dask]' to test a cluster")
+    cfg, manifest = made
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster):
+        with joblib.parallel_config('dask'): there = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
+    assert there.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
+
+
+def test_ray_cluster(made, tmp_path):
+    ray = pytest.importorskip('ray', reason="pip install 'cesm_nb[ray]' to test a cluster")
+    from ray.util.joblib import register_ray
+    cfg, manifest = made
+    register_ray()
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        with joblib.parallel_config('ray'): there = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
+    finally: ray.shutdown()
+    assert there.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
+
+
+def test_memory_of_a_process(made, tmp_path):
+    "Peak memory does not grow with the number of breasts: twenty rounds of one cohort stay as small as one."
+    code = '''
+import resource, sys, tempfile
+from cesm_nb.tensorize import TensorConfig, _read_tasks, save_tensors, tensor_settings
+cfg = TensorConfig(data_root=sys.argv[1], image_size=224)
+tasks, settings = _read_tasks(cfg), tensor_settings(cfg)
+for i in range(20):
+    with tempfile.TemporaryDirectory() as d: save_tensors(tasks, settings, d)
+    if i == 0: first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+last = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss # KiB
+print(first//1024, last//1024)
+'''
+    out = subprocess.run([sys.executable, '-c', code, made[0].data_root], capture_output=True, text=True, check=True).stdout
+    first, last = map(int, out.split())
+    assert last < 1024 and last - first < 50, out
