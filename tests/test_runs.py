@@ -1,5 +1,6 @@
 "What spans chapters: papermill runs, splits made elsewhere, same seed same numbers, resume, commands, the whole road."
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -149,12 +150,20 @@ def test_the_whole_road(tmp_path):
     assert json.loads((tmp_path/'r'/'metrics.json').read_text())['phantom'] is True
 
 
-@pytest.mark.parametrize('change, says', [
-    ('epocs=3', "unknown parameter ['epocs']"), ('epochs=three', "epochs='three' is not of type int"), ('epochs', 'write KEY=VALUE'), ('lr=-1', 'lr=-1 is not above 0')])
-def test_road_refuses_before_anything_runs(tmp_path, change, says):
-    said = run(sys.executable, 'tools/reproduce.py', '--run-dir', tmp_path/'r', '--set', change)
-    assert said.returncode != 0 and says in said.stderr and 'Traceback' not in said.stderr
+def test_road_refuses_before_anything_runs(tmp_path):
+    said = run(sys.executable, 'tools/reproduce.py', '--run-dir', tmp_path/'r', '--set', 'epocs=3')
+    assert said.returncode != 0 and "unknown parameter ['epocs']" in said.stderr and 'Traceback' not in said.stderr
     assert not (tmp_path/'r').exists()
+
+
+@pytest.mark.parametrize('change, says', [
+    ('epocs=3', 'unknown parameter'), ('epochs=three', "epochs='three' is not of type int"), ('epochs', 'write KEY=VALUE'),
+    ('lr=-1', 'lr=-1 is not above 0'), ('protocol=clinic', "'clinic' is unknown")])
+def test_road_reads_settings(monkeypatch, change, says):
+    monkeypatch.syspath_prepend(ROOT/'tools')
+    from reproduce import read_settings
+    with pytest.raises(ValueError, match=re.escape(says)): read_settings('', 'paper', '', [change])
+    assert read_settings('', 'clinical', '', ['epochs=3']).epochs == 3
 
 
 def test_papermill_parameters_of_all_chapters_are_settings():
