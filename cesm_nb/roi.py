@@ -187,39 +187,30 @@ def read_image(
     except (OSError, ValueError) as e: why = str(e).replace('\n', ' ') or type(e).__name__
     raise ValueError(f'{path} is no image that can be used ({why}); download it again or remove it')
 
-# %% ../nbs/01_roi_clahe.ipynb #8ddab229
-def _borders(
-    length:int, # pixels
-    n:int, # cells
-) -> np.ndarray: # (n+1,) float, from 0 to `length`
-    "Borders of equal cells."
-    return np.arange(n + 1)*(length/n)
-
-def _cell_sums(
+# %% ../nbs/01_roi_clahe.ipynb #19b916c3
+def _sum_bands(
     image:np.ndarray, # (h, w) uint8
-    rows:np.ndarray, # borders between cells, px
-    columns:np.ndarray, # borders between cells, px
-) -> np.ndarray: # (len(rows)-1, len(columns)-1) float64
-    "Sum over cells, by linear interpolation in the integral image."
-    sums = cv2.integral(image, sdepth=cv2.CV_32S if image.size < 2**23 else cv2.CV_64F) # 255 * 2**23 < 2**31
-    (y, py), (x, px) = ((k := np.minimum(b.astype(int), s - 1), b - k) for b, s in zip((rows, columns), image.shape))
-    sums = sums[np.r_[y, y + 1]].take(np.r_[x, x + 1], 1)
-    sums = np.diff(sums[:len(y)] + (sums[len(y):] - sums[:len(y)])*py[:, None], axis=0)
-    return np.diff(sums[:, :len(x)] + (sums[:, len(x):] - sums[:, :len(x)])*px)
+    n:int, # bands of equal height, at most h
+) -> np.ndarray: # (n, w) float32
+    "Sum columns over bands whose borders may fall inside a row."
+    borders = np.arange(n + 1)*(len(image)/n)
+    first = np.minimum(borders.astype(int), len(image))
+    sums = np.empty((n, image.shape[1]), np.float32)
+    for row, a, b in zip(np.split(sums, n), first, first[1:]): cv2.reduce(image[a:b], 0, cv2.REDUCE_SUM, row, cv2.CV_32F)
+    above = image[np.minimum(first, len(image) - 1)]*np.float32(borders - first)[:, None] # the cut row's share before the border
+    sums -= above[:-1]
+    sums += above[1:]
+    return sums
 
 def resize_area(
     image:np.ndarray, # (h, w) uint8
     size_px:int, # side of the result
 ) -> np.ndarray: # (size_px, size_px) uint8
     "Resize to a square by averaging over areas; where that would enlarge, as OpenCV does."
-    if min(image.shape) < size_px: return cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
-    rows, columns = (_borders(s, size_px) for s in image.shape)
-    sums = np.empty((size_px, size_px))
-    for i in range(0, size_px, 56): # strips whose sums stay in the cache
-        some = rows[i:i+57]
-        first = int(some[0])
-        sums[i:i+56] = _cell_sums(image[first:int(np.ceil(some[-1]))], some - first, columns)
-    return np.rint(sums*(size_px**2/image.size)).astype(np.uint8)
+    tall = min(image.shape) >= size_px
+    if tall: image = _sum_bands(image, size_px)*np.float32(size_px/len(image))
+    out = cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    return np.rint(out).astype(np.uint8) if tall else out
 
 # %% ../nbs/01_roi_clahe.ipynb #73e7ad1a
 def enhance(

@@ -84,7 +84,7 @@ def prepare(
     tensor_dir = cfg.tensor_dir or run_dir/'tensors'
     return replace(cfg, data_root=str(data_root), run_dir=str(run_dir), tensor_dir=str(tensor_dir))
 
-# %% ../nbs/02_tensorize.ipynb #592be9a3
+# %% ../nbs/02_tensorize.ipynb #3c253100
 _TENSOR_FIELDS = ('modality', 'image_size', 'label_scope', 'view_copy', 'clahe_extent', 'clahe_clip', 'clahe_tiles', 'align_laterality')
 
 def tensor_settings(
@@ -92,7 +92,7 @@ def tensor_settings(
 ) -> dict: # everything that a tensor's content depends on
     "Collect the settings that decide what is in a tensor."
     switches = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)
-    return dict(format=1, data=data_fingerprint(cfg.data_root), phantom=is_phantom(cfg.data_root),
+    return dict(format=2, data=data_fingerprint(cfg.data_root), phantom=is_phantom(cfg.data_root),
                 roi_source=switches['roi_source'], **{k: getattr(cfg, k) for k in _TENSOR_FIELDS})
 
 def write_atomic(
