@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'TrainConfig', 'make_config', 'pick_device', 'check_config', 'Breasts', 'read_breasts', 'fill_density',
-           'assemble', 'augment_views', 'score', 'epoch_batches', 'weigh_classes', 'check_finite', 'train_epoch',
-           'predict', 'describe_run', 'find_run', 'Training', 'save_training', 'load_training', 'validate',
-           'train_loop', 'split_breasts', 'predict_table', 'Run', 'start_training', 'fit', 'main', 'check_parameters']
+           'assemble', 'draw_changes', 'augment_views', 'score', 'Training', 'epoch_batches', 'weigh_classes',
+           'check_finite', 'train_step', 'train_epoch', 'predict', 'describe_run', 'find_run', 'save_training',
+           'load_training', 'validate', 'plot_history', 'ShowEpochs', 'train_loop', 'split_breasts', 'predict_table',
+           'Run', 'start_training', 'fit', 'load_run', 'predict_run', 'main', 'check_parameters']
 
-# %% ../nbs/04_train_colab_t4.ipynb #27ccf152
+# %% ../nbs/04_train_colab_t4.ipynb #24d00c87
 import json
 import platform
 import re
@@ -18,11 +19,13 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save
 from sklearn.metrics import (
     accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score)
@@ -31,12 +34,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .data import CLASSES, SPLITS, make_splits, read_splits, resolve_protocol
-from .model import FourStream, check_mixer, count_parameters
+from .distribute import add_up, find_team, join_team, take_share, tell_all
+from .model import MODEL_FIELDS, FourStream, check_model, count_parameters
 from cesm_nb.tensorize import (
     TensorConfig, decode_rows, prepare, read_manifest, read_tensor, tensor_settings, tensorize,
     write_atomic)
 
-# %% ../nbs/04_train_colab_t4.ipynb #5005c34a
+# %% ../nbs/04_train_colab_t4.ipynb #8b029727
 @dataclass(frozen=True)
 class TrainConfig(TensorConfig):
     "All settings of a run: those of its tensors, then those below."
@@ -50,6 +54,7 @@ class TrainConfig(TensorConfig):
     batch_size:int = 16 # breasts a step
     lr:float = 1e-4 # learning rate of AdamW
     weight_decay:float = 1e-2 # weight decay of AdamW
+    grad_clip:float = 0.0 # largest norm of a step's gradient; 0: no limit
     lr_patience:int = 5 # epochs without a lower validation loss that are let pass; the next cuts lr
     lr_factor:float = 0.1 # what the rate is multiplied with then, in (0, 1)
     patience:int = 10 # epochs without a better validation accuracy until training stops
@@ -60,6 +65,11 @@ class TrainConfig(TensorConfig):
     rotation_deg:float = 15.0 # largest rotation either way, degrees
     crop_min:float = 0.9 # smallest share of a view's area that a crop keeps, in (0, 1]
     jitter:float = 0.2 # largest relative change of brightness and of contrast, in [0, 1]
+    views:str = 'both' # views looked at: 'both', 'CC' or 'MLO'
+    backbones:str = 'both' # 'both', 'mobile' (MobileNetV2) or 'efficient' (EfficientNet-B0)
+    metadata:bool = True # read age and density
+    attention:bool = True # let tokens look at each other
+    token_mlp:bool = True # refine each token by the Conv1D MLP
     share_views:bool = True # one backbone for both views, or one each
     n_heads:int = 8 # attention heads
     token_kernel:int = 1 # odd kernel of the Conv1D over the tokens
@@ -67,6 +77,7 @@ class TrainConfig(TensorConfig):
     pretrained:bool = False # start from ImageNet weights, as the paper does
     weights_dir:str = '' # folder with the backbones' .safetensors, for machines without internet
     mixed_precision:str = 'auto' # 'fp16', 'bf16', 'no'; auto: the fastest the device multiplies in
+    compile_model:bool = False # let torch.compile fuse the steps: a minute first, faster then
     device:str = 'auto' # 'cpu' or 'cuda'; auto: a GPU where there is one
     seed:int = 0 # of split, weights, order, augmentation and dropout
     resume:bool = True # go on where a run in the same folder was cut off
@@ -118,10 +129,10 @@ def pick_device(
         raise ValueError("mixed_precision 'fp16' needs a GPU: use bf16 or no on a CPU")
     return torch.device(device), dtypes[mixed_precision]
 
-# %% ../nbs/04_train_colab_t4.ipynb #95f3f818
+# %% ../nbs/04_train_colab_t4.ipynb #a45961de
 _SMALLEST = dict(
     image_size=32, epochs=1, batch_size=1, patience=1, phantom_patients=6, lr_patience=0, seed=0,
-    n_folds=0, fold=0, weight_decay=0, jitter=0, drop_rate=0, rotation_deg=0)
+    n_folds=0, fold=0, weight_decay=0, grad_clip=0, jitter=0, rotation_deg=0)
 
 def _switches(cfg):
     "The protocol's switches, with those that are set by hand."
@@ -129,7 +140,7 @@ def _switches(cfg):
         cfg.protocol, split_unit=cfg.split_unit, roi_source=cfg.roi_source,
         density_missing=cfg.density_missing, mask_missing_views=cfg.mask_missing_views)
 
-# %% ../nbs/04_train_colab_t4.ipynb #c2b6e5a4
+# %% ../nbs/04_train_colab_t4.ipynb #a8d262d3
 def check_config(
     cfg:TrainConfig, # settings
 ) -> tuple: # (the protocol's switches, torch.device, dtype to compute in or None)
@@ -137,14 +148,13 @@ def check_config(
     for k, low in _SMALLEST.items():
         if not getattr(cfg, k) >= low:
             raise ValueError(f'{k}={getattr(cfg, k)} is too small: use at least {low}')
-    for k in ('jitter', 'drop_rate'):
-        if getattr(cfg, k) > 1: raise ValueError(f'{k}={getattr(cfg, k)} is not in [0, 1]')
+    if cfg.jitter > 1: raise ValueError(f'jitter={cfg.jitter} is not in [0, 1]')
     if not cfg.lr > 0: raise ValueError(f'lr={cfg.lr} is not above 0')
     if not 0 < cfg.crop_min <= 1: raise ValueError(f'crop_min={cfg.crop_min} is not in (0, 1]')
     if not 0 < cfg.lr_factor < 1: raise ValueError(f'lr_factor={cfg.lr_factor} is not in (0, 1)')
     if cfg.splits_csv and cfg.n_folds:
         raise ValueError(f'splits_csv and n_folds={cfg.n_folds} both make a split: use one of them')
-    check_mixer(n_heads=cfg.n_heads, token_kernel=cfg.token_kernel)
+    check_model({k: getattr(cfg, k) for k in MODEL_FIELDS})
     return _switches(cfg), *pick_device(cfg.device, cfg.mixed_precision)
 
 # %% ../nbs/04_train_colab_t4.ipynb #3acbf56c
@@ -212,15 +222,22 @@ def _affine(u, cfg):
     y = torch.stack([sin*fx, cos*fy, shift[..., 1]], -1)
     return torch.stack([x, y], -2).flatten(0, 1)
 
-# %% ../nbs/04_train_colab_t4.ipynb #147a40e0
+# %% ../nbs/04_train_colab_t4.ipynb #d53bae10
+def draw_changes(
+    n_breasts:int, # how many are augmented
+    generator:torch.Generator, # on the CPU
+) -> torch.Tensor: # (n_breasts, 2, 8) uniform in [0, 1): for each view area, angle, flips, place, light
+    "Draw what decides the augmentation of each breast."
+    return torch.rand(n_breasts, 2, 8, generator=generator)
+
 def augment_views(
     views:torch.Tensor, # (B, 2, S, S) float in [0, 1]
     cfg:TrainConfig, # which and how much
-    generator:torch.Generator, # on the CPU
+    u:torch.Tensor, # (B, 2, 8) in [0, 1), from `draw_changes`
 ) -> torch.Tensor: # (B, 2, S, S) float in [0, 1]
     "Flip, rotate, crop and jitter each breast by a draw of its own; a black view stays black."
     b, _, h, w = views.shape
-    u = torch.rand(b, 2, 8, generator=generator).to(views.device)
+    u = u.to(views.device)
     flat = views.reshape(b*2, 1, h, w)
     grid = F.affine_grid(_affine(u, cfg), flat.shape, align_corners=False)
     flat = F.grid_sample(flat, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
@@ -248,20 +265,45 @@ def score(
         auc=np.mean([roc_auc_score(o, p) for o, p in zip(one.T, prob.T)]),
         pr_auc=np.mean([average_precision_score(o, p) for o, p in zip(one.T, prob.T)]))
 
-# %% ../nbs/04_train_colab_t4.ipynb #8628d09c
-def _generator(*numbers):
-    "One stream of random numbers for each purpose and epoch."
-    seed = np.random.SeedSequence(numbers).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(seed))
+# %% ../nbs/04_train_colab_t4.ipynb #8da98708
+class Training:
+    "Model, optimiser, scheduler, scaler and what was best so far; saved and restored as one."
+    def __init__(
+        self,
+        cfg:TrainConfig, # settings
+        switches:dict, # from `resolve_protocol`
+        device:torch.device, # where to train
+        dtype:Optional[torch.dtype]=None, # precision to compute in; None: float32
+        team:Optional[PartialState]=None, # processes that train together; None: as launched
+    ):
+        self.dtype, self.team = dtype, team or find_team(device.type == 'cpu')
+        torch.manual_seed(cfg.seed)
+        self.model = FourStream(
+            **{k: getattr(cfg, k) for k in MODEL_FIELDS}, pretrained=cfg.pretrained,
+            weights_dir=cfg.weights_dir, mask_missing_views=switches['mask_missing_views'])
+        self.model.to(device, memory_format=torch.channels_last)
+        self.stepper = join_team(self.model, self.team) # what is called in training
+        if cfg.compile_model: self.stepper = torch.compile(self.stepper)
+        self.opt = torch.optim.AdamW(self.model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
+        self.sched = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.opt, factor=cfg.lr_factor, patience=cfg.lr_patience)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.history, self.best_epoch, self.best_accuracy = [], 0, -1.
+
+# %% ../nbs/04_train_colab_t4.ipynb #5f9c9fa3
+def _seed(*numbers):
+    "A seed of its own for each purpose, epoch and process."
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 def epoch_batches(
     index:torch.Tensor, # (n,) which breasts
     batch_size:int, # breasts a step
     generator:torch.Generator, # shuffles
+    smallest:int=2, # breasts in the last batch at least
 ) -> list: # tensors of indices
     "Deal shuffled breasts into batches."
     batches = list(index[torch.randperm(len(index), generator=generator)].split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1: batches[-2:] = [torch.cat(batches[-2:])]
+    if len(batches) > 1 and len(batches[-1]) < smallest: batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
 # %% ../nbs/04_train_colab_t4.ipynb #bec02176
@@ -293,39 +335,62 @@ def _forward(model, data, idx, dtype, views=None):
         logits = model(x, data.real[idx])
     return logits.float()
 
-# %% ../nbs/04_train_colab_t4.ipynb #261c62bf
+# %% ../nbs/04_train_colab_t4.ipynb #3ded113d
+def _descend(t, loss, cfg):
+    "One step of the optimiser."
+    t.opt.zero_grad(set_to_none=True)
+    t.scaler.scale(loss).backward()
+    if cfg.grad_clip:
+        t.scaler.unscale_(t.opt)
+        nn.utils.clip_grad_norm_(t.model.parameters(), cfg.grad_clip)
+    t.scaler.step(t.opt)
+    t.scaler.update()
+
+def train_step(
+    t:Training, # in place
+    data:Breasts, # on the model's device
+    idx:torch.Tensor, # (B,) the batch of all processes
+    weight:torch.Tensor, # (3,) class weights
+    cfg:TrainConfig, # settings
+    generator:torch.Generator, # draws the augmentation
+) -> tuple: # this process's part of the loss (), its logits (b, 3), which of the batch they are
+    "Augment, look, learn."
+    mine = take_share(len(idx), t.team)
+    drawn, own = draw_changes(len(idx), generator)[mine], idx[mine]
+    views = data.views[own]/255
+    if cfg.augment: views = augment_views(views, cfg, drawn)
+    out = _forward(t.stepper, data, own, t.dtype, views)
+    loss = F.cross_entropy(out, data.label[own], weight, reduction='sum')/weight[data.label[idx]].sum()
+    _descend(t, loss*t.team.num_processes, cfg) # gradients are averaged over processes
+    return loss.detach(), out.detach(), mine
+
+# %% ../nbs/04_train_colab_t4.ipynb #9af5a73a
 def train_epoch(
-    model:nn.Module, # in place
-    opt:torch.optim.Optimizer, # in place
-    scaler:torch.amp.GradScaler, # in place; disabled unless fp16
+    t:Training, # in place
     data:Breasts, # on the model's device
     index:torch.Tensor, # (n,) which breasts train
-    weight:Optional[torch.Tensor], # (3,) class weights or None
+    weight:torch.Tensor, # (3,) class weights
     cfg:TrainConfig, # settings
-    dtype:Optional[torch.dtype], # precision to compute in
-    epoch:int, # decides order and augmentation, with the seed
-) -> tuple: # (mean loss of the batches, labels (n,), probabilities (n, 3)) as seen while training
+    epoch:int, # decides order, augmentation and dropout, with the seed
+) -> tuple: # (loss, labels (n,), probabilities (n, 3)) as seen while training
     "Pass over the training set once; raise FloatingPointError where the loss is not finite."
-    model.train()
-    generator, losses, logits = _generator(cfg.seed, 1, epoch), [], []
-    batches = epoch_batches(index, cfg.batch_size, generator)
-    for idx in batches:
-        views = data.views[idx]/255
-        if cfg.augment: views = augment_views(views, cfg, generator)
-        out = _forward(model, data, idx, dtype, views)
-        loss = F.cross_entropy(out, data.label[idx], weight)
-        opt.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(opt)
-        scaler.update()
-        losses.append(loss.detach())
-        logits.append(out.detach())
-    losses, label = torch.stack(losses).cpu(), data.label[torch.cat(batches)].cpu().numpy()
+    t.model.train()
+    generator = torch.Generator().manual_seed(_seed(cfg.seed, 1, epoch))
+    torch.manual_seed(_seed(cfg.seed, 2, epoch, t.team.process_index)) # dropout
+    batches = epoch_batches(index, cfg.batch_size, generator, max(2, t.team.num_processes))
+    logits = [torch.zeros(len(b), len(CLASSES), device=index.device) for b in batches]
+    losses = torch.zeros(len(batches), device=index.device)
+    for i, idx in enumerate(batches):
+        losses[i], out, mine = train_step(t, data, idx, weight, cfg, generator)
+        logits[i][mine] = out
+    order = torch.cat(batches)
+    label, prob = data.label[order], add_up(torch.cat(logits), t.team).softmax(1)
+    losses = add_up(losses, t.team).cpu()
     check_finite(losses, f'epoch {epoch}')
-    n = torch.tensor([len(b) for b in batches])
-    return float((losses*n).sum()/n.sum()), label, torch.cat(logits).softmax(1).cpu().numpy()
+    shares = torch.stack([weight[data.label[b]].sum() for b in batches]).cpu()
+    return float((losses*shares).sum()/shares.sum()), label.cpu().numpy(), prob.cpu().numpy()
 
-# %% ../nbs/04_train_colab_t4.ipynb #c1e1fa0b
+# %% ../nbs/04_train_colab_t4.ipynb #9f9e1452
 @torch.no_grad()
 def predict(
     model:nn.Module, # set to eval mode
@@ -333,12 +398,16 @@ def predict(
     index:torch.Tensor, # (n,) which breasts
     dtype:Optional[torch.dtype]=None, # precision to compute in
     batch_size:int=64, # breasts at once
+    team:Optional[PartialState]=None, # processes that share the work; None: this one does it all
 ) -> torch.Tensor: # (n, 3) float32 logits on the CPU
     "Compute logits without augmentation."
     model.eval()
-    if not len(index): return torch.zeros(0, len(CLASSES))
-    batches = index.split(batch_size)
-    return torch.cat([_forward(model, data, idx, dtype) for idx in batches]).cpu()
+    logits = torch.zeros(len(index), len(CLASSES), device=index.device)
+    mine = take_share(len(index), team) if team else slice(None)
+    own = index[mine]
+    if len(own): # a process may have none
+        logits[mine] = torch.cat([_forward(model, data, i, dtype) for i in own.split(batch_size)])
+    return (add_up(logits, team) if team else logits).cpu()
 
 # %% ../nbs/04_train_colab_t4.ipynb #cd088f5b
 def _commit():
@@ -404,44 +473,21 @@ def find_run(
         raise ValueError(f'{run_dir} holds a run with another split, see {dealt}: {advice}')
     return there
 
-# %% ../nbs/04_train_colab_t4.ipynb #e8d0e833
-class Training:
-    "Model, optimiser, scheduler, scaler and what was best so far; saved and restored as one."
-    def __init__(
-        self,
-        cfg:TrainConfig, # settings
-        switches:dict, # from `resolve_protocol`
-        device:torch.device, # where to train
-        fp16:bool=False, # scale the loss, as fp16 needs
-    ):
-        torch.manual_seed(cfg.seed)
-        self.model = FourStream(
-            n_heads=cfg.n_heads, token_kernel=cfg.token_kernel, drop_rate=cfg.drop_rate,
-            share_views=cfg.share_views, mask_missing_views=switches['mask_missing_views'],
-            pretrained=cfg.pretrained, weights_dir=cfg.weights_dir)
-        self.model.to(device, memory_format=torch.channels_last)
-        self.opt = torch.optim.AdamW(self.model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
-        self.sched = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.opt, factor=cfg.lr_factor, patience=cfg.lr_patience)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
-        self.history, self.best_epoch, self.best_accuracy = [], 0, -1.
-
-# %% ../nbs/04_train_colab_t4.ipynb #7ac03a96
+# %% ../nbs/04_train_colab_t4.ipynb #7fe9a9e4
 _PARTS = ('model', 'opt', 'sched', 'scaler')
 
 def save_training(
     t:Training, # at the end of an epoch
     path:str|Path, # file to write or replace
 ):
-    "Write the state of a training, generators of random numbers included."
+    "Write the state of a training."
     state = {k: getattr(t, k).state_dict() for k in _PARTS} | dict(
-        history=t.history, best=(t.best_epoch, t.best_accuracy), rng=torch.get_rng_state(),
-        cuda_rng=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+        history=t.history, best=(t.best_epoch, t.best_accuracy))
     buffer = BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
 
-# %% ../nbs/04_train_colab_t4.ipynb #300c025e
+# %% ../nbs/04_train_colab_t4.ipynb #4baaa859
 def load_training(
     t:Training, # in place
     path:str|Path, # file of `save_training`
@@ -449,15 +495,13 @@ def load_training(
     "Go back to a saved state, read as data only; raise ValueError where the file holds none."
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
-        history, best, rng, cuda = (state[k] for k in ('history', 'best', 'rng', 'cuda_rng'))
+        history, best = state['history'], state['best']
     except Exception as e: # whatever a file of another kind makes torch raise
         raise ValueError(
             f'{path} holds no training ({type(e).__name__}): delete the run folder') from e
     for k in _PARTS:
         if state[k]: getattr(t, k).load_state_dict(state[k]) # a scaler that was off has no state
     t.history, (t.best_epoch, t.best_accuracy) = history, best
-    torch.set_rng_state(rng)
-    for i, gpu in enumerate(cuda[:torch.cuda.device_count()]): torch.cuda.set_rng_state(gpu, i)
 
 # %% ../nbs/04_train_colab_t4.ipynb #ab23ed0a
 def _named(part, label, prob):
@@ -465,55 +509,103 @@ def _named(part, label, prob):
     named = score(label, prob)
     return {f'{part}_{k}': float(named[k]) for k in ('accuracy', 'f1', 'auc', 'pr_auc')}
 
-# %% ../nbs/04_train_colab_t4.ipynb #e46d9b99
+# %% ../nbs/04_train_colab_t4.ipynb #e212b541
 def validate(
-    model:nn.Module, # set to eval mode
+    t:Training, # its model is set to eval mode
     data:Breasts, # on the model's device
     index:torch.Tensor, # (n,) which breasts validate
-    weight:Optional[torch.Tensor]=None, # (3,) class weights or None
-    dtype:Optional[torch.dtype]=None, # precision to compute in
+    weight:torch.Tensor, # (3,) class weights
 ) -> dict: # val_loss, val_accuracy, val_f1, val_auc, val_pr_auc
     "Score the validation set; raise FloatingPointError where its loss is not finite."
-    logits, label = predict(model, data, index, dtype), data.label[index].cpu()
-    loss = F.cross_entropy(logits, label, None if weight is None else weight.cpu())
+    logits, label = predict(t.model, data, index, t.dtype, team=t.team), data.label[index].cpu()
+    loss = F.cross_entropy(logits, label, weight.cpu())
     check_finite(loss[None], 'validation')
     return dict(val_loss=loss.item()) | _named('val', label.numpy(), logits.softmax(1).numpy())
 
-# %% ../nbs/04_train_colab_t4.ipynb #a8c77b65
+# %% ../nbs/04_train_colab_t4.ipynb #d2ddcea6
+def plot_history(
+    history:pd.DataFrame, # of a run
+    axs, # two matplotlib axes: loss, accuracy
+):
+    "Draw loss and accuracy of training and validation over the epochs."
+    for ax, what in zip(axs, ('loss', 'accuracy')):
+        for part, name, color, line in (('train', 'training', '#0072B2', '-'), ('val', 'validation', '#D55E00', '--')):
+            ax.plot(history.epoch, history[f'{part}_{what}'], line, color=color, marker='.', label=name)
+        ax.set(xlabel='epoch', ylabel=what)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(frameon=False)
+
+def _in_notebook():
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    return 'IPKernelApp' in getattr(shell, 'config', {})
+
+# %% ../nbs/04_train_colab_t4.ipynb #8024e439
+class ShowEpochs:
+    "Show how a training goes, where there is no terminal whose progress bar does."
+    def __init__(self): self.display = None
+
+    def __call__(
+        self,
+        history:list, # rows so far
+        epochs:int, # how many there will be at most
+    ):
+        row = history[-1]
+        said = ', '.join(f'{k} {row[k]:.3f}' for k in ('train_loss', 'val_loss', 'val_accuracy', 'val_auc'))
+        said = f"epoch {row['epoch']}/{epochs}: {said}"
+        if _in_notebook(): self._draw(history, said)
+        elif not sys.stderr.isatty(): print(said, flush=True)
+
+    def _draw(self, history, said):
+        from IPython.display import display # there is one where there is a notebook
+        fig, axs = plt.subplots(1, 2, figsize=(9, 3))
+        plot_history(pd.DataFrame(history), axs)
+        fig.suptitle(said, fontsize=9)
+        if self.display: self.display.update(fig)
+        else: self.display = display(fig, display_id=True)
+        plt.close(fig)
+
+# %% ../nbs/04_train_colab_t4.ipynb #372a4a57
+def _keep(t, row, checkpoints):
+    "Take in what an epoch gave; the main process writes the state, and the weights where they are the best."
+    t.sched.step(row['val_loss'])
+    t.history.append(row)
+    best = row['val_accuracy'] > t.best_accuracy
+    if best: t.best_epoch, t.best_accuracy = row['epoch'], row['val_accuracy']
+    if not t.team.is_main_process: return
+    weights = {k: v.contiguous() for k, v in t.model.state_dict().items()}
+    if best: write_atomic(checkpoints/'best.safetensors', save(weights))
+    save_training(t, checkpoints/'last'/'state.pt')
+
+# %% ../nbs/04_train_colab_t4.ipynb #c44b85e7
 def train_loop(
     t:Training, # in place, from the epoch it is at
     data:Breasts, # on the device
     parts:dict, # 'train' and 'val' -> (n,) indices
     cfg:TrainConfig, # settings
-    dtype:Optional[torch.dtype], # precision to compute in
     checkpoints:Path, # folder for best.safetensors and last/
+    report:Optional[Callable]=None, # called with history and number of epochs after each
 ) -> pd.DataFrame: # history: epoch, lr, and train and val loss, accuracy, f1, auc, pr_auc
     "Train until `epochs` or until `patience` runs out; keep the best weights and the last state."
-    y, done = data.label[parts['train']].cpu(), len(t.history)
-    weight = weigh_classes(y).to(data.views.device) if cfg.class_weights else None
+    y, weight = data.label[parts['train']].cpu(), torch.ones(len(CLASSES))
+    weight = (weigh_classes(y) if cfg.class_weights else weight).to(data.views.device)
     (checkpoints/'last').mkdir(parents=True, exist_ok=True)
-    epochs = range(done + 1, cfg.epochs + 1)
-    bar = tqdm(epochs, 'training', initial=done, total=cfg.epochs, unit='epoch')
+    epochs, done = range(len(t.history) + 1, cfg.epochs + 1), len(t.history)
+    quiet = None if t.team.is_main_process else True # None: a bar where there is a terminal
+    if _in_notebook(): quiet = False
+    bar = tqdm(epochs, 'training', initial=done, total=cfg.epochs, unit='epoch', disable=quiet)
     for epoch in bar:
         if epoch - 1 - t.best_epoch >= cfg.patience: break
         row = dict(epoch=epoch, lr=t.opt.param_groups[0]['lr'])
         try:
-            row['train_loss'], *seen = train_epoch(
-                t.model, t.opt, t.scaler, data, parts['train'], weight, cfg, dtype, epoch)
-            row |= _named('train', *seen) | validate(t.model, data, parts['val'], weight, dtype)
+            row['train_loss'], *seen = train_epoch(t, data, parts['train'], weight, cfg, epoch)
+            row |= _named('train', *seen) | validate(t, data, parts['val'], weight)
         except FloatingPointError as e:
-            kept = f'epoch {t.best_epoch} is kept in {checkpoints}' if done else 'no epoch is kept'
+            kept = f'epoch {t.best_epoch} is kept in {checkpoints}' if t.history else 'no epoch is kept'
             advice = f'lower lr ({row["lr"]}) in another run_dir; {kept}'
             raise FloatingPointError(f'{e}: {advice}') from e
-        t.sched.step(row['val_loss'])
-        t.history.append(row)
-        done = len(t.history)
-        if row['val_accuracy'] > t.best_accuracy:
-            t.best_epoch, t.best_accuracy = epoch, row['val_accuracy']
-            weights = {k: v.contiguous() for k, v in t.model.state_dict().items()}
-            write_atomic(checkpoints/'best.safetensors', save(weights))
-        save_training(t, checkpoints/'last'/'state.pt')
+        _keep(t, row, checkpoints)
         bar.set_postfix({k: f'{row[k]:.3f}' for k in ('train_loss', 'val_accuracy')})
+        if report and t.team.is_main_process: report(t.history, cfg.epochs)
     return pd.DataFrame(t.history)
 
 # %% ../nbs/04_train_colab_t4.ipynb #22fcefc7
@@ -537,16 +629,17 @@ def split_breasts(
             "'patient' forbids: keep her breasts together or use split_unit 'breast'")
     return splits
 
-# %% ../nbs/04_train_colab_t4.ipynb #f3d4644d
+# %% ../nbs/04_train_colab_t4.ipynb #36a2eaa5
 def predict_table(
     model:FourStream, # trained
     data:Breasts, # on the model's device
     splits:pd.DataFrame, # patient_id, side, split in the order of `data`
     dtype:Optional[torch.dtype]=None, # precision to compute in
+    team:Optional[PartialState]=None, # see `predict`
 ) -> pd.DataFrame: # patient_id, side, split, label, p_normal, p_benign, p_malignant
     "Predict every breast, training breasts included, without augmentation."
     every = torch.arange(len(data.label), device=data.label.device)
-    prob = predict(model, data, every, dtype).softmax(1).numpy()
+    prob = predict(model, data, every, dtype, team=team).softmax(1).numpy()
     named = {f'p_{c.lower()}': p for c, p in zip(CLASSES, prob.T)}
     return splits.assign(label=data.label.cpu().numpy(), **named)
 
@@ -558,7 +651,7 @@ class Run(NamedTuple):
     history: pd.DataFrame # one row an epoch
     predictions: pd.DataFrame # one row a breast, from `predict_table`
 
-# %% ../nbs/04_train_colab_t4.ipynb #44613f81
+# %% ../nbs/04_train_colab_t4.ipynb #2cecd348
 def start_training(
     cfg:TrainConfig, # filled in by `prepare`
     switches:dict, # from `check_config`
@@ -569,59 +662,116 @@ def start_training(
     "Begin a training, or go on with that of the run folder; raise ValueError as `find_run` does."
     last = Path(cfg.run_dir)/'checkpoints'/'last'/'state.pt'
     fresh = replace(cfg, pretrained=cfg.pretrained and not last.exists())
-    t = Training(fresh, switches, device, dtype == torch.float16)
+    t = Training(fresh, switches, device, dtype)
     config = describe_run(cfg, t.model, device, dtype, splits)
     there = find_run(cfg.run_dir, config, splits, cfg.resume)
     if last.exists():
         load_training(t, last)
         config['weights_source'] = there['weights_source']
+    session = {k: config[k] for k in ('commit', 'versions', 'device', 'precision')}
+    session |= dict(first_epoch=len(t.history) + 1, processes=t.team.num_processes)
+    config['sessions'] = [*there.get('sessions', []), session]
     if len(t.history) > cfg.epochs:
         raise ValueError(
             f'{cfg.run_dir} has {len(t.history)} epochs already, epochs={cfg.epochs} is fewer: '
             'ask for at least as many or choose another run_dir')
     return t, config
 
-# %% ../nbs/04_train_colab_t4.ipynb #9b9e019e
+# %% ../nbs/04_train_colab_t4.ipynb #a9dc42d3
 def _write_csv(table, path): write_atomic(path, table.to_csv(index=False).encode())
 
 def _write_json(content, path): write_atomic(path, json.dumps(content, indent=1).encode())
 
+def _load_inputs(tensor_dir, manifest, splits, how):
+    "Breasts of a run, missing density filled in as its protocol says."
+    data = read_breasts(tensor_dir, manifest)
+    missing, train = (manifest.density == '').to_numpy(), (splits.split == 'train').to_numpy()
+    return data._replace(rows=fill_density(data.rows, missing, train, how))
+
+# %% ../nbs/04_train_colab_t4.ipynb #d66274c6
+def _train_and_predict(t, cfg, data, splits, report):
+    "The part of `fit` that computes: history and predictions."
+    device, checkpoints = data.views.device, Path(cfg.run_dir)/'checkpoints'
+    parts = {s: torch.from_numpy(np.flatnonzero(splits.split == s)).to(device) for s in SPLITS}
+    history = train_loop(t, data, parts, cfg, checkpoints, report)
+    t.team.wait_for_everyone() # until the main process has written the best weights
+    t.model.load_state_dict(load_file(checkpoints/'best.safetensors'))
+    return history, predict_table(t.model, data, splits, t.dtype, t.team)
+
+def _join(cfg):
+    "The processes of a run, and its settings with the device of this one."
+    team = find_team(cfg.device == 'cpu')
+    return team, replace(cfg, device=str(team.device)) if team.num_processes > 1 else cfg
+
+# %% ../nbs/04_train_colab_t4.ipynb #467da962
 def fit(
     cfg:TrainConfig, # settings
+    report:Optional[Callable]=None, # see `train_loop`; None shows nothing but a progress bar
 ) -> Run: # what was made
     "Make a run folder from data to predictions; raise ValueError where something cannot serve."
-    switches, device, dtype = check_config(cfg)
-    cfg, start = prepare(cfg), time.time()
-    run_dir, manifest = Path(cfg.run_dir), tensorize(cfg)
-    splits = split_breasts(manifest, cfg, switches['split_unit'])
+    team, cfg = _join(cfg)
+    (switches, device, dtype), start = check_config(cfg), time.time()
+    made = tell_all((ready := prepare(cfg), tensorize(ready)) if team.is_main_process else None, team)
+    cfg, manifest = replace(made[0], device=cfg.device), made[1]
+    run_dir, splits = Path(cfg.run_dir), split_breasts(manifest, cfg, switches['split_unit'])
     t, config = start_training(cfg, switches, device, dtype, splits)
-    _write_json(config, run_dir/'config.json')
-    _write_csv(manifest, run_dir/'manifest.csv')
-    _write_csv(splits, run_dir/'splits.csv')
-    data = read_breasts(cfg.tensor_dir, manifest)
-    missing, train = (manifest.density == '').to_numpy(), (splits.split == 'train').to_numpy()
-    rows = fill_density(data.rows, missing, train, switches['density_missing'])
-    data = data._replace(rows=rows).to(device)
-    parts = {s: torch.from_numpy(np.flatnonzero(splits.split == s)).to(device) for s in SPLITS}
-    history = train_loop(t, data, parts, cfg, dtype, run_dir/'checkpoints')
-    _write_csv(history, run_dir/'history.csv')
-    t.model.load_state_dict(load_file(run_dir/'checkpoints'/'best.safetensors'))
-    predictions = predict_table(t.model, data, splits, dtype)
-    _write_csv(predictions, run_dir/'predictions.csv')
-    seconds = round(time.time() - start, 1)
-    status = dict(best_epoch=t.best_epoch, epochs_run=len(history), seconds=seconds)
-    _write_json(status, run_dir/'status.json')
+    team.wait_for_everyone() # until all have read what is there
+    if team.is_main_process:
+        _write_json(config, run_dir/'config.json')
+        _write_csv(manifest, run_dir/'manifest.csv')
+        _write_csv(splits, run_dir/'splits.csv')
+    data = _load_inputs(cfg.tensor_dir, manifest, splits, switches['density_missing']).to(device)
+    history, predictions = _train_and_predict(t, cfg, data, splits, report)
+    if team.is_main_process:
+        _write_csv(history, run_dir/'history.csv')
+        _write_csv(predictions, run_dir/'predictions.csv')
+        seconds = round(time.time() - start, 1)
+        status = dict(best_epoch=t.best_epoch, epochs_run=len(history), seconds=seconds)
+        _write_json(status, run_dir/'status.json')
     return Run(run_dir, config, history, predictions)
 
-# %% ../nbs/04_train_colab_t4.ipynb #5d4cbaf1
+# %% ../nbs/04_train_colab_t4.ipynb #eaaedd29
+def load_run(
+    run_dir:str|Path, # a finished run
+) -> tuple: # (`FourStream` with the best weights, in eval mode, on the CPU; `config.json`)
+    "Rebuild the model of a run; raise ValueError where the folder holds none."
+    run_dir = Path(run_dir)
+    best, file = run_dir/'checkpoints'/'best.safetensors', run_dir/'config.json'
+    absent = [str(f) for f in (best, file) if not f.exists()]
+    if absent: raise ValueError(f'{absent[0]} is absent: expected a folder that cesm_train made')
+    config = json.loads(file.read_text())
+    model = FourStream(
+        **{k: config['settings'][k] for k in MODEL_FIELDS},
+        mask_missing_views=config['switches']['mask_missing_views'])
+    model.load_state_dict(load_file(best))
+    return model.to(memory_format=torch.channels_last).eval(), config
+
+# %% ../nbs/04_train_colab_t4.ipynb #9670ab02
+def predict_run(
+    run_dir:str|Path, # a finished run
+    tensor_dir:str|Path='', # tensors of the same breasts; empty: the run's own
+    device:str='auto', # 'cpu', 'cuda' or 'auto'
+) -> pd.DataFrame: # as in predictions.csv
+    "Predict the breasts of a run again."
+    run_dir, (model, config) = Path(run_dir), load_run(run_dir)
+    manifest, splits = read_manifest(run_dir), pd.read_csv(run_dir/'splits.csv', dtype={'side': str})
+    own = Path(config['settings']['tensor_dir'])
+    folder = Path(tensor_dir or (own if own.exists() else run_dir/'tensors'))
+    data = _load_inputs(folder, manifest, splits, config['switches']['density_missing'])
+    where, _ = pick_device(device, 'no')
+    dtype = None if config['precision'] == 'float32' else getattr(torch, config['precision'])
+    return predict_table(model.to(where), data.to(where), splits, dtype)
+
+# %% ../nbs/04_train_colab_t4.ipynb #5514aaf4
 def main():
     "Console script `cesm_train`."
     import tyro # only the commands need it
     cfg = tyro.cli(TrainConfig)
     try:
-        run = fit(cfg)
+        run = fit(cfg, ShowEpochs())
     except (ValueError, OSError, FloatingPointError) as e:
         raise SystemExit(f'cesm_train: {e}') from None
+    if not find_team().is_main_process: return
     test = run.predictions[run.predictions.split == 'test']
     said = score(test.label.to_numpy(), test.filter(like='p_').to_numpy())
     source = 'PHANTOM' if run.config['phantom'] else 'Real images'
