@@ -426,7 +426,7 @@ def compare_models(
         rows[name] = row
     return pd.DataFrame(rows).T.astype({'tokens': int}).rename_axis('ablation')
 
-# %% ../nbs/03_model.ipynb #74caf568
+# %% ../nbs/03_model.ipynb #546a7855
 def _describe_mixer(model):
     "What happens to the tokens, a line each."
     s, m = model.settings, model.mixer
@@ -442,8 +442,8 @@ def describe_model(
 ) -> dict: # part -> its text in the drawing; parts that are not built are absent
     "Say in a few words what each part of a model is, with counted weights."
     weights, fused, hidden = count_parameters(model), model.head[1], model.head[4]
-    names = {k: n for k, n in BACKBONES.items()}
-    told = {k: f'{names[k.split("_")[0]]}\n{weights[k]/1e6:.2f} M weights' for k in model.streams}
+    told = {
+        k: f'{BACKBONES[k.split("_")[0]]}\n{weights[k]/1e6:.2f} M weights' for k in model.streams}
     told['mixer'] = _describe_mixer(model)
     if model.meta is not None:
         told['meta'] = f'Linear {model.meta[0].in_features} → {model.meta[0].out_features}'

@@ -1,6 +1,9 @@
 "Every model that the settings allow, on tiny backbones; a model's way to the hub and back, without network."
 import json
+import os
 import shutil
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from torch.testing import assert_close
 import cesm_nb.model as model
 from cesm_nb.data import VIEWS
 from cesm_nb.model import ABLATIONS, BACKBONES, FourStream, export_model, load_model
+from conftest import ROOT
 
 FACTS = dict(phantom=True, image_size=32)
 
@@ -151,3 +155,21 @@ def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(FourStream, '_save_pretrained', full)
     with pytest.raises(OSError, match='No space'): export_model(net, tmp_path/'m', FACTS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_hub_it_says_so_and_starts_from_scratch(tmp_path):
+    "No network, no cache: one loud sentence, and the choice recorded."
+    code = '''
+import warnings
+from cesm_nb.model import FourStream
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter('always')
+    asked = FourStream(pretrained=True)
+print([str(w.message) for w in said if 'FROM SCRATCH' in str(w.message)])
+print(asked.weights_source)
+'''
+    env = os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), PYTHONPATH=str(ROOT))
+    ran = subprocess.run([sys.executable, '-c', code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    said, source = ran.stdout.strip().splitlines()
+    assert said.count('NO PRETRAINED WEIGHTS') == 1 and 'weights_dir' in said and 'mobilenetv2_100' in said
+    assert source == 'scratch (weights not found)'
