@@ -1,0 +1,175 @@
+"Every model that the settings allow, on tiny backbones; a model's way to the hub and back, without network."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import huggingface_hub.hub_mixin as hub_mixin
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import cesm_nb.model as model
+from cesm_nb.data import VIEWS
+from cesm_nb.model import ABLATIONS, BACKBONES, FourStream, export_model, load_model
+from conftest import ROOT
+
+FACTS = dict(phantom=True, image_size=32)
+
+
+def tiny_backbone(name, width=512, pretrained=False, weights_dir=''):
+    "A backbone of one layer, so that all models are made in seconds."
+    return nn.Sequential(nn.Conv2d(1, 4, 8, 8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(width))
+
+
+def breasts():
+    "Three breasts of 32 pixels: both views, CC alone, no view; with age and density."
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x[1, 1] = x[2, :2] = 0
+    return x
+
+
+EVERY = dict(
+    views=('both', *VIEWS), backbones=('both', *BACKBONES), metadata=(True, False), attention=(True, False),
+    token_mlp=(True, False), share_views=(True, False), mask_missing_views=(True, False), token_kernel=(1, 3))
+
+
+def test_every_combination_of_settings(monkeypatch):
+    "576 models: shape, a gradient for each parameter, a missing view's pixels, batches of one, reload."
+    monkeypatch.setattr(model, 'make_backbone', tiny_backbone)
+    x, real = breasts(), torch.tensor([[True, True], [True, False], [False, False]])
+    for values in product(*EVERY.values()):
+        settings = dict(zip(EVERY, values))
+        torch.manual_seed(0)
+        net = FourStream(**settings, width=16, drop_rate=0.)
+        net(x).square().sum().backward()
+        assert not [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()], settings
+        n_tokens = (1 + (settings['views'] == 'both'))*(1 + (settings['backbones'] == 'both'))
+        assert net.forward_tokens(x)[0].shape == (3, n_tokens, 16), settings
+        assert net.forward_features(x).shape == (3, 16 + 32*settings['metadata']), settings
+        other = x.clone()
+        other[1, 1], other[2, :2] = .7, .3 # pixels where no view is
+        assert torch.equal(net(x, real), net(other, real)) == settings['mask_missing_views'], settings
+        with torch.no_grad(): # a different code path inside PyTorch
+            assert_close(net.eval()(x, real), torch.cat([net(x[[i]], real[[i]]) for i in range(3)]), atol=1e-5, rtol=1e-4)
+        again = FourStream(**net.settings)
+        again.load_state_dict(net.state_dict())
+        with torch.no_grad(): assert torch.equal(again.eval()(x, real), net(x, real)), settings
+
+
+def test_parameter_names_are_those_of_old_checkpoints():
+    "Names and shapes outside the backbones, as they were written by the first version."
+    shapes = {k: tuple(v.shape) for k, v in FourStream().state_dict().items() if not k.startswith('streams.')}
+    assert shapes == {
+        'mixer.attn.in_proj_weight': (1536, 512), 'mixer.attn.in_proj_bias': (1536,),
+        'mixer.attn.out_proj.weight': (512, 512), 'mixer.attn.out_proj.bias': (512,),
+        'mixer.mlp.0.weight': (512, 512, 1), 'mixer.mlp.0.bias': (512,),
+        'mixer.mlp.2.weight': (512, 512, 1), 'mixer.mlp.2.bias': (512,),
+        'mixer.norm1.weight': (512,), 'mixer.norm1.bias': (512,), 'mixer.norm2.weight': (512,), 'mixer.norm2.bias': (512,),
+        'meta.0.weight': (32, 2), 'meta.0.bias': (32,),
+        'head.1.weight': (128, 544), 'head.1.bias': (128,), 'head.4.weight': (3, 128), 'head.4.bias': (3,)}
+    assert {k.split('.')[1] for k in FourStream().state_dict() if k.startswith('streams.')} == {'mobile', 'efficient'}
+
+
+@pytest.mark.parametrize('name', ABLATIONS)
+def test_every_ablation_is_exported_and_read_back(name, tmp_path):
+    net = FourStream(**ABLATIONS[name]).eval()
+    back = load_model(export_model(net, tmp_path/'m', FACTS))
+    assert (back.settings, back.facts, list(back.state_dict())) == (net.settings, FACTS, list(net.state_dict()))
+    with torch.no_grad(): assert torch.equal(back(breasts()), net(breasts()))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "The hub as a folder: what is pushed lands there, what is pulled comes from there."
+    store = tmp_path/'hub'
+
+    class Api:
+        def __init__(self, token=None): pass
+
+        def create_repo(self, repo_id, private=None, exist_ok=False):
+            (store/repo_id).mkdir(parents=True, exist_ok=exist_ok)
+            return type('Url', (), dict(repo_id=repo_id))
+
+        def upload_folder(self, *, repo_id, folder_path, **more):
+            shutil.copytree(folder_path, store/repo_id, dirs_exist_ok=True)
+            return f'https://huggingface.co/{repo_id}'
+
+    def download(repo_id, filename, **more):
+        if not (store/repo_id/filename).exists(): raise hub_mixin.EntryNotFoundError(filename)
+        return str(store/repo_id/filename)
+
+    monkeypatch.setattr(hub_mixin, 'HfApi', Api)
+    monkeypatch.setattr(hub_mixin, 'hf_hub_download', download)
+    return store
+
+
+def test_pushed_and_pulled(hub, tmp_path):
+    net = FourStream(views='CC', backbones='mobile').eval()
+    net.weights_source = 'ImageNet through timm: mobilenetv2_100.ra_in1k'
+    read = load_model(export_model(net, tmp_path/'m', FACTS))
+    assert read.push_to_hub('me/cesm') == 'https://huggingface.co/me/cesm'
+    pushed = sorted(f.name for f in (hub/'me'/'cesm').iterdir())
+    assert pushed == ['README.md', 'config.json', 'model.safetensors']
+    for name in pushed: assert (hub/'me'/'cesm'/name).read_bytes() == (tmp_path/'m'/name).read_bytes(), name
+    pulled = FourStream.from_pretrained('me/cesm')
+    assert (pulled.facts, pulled.weights_source) == (FACTS, net.weights_source)
+    with torch.no_grad(): assert torch.equal(pulled(breasts()), net(breasts()))
+
+
+def test_no_pickle_from_the_hub(hub):
+    "A repository with a pickle in place of safetensors is refused before the pickle is opened."
+    net = FourStream(views='CC', backbones='mobile')
+    net.push_to_hub('me/cesm')
+    (hub/'me'/'cesm'/'model.safetensors').unlink()
+    (hub/'me'/'cesm'/'pytorch_model.bin').write_bytes(b'not opened')
+    with pytest.raises(ValueError, match='is a pickle, which can hold code'): FourStream.from_pretrained('me/cesm')
+
+
+def test_nothing_of_the_machine_is_pushed(hub, tmp_path):
+    "A model that started from files on a machine names the folder alone."
+    from safetensors.torch import save_file
+    import timm
+    folder = tmp_path/'home'/'me'/'weights'
+    folder.mkdir(parents=True)
+    save_file(timm.create_model(BACKBONES['mobile']).state_dict(), folder/f'{BACKBONES["mobile"]}.safetensors')
+    net = FourStream(backbones='mobile', pretrained=True, weights_dir=str(folder))
+    net.push_to_hub('me/cesm')
+    config = json.loads((hub/'me'/'cesm'/'config.json').read_text())
+    assert config['weights_source'] == 'files in weights'
+    assert 'pretrained' not in config and 'weights_dir' not in config
+    assert str(tmp_path) not in (hub/'me'/'cesm'/'README.md').read_text() + json.dumps(config)
+
+
+def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
+    net = FourStream(views='CC', backbones='mobile')
+
+    def full(self, folder):
+        (Path(folder)/'model.safetensors').write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(FourStream, '_save_pretrained', full)
+    with pytest.raises(OSError, match='No space'): export_model(net, tmp_path/'m', FACTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_hub_it_says_so_and_starts_from_scratch(tmp_path):
+    "No network, no cache: one loud sentence, and the choice recorded."
+    code = '''
+import warnings
+from cesm_nb.model import FourStream
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter('always')
+    asked = FourStream(pretrained=True)
+print([str(w.message) for w in said if 'FROM SCRATCH' in str(w.message)])
+print(asked.weights_source)
+'''
+    env = os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), PYTHONPATH=str(ROOT))
+    ran = subprocess.run([sys.executable, '-c', code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    said, source = ran.stdout.strip().splitlines()
+    assert said.count('NO PRETRAINED WEIGHTS') == 1 and 'weights_dir' in said and 'mobilenetv2_100' in said
+    assert source == 'scratch (weights not found)'
