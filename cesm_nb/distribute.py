@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# %% ../nbs/03a_distribute.ipynb #20ca6c65
+# %% ../nbs/03a_distribute.ipynb #30e0b59a
 def find_team(
     cpu:bool=False, # stay on the CPU
 ) -> PartialState: # num_processes, process_index, is_main_process, device, wait_for_everyone
@@ -24,8 +24,8 @@ def take_share(
     team:PartialState, # from `find_team`
 ) -> slice: # about n / num_processes of them
     "Say which part of a batch is this process's."
-    first, last = (n*k//team.num_processes for k in (team.process_index, team.process_index + 1))
-    return slice(first, last)
+    k, of = team.process_index, team.num_processes
+    return slice(n*k//of, n*(k + 1)//of)
 
 def add_up(
     values:torch.Tensor, # of the same shape in each process
@@ -56,14 +56,15 @@ class _Sum(torch.autograd.Function):
 
 def _total(x): return _Sum.apply(x) if distributed.is_initialized() else x
 
-# %% ../nbs/03a_distribute.ipynb #9c548f1f
+# %% ../nbs/03a_distribute.ipynb #13409abc
 class TeamNorm(nn.BatchNorm2d):
     "Batch norm over the batches of all processes, then the dropout and activation of timm's layers."
     def forward(
         self,
         x:torch.Tensor, # (B, C, H, W), this process's share
     ) -> torch.Tensor: # (B, C, H, W)
-        dtype, x, mean, var = x.dtype, x.float(), self.running_mean, self.running_var
+        dtype, mean, var = x.dtype, self.running_mean, self.running_var
+        x = x.to(torch.promote_types(dtype, torch.float32))
         if self.training:
             n = _total(x.new_tensor([x.numel()/x.shape[1]]))
             mean = _total(x.sum((0, 2, 3)))/n # (C,)
@@ -78,7 +79,7 @@ class TeamNorm(nn.BatchNorm2d):
             if layer is not None: x = layer(x)
         return x
 
-# %% ../nbs/03a_distribute.ipynb #770033d2
+# %% ../nbs/03a_distribute.ipynb #11e3f856
 def join_team(
     model:nn.Module, # on its device
     team:PartialState, # from `find_team`
@@ -88,4 +89,4 @@ def join_team(
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d): m.__class__ = TeamNorm
     gpus = [team.device] if team.device.type == 'cuda' else None
-    return DistributedDataParallel(model, gpus, broadcast_buffers=False)
+    return DistributedDataParallel(model, gpus)

@@ -6,10 +6,11 @@
 __all__ = ['SCORES', 'TrainConfig', 'make_config', 'pick_device', 'check_config', 'Breasts', 'read_breasts', 'fill_density',
            'assemble', 'draw_changes', 'augment_views', 'score', 'Training', 'epoch_batches', 'weigh_classes',
            'check_finite', 'train_step', 'train_epoch', 'predict', 'describe_run', 'find_run', 'save_training',
-           'load_training', 'validate', 'plot_history', 'ShowEpochs', 'train_loop', 'split_breasts', 'predict_table',
-           'Run', 'start_training', 'fit', 'load_run', 'predict_run', 'main', 'check_parameters']
+           'load_training', 'validate', 'plot_history', 'ShowEpochs', 'train_loop', 'try_rates', 'split_breasts',
+           'predict_table', 'Run', 'start_training', 'fit', 'load_run', 'predict_run', 'export_run', 'main',
+           'check_parameters']
 
-# %% ../nbs/04_train_colab_t4.ipynb #24d00c87
+# %% ../nbs/04_train_colab_t4.ipynb #55fbe5a5
 import json
 import platform
 import re
@@ -35,7 +36,8 @@ from tqdm import tqdm
 
 from .data import CLASSES, SPLITS, make_splits, read_splits, resolve_protocol
 from .distribute import add_up, find_team, join_team, take_share, tell_all
-from .model import MODEL_FIELDS, FourStream, check_model, count_parameters
+from .model import (
+    MODEL_FIELDS, FourStream, check_batch, check_model, count_parameters, export_model)
 from cesm_nb.tensorize import (
     TensorConfig, decode_rows, prepare, read_manifest, read_tensor, tensor_settings, tensorize,
     write_atomic)
@@ -326,16 +328,16 @@ def check_finite(
         raise FloatingPointError(
             f'loss is {losses[first]} at {where}, batch {first+1} of {len(losses)}')
 
-# %% ../nbs/04_train_colab_t4.ipynb #3f331e5b
+# %% ../nbs/04_train_colab_t4.ipynb #65ae459b
 def _forward(model, data, idx, dtype, views=None):
     "Logits of some breasts, float32."
     views = data.views[idx]/255 if views is None else views
     x = assemble(views, data.rows[idx]).contiguous(memory_format=torch.channels_last)
     with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         logits = model(x, data.real[idx])
-    return logits.float()
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-# %% ../nbs/04_train_colab_t4.ipynb #3ded113d
+# %% ../nbs/04_train_colab_t4.ipynb #6517c38f
 def _descend(t, loss, cfg):
     "One step of the optimiser."
     t.opt.zero_grad(set_to_none=True)
@@ -360,7 +362,8 @@ def train_step(
     views = data.views[own]/255
     if cfg.augment: views = augment_views(views, cfg, drawn)
     out = _forward(t.stepper, data, own, t.dtype, views)
-    loss = F.cross_entropy(out, data.label[own], weight, reduction='sum')/weight[data.label[idx]].sum()
+    loss = F.cross_entropy(out, data.label[own], weight, reduction='sum')
+    loss = loss/weight[data.label[idx]].sum()
     _descend(t, loss*t.team.num_processes, cfg) # gradients are averaged over processes
     return loss.detach(), out.detach(), mine
 
@@ -522,15 +525,17 @@ def validate(
     check_finite(loss[None], 'validation')
     return dict(val_loss=loss.item()) | _named('val', label.numpy(), logits.softmax(1).numpy())
 
-# %% ../nbs/04_train_colab_t4.ipynb #d2ddcea6
+# %% ../nbs/04_train_colab_t4.ipynb #1749f5d4
 def plot_history(
     history:pd.DataFrame, # of a run
     axs, # two matplotlib axes: loss, accuracy
 ):
     "Draw loss and accuracy of training and validation over the epochs."
     for ax, what in zip(axs, ('loss', 'accuracy')):
-        for part, name, color, line in (('train', 'training', '#0072B2', '-'), ('val', 'validation', '#D55E00', '--')):
-            ax.plot(history.epoch, history[f'{part}_{what}'], line, color=color, marker='.', label=name)
+        for part, name, style in (('train', 'training', '-'), ('val', 'validation', '--')):
+            color = '#0072B2' if part == 'train' else '#D55E00' # Okabe-Ito
+            ax.plot(
+                history.epoch, history[f'{part}_{what}'], style, color=color, marker='.', label=name)
         ax.set(xlabel='epoch', ylabel=what)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False)
@@ -539,7 +544,7 @@ def _in_notebook():
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
     return 'IPKernelApp' in getattr(shell, 'config', {})
 
-# %% ../nbs/04_train_colab_t4.ipynb #8024e439
+# %% ../nbs/04_train_colab_t4.ipynb #d8eea4f2
 class ShowEpochs:
     "Show how a training goes, where there is no terminal whose progress bar does."
     def __init__(self): self.display = None
@@ -550,7 +555,8 @@ class ShowEpochs:
         epochs:int, # how many there will be at most
     ):
         row = history[-1]
-        said = ', '.join(f'{k} {row[k]:.3f}' for k in ('train_loss', 'val_loss', 'val_accuracy', 'val_auc'))
+        shown = ('train_loss', 'val_loss', 'val_accuracy', 'val_auc')
+        said = ', '.join(f'{k} {row[k]:.3f}' for k in shown)
         said = f"epoch {row['epoch']}/{epochs}: {said}"
         if _in_notebook(): self._draw(history, said)
         elif not sys.stderr.isatty(): print(said, flush=True)
@@ -576,7 +582,7 @@ def _keep(t, row, checkpoints):
     if best: write_atomic(checkpoints/'best.safetensors', save(weights))
     save_training(t, checkpoints/'last'/'state.pt')
 
-# %% ../nbs/04_train_colab_t4.ipynb #c44b85e7
+# %% ../nbs/04_train_colab_t4.ipynb #d9a23c3f
 def train_loop(
     t:Training, # in place, from the epoch it is at
     data:Breasts, # on the device
@@ -600,13 +606,34 @@ def train_loop(
             row['train_loss'], *seen = train_epoch(t, data, parts['train'], weight, cfg, epoch)
             row |= _named('train', *seen) | validate(t, data, parts['val'], weight)
         except FloatingPointError as e:
-            kept = f'epoch {t.best_epoch} is kept in {checkpoints}' if t.history else 'no epoch is kept'
+            best = f'epoch {t.best_epoch} is kept in {checkpoints}'
+            kept = best if t.history else 'no epoch is kept'
             advice = f'lower lr ({row["lr"]}) in another run_dir; {kept}'
             raise FloatingPointError(f'{e}: {advice}') from e
         _keep(t, row, checkpoints)
         bar.set_postfix({k: f'{row[k]:.3f}' for k in ('train_loss', 'val_accuracy')})
         if report and t.team.is_main_process: report(t.history, cfg.epochs)
     return pd.DataFrame(t.history)
+
+# %% ../nbs/04_train_colab_t4.ipynb #e1f499a2
+def try_rates(
+    t:Training, # a new one; it is worth nothing afterwards
+    data:Breasts, # on the model's device
+    index:torch.Tensor, # (n,) training breasts
+    cfg:TrainConfig, # settings
+    rates:np.ndarray, # (k,) ascending learning rates
+) -> np.ndarray: # (k,) losses before each step; NaN after the first that is not finite
+    "Take one step at each learning rate."
+    generator, losses = torch.Generator().manual_seed(cfg.seed), np.full(len(rates), np.nan)
+    weight, batches = torch.ones(len(CLASSES), device=index.device), []
+    t.model.train()
+    for i, rate in enumerate(rates):
+        t.opt.param_groups[0]['lr'] = float(rate)
+        batches = batches or epoch_batches(index, cfg.batch_size, generator)
+        loss = float(train_step(t, data, batches.pop(), weight, cfg, generator)[0])
+        if not np.isfinite(loss): break
+        losses[i] = loss
+    return losses
 
 # %% ../nbs/04_train_colab_t4.ipynb #22fcefc7
 def split_breasts(
@@ -688,7 +715,7 @@ def _load_inputs(tensor_dir, manifest, splits, how):
     missing, train = (manifest.density == '').to_numpy(), (splits.split == 'train').to_numpy()
     return data._replace(rows=fill_density(data.rows, missing, train, how))
 
-# %% ../nbs/04_train_colab_t4.ipynb #d66274c6
+# %% ../nbs/04_train_colab_t4.ipynb #a343506d
 def _train_and_predict(t, cfg, data, splits, report):
     "The part of `fit` that computes: history and predictions."
     device, checkpoints = data.views.device, Path(cfg.run_dir)/'checkpoints'
@@ -698,12 +725,19 @@ def _train_and_predict(t, cfg, data, splits, report):
     t.model.load_state_dict(load_file(checkpoints/'best.safetensors'))
     return history, predict_table(t.model, data, splits, t.dtype, t.team)
 
+def _check_steps(cfg, splits, n_processes):
+    "Raise ValueError where a step has too few breasts for batch norm."
+    n = min(cfg.batch_size, int((splits.split == 'train').sum()))//n_processes
+    n_views = 2 if cfg.views == 'both' else 1
+    check_batch((max(n, 1), n_views, cfg.image_size, cfg.image_size), cfg.share_views)
+
 def _join(cfg):
     "The processes of a run, and its settings with the device of this one."
     team = find_team(cfg.device == 'cpu')
-    return team, replace(cfg, device=str(team.device)) if team.num_processes > 1 else cfg
+    if team.num_processes == 1: return team, cfg
+    return team, replace(cfg, device=str(team.device).removesuffix(':0')) # 'cpu:0' is the CPU
 
-# %% ../nbs/04_train_colab_t4.ipynb #467da962
+# %% ../nbs/04_train_colab_t4.ipynb #542fe8db
 def fit(
     cfg:TrainConfig, # settings
     report:Optional[Callable]=None, # see `train_loop`; None shows nothing but a progress bar
@@ -714,6 +748,7 @@ def fit(
     made = tell_all((ready := prepare(cfg), tensorize(ready)) if team.is_main_process else None, team)
     cfg, manifest = replace(made[0], device=cfg.device), made[1]
     run_dir, splits = Path(cfg.run_dir), split_breasts(manifest, cfg, switches['split_unit'])
+    _check_steps(cfg, splits, team.num_processes)
     t, config = start_training(cfg, switches, device, dtype, splits)
     team.wait_for_everyone() # until all have read what is there
     if team.is_main_process:
@@ -746,7 +781,7 @@ def load_run(
     model.load_state_dict(load_file(best))
     return model.to(memory_format=torch.channels_last).eval(), config
 
-# %% ../nbs/04_train_colab_t4.ipynb #9670ab02
+# %% ../nbs/04_train_colab_t4.ipynb #cff9ab5b
 def predict_run(
     run_dir:str|Path, # a finished run
     tensor_dir:str|Path='', # tensors of the same breasts; empty: the run's own
@@ -758,9 +793,23 @@ def predict_run(
     own = Path(config['settings']['tensor_dir'])
     folder = Path(tensor_dir or (own if own.exists() else run_dir/'tensors'))
     data = _load_inputs(folder, manifest, splits, config['switches']['density_missing'])
-    where, _ = pick_device(device, 'no')
-    dtype = None if config['precision'] == 'float32' else getattr(torch, config['precision'])
+    where, name = pick_device(device, 'no')[0], config['precision']
+    single = name == 'float32' or (name == 'float16' and where.type == 'cpu') # trained on a GPU
+    dtype = None if single else getattr(torch, name)
     return predict_table(model.to(where), data.to(where), splits, dtype)
+
+# %% ../nbs/04_train_colab_t4.ipynb #e37089ab
+def export_run(
+    run_dir:str|Path, # a finished run
+    folder:str|Path, # made; an empty one may be there
+) -> Path: # `folder`
+    "Export the best model of a run; raise ValueError as `load_run` and `export_model` do."
+    model, config = load_run(run_dir)
+    settings = ('protocol', 'modality', 'image_size', 'seed')
+    facts = {k: config['settings'][k] for k in settings} | {
+        k: config[k] for k in ('switches', 'phantom', 'data_fingerprint', 'commit', 'versions')}
+    model.weights_source = config['weights_source']
+    return export_model(model, folder, facts)
 
 # %% ../nbs/04_train_colab_t4.ipynb #5514aaf4
 def main():

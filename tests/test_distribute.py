@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-# what each process runs: five steps' losses, then a whole run whose writes are counted
+# What each process runs: a whole run whose writes are counted, then five steps in double precision. In single precision Adam's
+# first steps have the size of the learning rate however small a gradient is, so that biases before a batch norm, whose gradient
+# is rounding noise, move either way and the losses of the next steps differ by up to a few thousandths.
 CODE = '''
 import json, os, sys
 from pathlib import Path
@@ -18,20 +20,21 @@ from cesm_nb.distribute import add_up, find_team
 torch.set_num_threads(1)
 root, out = sys.argv[1:]
 team = find_team(cpu=True)
-settings = dict(data_root=root, run_dir=out, image_size=64, epochs=2, batch_size=7, lr=1e-3, drop_rate=0., device='cpu', mixed_precision='no')
+settings = dict(data_root=root, run_dir=out, image_size=64, epochs=2, batch_size=16, lr=1e-4, drop_rate=0., device='cpu', mixed_precision='no')
 written, write = [], trainer.write_atomic
 def counted(path, content):
     written.append(str(Path(path).relative_to(out)))
     write(path, content)
 trainer.write_atomic = counted
 run = trainer.fit(trainer.make_config(settings))
-cfg = trainer.make_config(settings | dict(tensor_dir=f'{out}/tensors'))
-t = trainer.Training(cfg, dict(mask_missing_views=False), torch.device('cpu'))
+cfg = trainer.make_config(settings | dict(tensor_dir=f'{out}/tensors', metadata=False)) # age and density are single precision
 data = trainer.read_breasts(cfg.tensor_dir, trainer.read_manifest(cfg.tensor_dir))
+torch.set_default_dtype(torch.float64)
+t = trainer.Training(cfg, dict(mask_missing_views=False), torch.device('cpu'))
 t.model.train()
 generator, losses = torch.Generator().manual_seed(0), []
-for idx in trainer.epoch_batches(torch.arange(len(data.label)), 7, generator)[:5]:
-    losses.append(float(add_up(trainer.train_step(t, data, idx, trainer.weigh_classes(data.label), cfg, generator)[0], team)))
+for idx in trainer.epoch_batches(torch.arange(len(data.label)), 16, generator)[:5]:
+    losses.append(float(add_up(trainer.train_step(t, data, idx, trainer.weigh_classes(data.label).double(), cfg, generator)[0], team)))
 Path(out, f'said{team.process_index}.json').write_text(json.dumps(dict(losses=losses, written=written, processes=team.num_processes)))
 '''
 
@@ -49,7 +52,7 @@ def runs(phantom, tmp_path_factory):
     "The same training by one process and by two."
     d = tmp_path_factory.mktemp('processes')
     (d/'steps.py').write_text(CODE)
-    launch = ('-m', 'accelerate.commands.launch', '--num_processes', '2', '--cpu', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no')
+    launch = ('-m', 'torch.distributed.run', '--nproc_per_node', '2', '--standalone') # accelerate launch --cpu starts one process
     return d, train(phantom, d/'one'), train(phantom, d/'two', *launch)
 
 
@@ -57,7 +60,7 @@ def test_losses_of_five_steps_agree(runs):
     _, one, two = runs
     assert [o['processes'] for o in one + two] == [1, 2, 2]
     assert len(one[0]['losses']) == 5 and one[0]['losses'][0] != one[0]['losses'][4]
-    for o in two: np.testing.assert_allclose(o['losses'], one[0]['losses'], atol=1e-4, rtol=0)
+    for o in two: np.testing.assert_allclose(o['losses'], one[0]['losses'], atol=1e-6, rtol=0)
 
 
 def test_one_run_folder_written_once(runs):
@@ -66,5 +69,5 @@ def test_one_run_folder_written_once(runs):
     files = [sorted(str(f.relative_to(d/k)) for f in (d/k).rglob('*') if f.is_file() and not f.name.startswith('said')) for k in ('one', 'two')]
     assert files[0] == files[1] and 'predictions.csv' in files[0]
     history = [pd.read_csv(d/k/'history.csv') for k in ('one', 'two')]
-    np.testing.assert_allclose(history[1].train_loss, history[0].train_loss, atol=1e-3)
+    np.testing.assert_allclose(history[1].train_loss, history[0].train_loss, atol=.05)
     assert [o['processes'] for o in json.loads((d/'two'/'config.json').read_text())['sessions']] == [2]

@@ -45,9 +45,10 @@ def ours(
     cfg = make_config(dict(batch_size=batch, device=device, epochs=1))
     switches, device, dtype = check_config(cfg)
     data = read_breasts(folder, read_manifest(folder)).to(device)
-    t = Training(cfg, switches, device, dtype == torch.float16)
+    t = Training(cfg, switches, device, dtype)
     index = torch.arange(len(data.label)).repeat(1 + batch*steps//len(data.label))[:batch*steps].to(device)
-    step = lambda which: train_epoch(t.model, t.opt, t.scaler, data, which, None, cfg, dtype, 1)
+    weight = torch.ones(3, device=device)
+    step = lambda which: train_epoch(t, data, which, weight, cfg, 1)
     step(index[:batch]) # warm up
     start = time.perf_counter()
     step(index)
