@@ -19,7 +19,7 @@ from sklearn import metrics
 
 from .data import CLASSES
 
-# %% ../nbs/04a_stats.ipynb #b0f49097
+# %% ../nbs/04a_stats.ipynb #1dcdc8e5
 class Simulated(NamedTuple):
     "Predictions that no model made."
     label: np.ndarray # (n,) int
@@ -35,7 +35,7 @@ def simulate(
 ) -> Simulated:
     "Draw labels and probabilities with correlation within a woman."
     k, n = len(CLASSES), 2*n_patients
-    rng, other = np.random.default_rng(seed), np.random.default_rng([seed, twin])
+    rng, other = np.random.default_rng(seed), np.random.default_rng([seed, 1 + twin])
     label = rng.choice(k, n, p=[.4, .3, .3])
     same = np.repeat(rng.random(n_patients) < shared, 2)
     label = np.where(same, np.repeat(label[::2], 2), label)
@@ -400,7 +400,7 @@ def fit_temperature(
     ends = (-np.log(_HOTTEST), np.log(_HOTTEST))
     return float(np.exp(minimize_scalar(loss, bounds=ends, method='bounded').x))
 
-# %% ../nbs/04a_stats.ipynb #fd78fbb4
+# %% ../nbs/04a_stats.ipynb #7db516b5
 def coverage(
     n_sets:int, # simulated sets
     n_patients:int=150, # women in each, two breasts a woman
@@ -413,7 +413,7 @@ def coverage(
     for i in range(n_sets):
         s = simulate(n_patients, seed=i)
         for drawn, who in [('women', s.patient_id), ('breasts', np.arange(len(s.label)))]:
-            w = bootstrap_weights(who, n_draws, seed=i)
+            w = bootstrap_weights(who, n_draws, seed=10**6 + i) # another stream than the set's
             draws = weighted_scores(s.label, s.prob, w)
             for name in names:
                 low, high = np.percentile(draws[name], interval_ends(len(set(who.tolist()))))
