@@ -7,7 +7,7 @@ __all__ = ['POINTS', 'SCALED', 'CAPTIONS', 'read_run', 'pool_tests', 'apply_vali
            'find_best_epoch', 'list_figures', 'write_figures', 'Seen', 'write_inside', 'write_report', 'Evaluation',
            'evaluate', 'describe', 'group_runs', 'compare', 'evaluate_all', 'main']
 
-# %% ../nbs/05_eval_and_figures.ipynb #c51f283b
+# %% ../nbs/05_eval_and_figures.ipynb #456cfc1f
 import base64
 import json
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from .figures import (
 from .inside import look_inside, plot_attention, plot_examples, pointing_table
 from .stats import find_threshold, fit_temperature, heat, interval_table
 from .tables import (
-    LEAST_BREASTS, PROBS, banner, compare_paired, compare_runs, forest_rows, group_findings,
-    per_class_table, subgroup_table, table_1, table_2, to_markdown, write_table)
+    LEAST_BREASTS, PAPER, PROBS, banner, compare_paired, compare_runs, forest_rows,
+    group_findings, per_class_table, subgroup_table, table_1, table_2, to_markdown, write_table)
 from .tensorize import write_atomic
 
 # %% ../nbs/05_eval_and_figures.ipynb #0b12bba1
@@ -128,7 +128,7 @@ def score_test(
         if k not in flags: parts.append(_undefined(out, both, why))
     return pd.concat(parts)
 
-# %% ../nbs/05_eval_and_figures.ipynb #997767cd
+# %% ../nbs/05_eval_and_figures.ipynb #5ee00af4
 _AGES, _AGE_NAMES = [0, 40, 50, 60, 200], ['< 40', '40-49', '50-59', '60 +'] # years
 
 def _from_sheet(config):
@@ -150,7 +150,8 @@ def describe_breasts(
     m = pd.read_csv(path, dtype={'density': str, 'side': str}, keep_default_na=False)
     age = pd.cut(pd.to_numeric(m.age_years), _AGES, right=False, labels=_AGE_NAMES)
     out = m[['patient_id', 'side']].assign(
-        density=m.density.replace('', 'missing'), age=age.astype(object).fillna('missing'),
+        density=m.density.replace('', 'missing'),
+        age=age.cat.add_categories('missing').fillna('missing'), # in order of age
         views=np.select([m.has_cc & m.has_mlo, m.has_cc], ['CC and MLO', 'CC alone'], 'MLO alone'))
     try: out = out.join(_from_sheet(config), on=['patient_id', 'side'])
     except (OSError, ValueError, KeyError):
@@ -165,7 +166,7 @@ def find_best_epoch(
     "Find the epoch that was selected."
     return int(history.epoch[history.val_accuracy.idxmax()])
 
-# %% ../nbs/05_eval_and_figures.ipynb #8c1114c4
+# %% ../nbs/05_eval_and_figures.ipynb #50647998
 def list_figures(
     runs:list, # (config, history, predictions) of `read_run`
     test:pd.DataFrame, # from `apply_validation`
@@ -199,8 +200,8 @@ def write_figures(
     "Draw and write figures."
     made = []
     for name, draw in figures.items():
-        height = max(3.6, 1 + .24*n_groups) if name == 'subgroups' else 3.6
-        fig, ax = plt.subplots(figsize=(4.8, height))
+        size = (7, max(3.6, 1 + .24*n_groups)) if name == 'subgroups' else (4.8, 3.6) # inches
+        fig, ax = plt.subplots(figsize=size)
         draw(ax)
         made.append(save_figure(fig, Path(out_dir)/name, phantom))
         plt.close(fig)
@@ -237,7 +238,7 @@ def write_inside(
     if games.empty: return Seen(games, figures, pictures, [*notes, 'no region to point at'])
     return Seen(pointing_table(games, n_draws), figures, pictures, notes)
 
-# %% ../nbs/05_eval_and_figures.ipynb #0f211ecf
+# %% ../nbs/05_eval_and_figures.ipynb #e12e48ac
 _PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ name }}: cesm_evaluate</title>
 <meta name="viewport" content="width=device-width">
@@ -245,12 +246,13 @@ _PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 body {font: 16px/1.5 sans-serif; max-width: 1180px; margin: 1.5em auto; padding: 0 1em}
 h2 {margin-top: 2em; border-bottom: 2px solid #0072B2}
 table {border-collapse: collapse; font-size: 14px; margin: .5em 0}
-td, th {padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: right}
-th:first-child, td:first-child {text-align: left}
+td, th {padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: left}
+td {font-variant-numeric: tabular-nums}
 .wide {overflow-x: auto}
 .worth {padding: .6em 1em; background: {{ '#fbe3d6' if phantom else '#e3eef7' }}}
 .figures {display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: 1.5em}
-figure {margin: 0} img {max-width: 100%} figcaption {font-size: 14px; color: #444}
+figure {margin: 0} figure.wide {grid-column: span 2}
+img {max-width: 100%} figcaption {font-size: 14px; color: #444}
 </style></head><body>
 <h1>{{ name }}</h1>
 <p class="worth"><strong>{{ banner }}</strong></p>
@@ -259,10 +261,10 @@ figure {margin: 0} img {max-width: 100%} figcaption {font-size: 14px; color: #44
 {% for title, text, html in tables %}<h2>{{ title }}</h2><p>{{ text }}</p>
 <div class="wide">{{ html|safe }}</div>{% endfor %}
 <h2>Figures</h2><div class="figures">
-{% for title, data in figures %}<figure>
+{% for title, data, wide in figures %}<figure{{ ' class=wide' if wide }}>
 <img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
 <figcaption>{{ title }}</figcaption></figure>{% endfor %}</div>
-{% for title, data in pictures %}<h2>{{ title }}</h2>
+{% for title, data, _ in pictures %}<h2>{{ title }}</h2>
 {% if not phantom %}<p><strong>Pictures of patients: this page stays with the data.</strong></p>
 {% endif %}<img alt="{{ title }}" src="data:image/png;base64,{{ data }}">{% endfor %}
 <h2>Settings</h2><div class="wide">{{ settings|safe }}</div>
@@ -282,13 +284,14 @@ CAPTIONS = dict(
     attention='Attention over the tokens, mean over test breasts with both views',
     gradcam='Grad-CAM of the true class: region in blue, hottest point as a cross')
 
-# %% ../nbs/05_eval_and_figures.ipynb #77b9a565
-def _picture(path): # (caption, base64) of a PNG
-    return CAPTIONS[Path(path).stem], base64.b64encode(Path(path).read_bytes()).decode()
+# %% ../nbs/05_eval_and_figures.ipynb #2b2627b2
+def _picture(path): # (caption, base64, whether it needs two columns) of a PNG
+    name, data = Path(path).stem, base64.b64encode(Path(path).read_bytes())
+    return CAPTIONS[name], data.decode(), name == 'subgroups'
 
 def _html(table):
     digits = {c: '{:.4f}'.format for c in table.select_dtypes('float')}
-    return table.to_html(border=0, formatters=digits, na_rep='')
+    return table.reset_index().to_html(index=False, border=0, formatters=digits, na_rep='')
 
 def write_report(
     out_dir:str|Path, # where `report.html` goes
@@ -360,7 +363,7 @@ def _tables(scores, test, config, groups, seen):
         'much more often than the centre of the breast is', seen.table)
     return out
 
-# %% ../nbs/05_eval_and_figures.ipynb #17aa9fa6
+# %% ../nbs/05_eval_and_figures.ipynb #10749231
 def evaluate(
     run_dirs:str|Path|list, # run folder, or folders: the folds of one cross-validation
     out_dir:str|Path='', # for tables/, figures/, report.html; empty: into the one run folder
@@ -385,9 +388,10 @@ def evaluate(
         notes=notes, scores=json.loads(scores.to_json(orient='index', double_precision=15)))
     write_atomic(out/'metrics.json', json.dumps(said, indent=1).encode())
     shown = {title: (text, table) for title, text, table in tables.values()}
+    hot = [f"{c['temperature']:.2f}" for c in chosen]
     facts = (
-        f"{len(test)} test breasts of {said['n_patients']} women, {len(runs)} run(s), selected "
-        f'epoch {best}, temperature {[round(c["temperature"], 2) for c in chosen]}')
+        f"{len(test)} test breasts of {said['n_patients']} women; {len(runs)} run(s); selected "
+        f"epoch {', '.join(map(str, best))}; temperature {', '.join(hot)}")
     report = write_report(out, config, facts, shown, figures, seen.pictures, notes)
     return Evaluation(
         config=config, scores=scores, table=shown['Table 1'][1], test=test, tables=shown,

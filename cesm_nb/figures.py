@@ -157,7 +157,7 @@ def plot_decision(
     ax.legend(frameon=False, fontsize=8)
     return ax
 
-# %% ../nbs/04b_figures.ipynb #853106fa
+# %% ../nbs/04b_figures.ipynb #bb97f530
 def reliability_table(
     label:np.ndarray, # (n,) int
     prob:np.ndarray, # (n, 3) in [0, 1]
@@ -179,18 +179,18 @@ def plot_reliability(
     "Draw the reliability diagram of one set of probabilities, or of two."
     ax = ax or plt.subplots(figsize=(4, 3.6))[1]
     ax.plot([0, 1], [0, 1], ':', color='.5')
-    styles = [('#D55E00', 's', '--', .02), ('#0072B2', 'o', '-', .97)]
+    styles = [('#D55E00', 's', '--', 1.12), ('#0072B2', 'o', '-', 1.06)]
     for (name, prob), (color, marker, line, height) in zip(probs.items(), styles):
         t = reliability_table(label, prob)
         error = (t.right - t.low, t.high - t.right)
         ax.errorbar(
             t.confidence, t.right, error, label=name, color=color, marker=marker, ls=line, ms=4,
             elinewidth=.8, capsize=2)
-        for x, n in zip(t.confidence, t.n): # below for one, above for the other
-            ax.annotate(n, (x, height), color=color, fontsize=6, ha='center', va='center')
-    ax.set(xlim=(.3, 1.01), ylim=(-.01, 1.01))
+        for x, n in zip(t.confidence, t.n):
+            ax.annotate(n, (x, height), color=color, fontsize=7, ha='center', va='center')
+    ax.set(xlim=(.3, 1.02), ylim=(-.01, 1.16), yticks=np.arange(0, 1.1, .2))
     ax.set(xlabel='highest probability', ylabel='share that is right')
-    ax.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(0, .94))
+    ax.legend(frameon=False, fontsize=8, loc='lower right')
     return ax
 
 # %% ../nbs/04b_figures.ipynb #84da59da

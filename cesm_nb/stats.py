@@ -147,7 +147,11 @@ def _calibration_scores(label, prob, weights):
     ece = np.abs(weights @ (in_bin*gap[:, None])).sum(1)/n
     return dict(brier=weights @ (wrong**2).sum(1)/n, log_loss=weights @ loss/n, ece=ece)
 
-# %% ../nbs/04a_stats.ipynb #8d04c30c
+# %% ../nbs/04a_stats.ipynb #8218c59c
+_FIRST = ( # of a table; then come the scores of one class or operating point
+    'accuracy', 'balanced_accuracy', 'precision', 'recall', 'f1', 'macro_precision',
+    'macro_recall', 'macro_f1', 'auc', 'pr_auc', 'brier', 'log_loss', 'ece')
+
 def weighted_scores(
     label:np.ndarray, # (n,) int
     prob:np.ndarray, # (n, 3) in [0, 1]
@@ -160,8 +164,8 @@ def weighted_scores(
     out = dict(auc=np.mean([*auc.values()], 0), pr_auc=np.mean([*pr_auc.values()], 0))
     out['pr_auc'] = np.where(np.isfinite(out['auc']), out['pr_auc'], np.nan)
     out |= {f'auc_{c}': v for c, v in auc.items()} | {f'pr_auc_{c}': v for c, v in pr_auc.items()}
-    shares = _share_scores(label, prob, weights, flags)
-    return shares | out | _calibration_scores(label, prob, weights)
+    out |= _share_scores(label, prob, weights, flags) | _calibration_scores(label, prob, weights)
+    return {k: out[k] for k in _FIRST} | out
 
 # %% ../nbs/04a_stats.ipynb #9ca05bc3
 def _sklearn_class(y, p, i, w):

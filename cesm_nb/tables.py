@@ -131,13 +131,17 @@ def table_2(
             'four streams', cases, *cells, 'breast', split, regions[switches['roi_source']]]
     return out.rename(columns={'auc': 'AUC-ROC'}).rename_axis('study')
 
-# %% ../nbs/04d_tables.ipynb #e71dcbdf
+# %% ../nbs/04d_tables.ipynb #2b805045
 def to_markdown(
     table:pd.DataFrame, # any table
 ) -> str: # a Markdown table: counts as whole numbers, other numbers with four decimals
     "Write a table for a terminal or a page."
+    several = table.index.nlevels > 1
+    if several: table = table.reset_index()
     whole = [pd.api.types.is_integer_dtype(t) for t in table.dtypes]
-    return table.to_markdown(floatfmt=['', *('.0f' if w else '.4f' for w in whole)])
+    formats = ['.0f' if w else '.4f' for w in whole]
+    text = table.to_markdown(index=not several, floatfmt=formats if several else ['', *formats])
+    return re.sub('(?<= )nan(?= )', ' --', text).replace('<NA>', '--  ') # of the same width
 
 def write_table(
     table:pd.DataFrame, # to write
@@ -153,7 +157,7 @@ def write_table(
     for suffix, content in [('.csv', table.to_csv()), ('.md', text), ('.tex', tex)]:
         write_atomic(f'{path}{suffix}', content.encode())
 
-# %% ../nbs/04d_tables.ipynb #6b4aaf9b
+# %% ../nbs/04d_tables.ipynb #dd311760
 FINDINGS = ('mass', 'non-mass enhancement', 'other finding', 'none')
 
 def group_findings(
@@ -166,10 +170,10 @@ def group_findings(
         if re.search('non[- ]mass', said): found.add(FINDINGS[1])
         said = re.sub('non[- ]mass', '', said)
         if 'mass' in said: found.add(FINDINGS[0])
-        elif said.strip(' ,;$_') not in ('', 'normal', 'none'): found.add(FINDINGS[2])
+        elif said.strip(' ,;$_') and not re.search(r'\bnormal\b', said): found.add(FINDINGS[2])
     return next((f for f in FINDINGS if f in found), 'none')
 
-# %% ../nbs/04d_tables.ipynb #d1bd1f54
+# %% ../nbs/04d_tables.ipynb #8dda213d
 LEAST_BREASTS = 10 # a smaller subgroup is counted and not scored
 
 def subgroup_table(
@@ -179,13 +183,14 @@ def subgroup_table(
 ) -> pd.DataFrame: # index (grouping, group); breasts, patients, value and interval of two scores
     "Score every subgroup."
     whole = [('all', 'all', test)]
-    parts = [(g, str(k), t) for g in groupings for k, t in test.groupby(g)]
+    parts = [(g, str(k), t) for g in groupings for k, t in test.groupby(g, observed=True)]
     rows = []
     for grouping, name, t in whole + parts:
-        row = dict(grouping=grouping, group=name, breasts=len(t), patients=t.patient_id.nunique())
-        row['malignant'] = int((t.label == len(CLASSES) - 1).sum())
+        row = dict(grouping=grouping, group=name, breasts=len(t))
+        row |= dict(patients=t.patient_id.nunique(), malignant=pd.NA)
         cells = {}
         if len(t) >= LEAST_BREASTS:
+            row['malignant'] = int((t.label == len(CLASSES) - 1).sum())
             prob, who = t[PROBS].to_numpy(), t.patient_id.to_numpy()
             cells = interval_table(t.label.to_numpy(), prob, who, n_draws)
         for score in ('accuracy', 'auc_malignant'):
@@ -193,7 +198,8 @@ def subgroup_table(
                 row[score if k == 'value' else f'{score} {k}'] = (
                     cells.loc[score, k] if len(cells) else np.nan)
         rows.append(row)
-    return pd.DataFrame(rows).set_index(['grouping', 'group'])
+    out = pd.DataFrame(rows).astype({'malignant': 'Int64'}) # <NA> where it could be traced
+    return out.set_index(['grouping', 'group'])
 
 def forest_rows(
     table:pd.DataFrame, # with columns of a score, such as 'auc', 'auc low', 'auc high'
