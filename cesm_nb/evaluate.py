@@ -7,7 +7,7 @@ __all__ = ['POINTS', 'SCALED', 'CAPTIONS', 'read_run', 'pool_tests', 'apply_vali
            'find_best_epoch', 'list_figures', 'write_figures', 'Seen', 'write_inside', 'write_report', 'Evaluation',
            'evaluate', 'describe', 'group_runs', 'compare', 'evaluate_all', 'main']
 
-# %% ../nbs/05_eval_and_figures.ipynb #456cfc1f
+# %% ../nbs/05_eval_and_figures.ipynb #719800ba
 import base64
 import json
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ from .figures import (
     plot_confusion, plot_curves, plot_decision, plot_forest, plot_ranking, plot_reliability,
     plot_scores, save_figure)
 from .inside import look_inside, plot_attention, plot_examples, pointing_table
-from .stats import find_threshold, fit_temperature, heat, interval_table
+from .stats import ( # those that are not used below are for chapter 06
+    bootstrap_weights, find_threshold, fit_temperature, heat, interval_table, weighted_scores)
 from .tables import (
     LEAST_BREASTS, PAPER, PROBS, banner, compare_paired, compare_runs, forest_rows,
     group_findings, per_class_table, subgroup_table, table_1, table_2, to_markdown, write_table)

@@ -84,7 +84,7 @@ def trace_curves(
     at = [np.searchsorted(r, grid, 'left').clip(1, len(r) - 1) for r in recall] # first that reaches
     return np.stack([p[i] for p, i in zip(precision, at)])
 
-# %% ../nbs/04b_figures.ipynb #dd606e8c
+# %% ../nbs/04b_figures.ipynb #7ceafad8
 _GRID = np.linspace(0, 1, 201)
 
 def _draw_ranking(ax, positive, value, weights, ends, kind, name):
@@ -118,7 +118,8 @@ def plot_ranking(
     if kind == 'roc': ax.plot([0, 1], [0, 1], ':', color='.5')
     names = ('1 - specificity', 'sensitivity') if kind == 'roc' else ('recall', 'precision')
     ax.set(xlim=(-.01, 1.01), ylim=(-.01, 1.01), xlabel=names[0], ylabel=names[1], aspect='equal')
-    ax.legend(frameon=False, fontsize=8, loc='lower right' if kind == 'roc' else 'lower left')
+    corner = 'lower right' if kind == 'roc' else 'lower left'
+    ax.legend(fontsize=8, loc=corner, framealpha=.7, edgecolor='none')
     return ax
 
 # %% ../nbs/04b_figures.ipynb #ae62b4f8
@@ -157,7 +158,7 @@ def plot_decision(
     ax.legend(frameon=False, fontsize=8)
     return ax
 
-# %% ../nbs/04b_figures.ipynb #bb97f530
+# %% ../nbs/04b_figures.ipynb #6c61866e
 def reliability_table(
     label:np.ndarray, # (n,) int
     prob:np.ndarray, # (n, 3) in [0, 1]
@@ -190,7 +191,7 @@ def plot_reliability(
             ax.annotate(n, (x, height), color=color, fontsize=7, ha='center', va='center')
     ax.set(xlim=(.3, 1.02), ylim=(-.01, 1.16), yticks=np.arange(0, 1.1, .2))
     ax.set(xlabel='highest probability', ylabel='share that is right')
-    ax.legend(frameon=False, fontsize=8, loc='lower right')
+    ax.legend(frameon=False, fontsize=8, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1))
     return ax
 
 # %% ../nbs/04b_figures.ipynb #84da59da
@@ -214,7 +215,7 @@ def plot_scores(
     ax.legend(frameon=False, fontsize=8)
     return ax
 
-# %% ../nbs/04b_figures.ipynb #d24aa2bf
+# %% ../nbs/04b_figures.ipynb #e7d861c0
 def plot_forest(
     table:pd.DataFrame, # a row a group: value, low, high, and breasts if known; index = names
     label:str='AUC', # what the values are
@@ -231,7 +232,9 @@ def plot_forest(
     for at, value in zip(y, table.value):
         if np.isfinite(value): continue
         middle = ((left + right)/2, at)
-        ax.annotate('not defined', middle, fontsize=7, color='.4', ha='center', va='center')
+        ax.annotate(
+            'not scored', middle, fontsize=7, color='.4', ha='center', va='center',
+            backgroundcolor='white')
     names = [' | '.join(k) if isinstance(k, tuple) else str(k) for k in table.index]
     if 'breasts' in table: names = [f'{k} (n={n})' for k, n in zip(names, table.breasts)]
     ax.set_yticks(y, names, fontsize=8)

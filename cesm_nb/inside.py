@@ -31,7 +31,7 @@ from .stats import bootstrap_weights, interval_ends
 from .tensorize import make_tasks
 from .train import assemble, fill_density, read_breasts
 
-# %% ../nbs/04c_inside.ipynb #dbab88ce
+# %% ../nbs/04c_inside.ipynb #b3dea375
 def load_model(
     run_dir:str|Path, # run folder of `cesm_nb.train`
 ) -> FourStream: # in eval mode, on the CPU
@@ -41,7 +41,7 @@ def load_model(
     if not weights.exists(): raise ValueError(f'{weights} is absent: train the run first')
     config = json.loads((run_dir/'config.json').read_text())
     said = config['settings'] | config['switches']
-    known = inspect.signature(FourStream).parameters
+    known = inspect.signature(FourStream.__init__).parameters
     model = FourStream(**{k: said[k] for k in said if k in known} | dict(pretrained=False))
     try: model.load_state_dict(load_file(weights))
     except RuntimeError as e:
