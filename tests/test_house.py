@@ -13,7 +13,7 @@ import pytest
 from cesm_nb.train import TrainConfig, check_parameters
 from conftest import ROOT
 
-ORDER = ('data', 'phantom', 'roi', 'check', 'tensorize', 'model', 'distribute', 'train', 'evaluate', 'audit', 'predict')
+ORDER = ('data', 'phantom', 'roi', 'check', 'tensorize', 'model', 'distribute', 'train', 'stats', 'figures', 'inside', 'tables', 'evaluate', 'audit', 'predict')
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 BIN = Path(sys.executable).parent
 
@@ -59,8 +59,8 @@ def test_modules_import_only_from_those_before_them():
         path = ROOT/'cesm_nb'/f'{module}.py'
         if not path.exists(): continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith('cesm_nb.'):
-                assert ORDER.index(node.module.split('.')[1]) < ORDER.index(module), f'{module} imports {node.module}'
+            if isinstance(node, ast.ImportFrom) and node.module and (node.level or node.module.startswith('cesm_nb.')):
+                assert ORDER.index(node.module.split('.')[-1]) < ORDER.index(module), f'{module} imports {node.module}'
             assert not (isinstance(node, ast.ImportFrom) and node.module and re.match('nbdev|fastcore', node.module)), module
 
 

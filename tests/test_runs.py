@@ -130,7 +130,7 @@ def test_commands(tmp_path):
     assert trained.returncode == 0 and trained.stdout.startswith('PHANTOM, test n='), trained.stderr
     told = run(BIN/'cesm_evaluate', tmp_path/'run', '--n-draws', 200)
     assert told.returncode == 0 and '*** PHANTOM' in told.stdout and 'Accuracy' in told.stdout, told.stderr
-    assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 5
+    assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 10 and (tmp_path/'run'/'report.html').exists()
     for args, says in [(('cesm_train', '--epocs', 3), 'epocs'), (('cesm_train', *common, '--lr', -1), 'cesm_train: lr=-1.0 is not above 0'),
                        (('cesm_evaluate', tmp_path/'p'), "cesm_evaluate: "), (('cesm_tensorize', '--data-root', tmp_path/'run'), 'lacks the annotation sheet')]:
         refused = run(BIN/args[0], *args[1:])
@@ -144,7 +144,7 @@ def test_the_whole_road(tmp_path):
     assert said.returncode == 0, said.stderr
     assert said.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in said.stdout
     figures = [Path(l.removeprefix('figure: ')) for l in said.stdout.splitlines() if l.startswith('figure: ')]
-    assert len(figures) == 5 and all(f.stat().st_size > 5000 for f in figures)
+    assert len(figures) == 10 and all(f.stat().st_size > 5000 for f in figures)
     assert {f.stem for f in (tmp_path/'r'/'notebooks').iterdir()} == {
         '00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures'}
     assert json.loads((tmp_path/'r'/'metrics.json').read_text())['phantom'] is True

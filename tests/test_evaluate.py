@@ -1,0 +1,124 @@
+"The evaluation as a user meets it: the command on trained runs, the page in a browser, the stored simulation, the speed."
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cesm_nb.evaluate import evaluate
+from cesm_nb.inside import look_inside
+from cesm_nb.train import fit, make_config
+from conftest import ROOT
+
+BIN = Path(sys.executable).parent
+BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
+PROBE = '''<script>addEventListener('load', () => { const said = {
+  images: [...document.images].map(i => i.naturalWidth), width: document.documentElement.scrollWidth,
+  asked: performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:'))}
+  document.body.insertAdjacentHTML('beforeend', '<pre id=said>' + JSON.stringify(said) + '</pre>') })</script></body>'''
+
+
+@pytest.fixture(scope='module')
+def runs(phantom, tmp_path_factory):
+    "Two short runs on the same split, another seed of weights."
+    out, made = tmp_path_factory.mktemp('runs'), []
+    splits = ''
+    for seed in (0, 1):
+        made.append(fit(make_config(dict(
+            data_root=str(phantom), tensor_dir=str(out/'tensors'), run_dir=str(out/f'seed{seed}'), protocol='clinical', image_size=48,
+            epochs=1, batch_size=8, mixed_precision='no', seed=seed, splits_csv=splits))).run_dir)
+        splits = str(out/'seed0'/'splits.csv')
+    return made
+
+
+def command(*args):
+    return subprocess.run([BIN/'cesm_evaluate', *map(str, args)], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_command_on_two_runs(runs):
+    "Each run gets its tables, figures and page; both are compared, paired, on the same breasts."
+    told = command(*runs, '--n-draws', 200)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count('*** PHANTOM') == 4 and 'note:' not in told.stdout
+    for run in runs:
+        assert {f.stem for f in (run/'tables').iterdir()} == {'table1', 'table2', 'per_class', 'metrics', 'subgroups', 'pointing'}
+        drawn = {f.stem for f in (run/'figures').glob('*.svg')}
+        assert drawn == {f.stem for f in (run/'figures').glob('*.png')} >= {'fig5_accuracy', 'reliability', 'decision', 'subgroups', 'attention'}
+        assert all(b'<text' not in f.read_bytes() for f in (run/'figures').glob('*.svg')) # letters are outlines
+        assert [f.name for f in (run/'inside').iterdir()] == ['gradcam.png']
+        assert json.loads((run/'metrics.json').read_text())['chosen'][0]['temperature'] > 0
+    paired = pd.read_csv(runs[0].parent/'joint'/'tables'/'paired.csv')
+    assert {'auc', 'accuracy'} <= set(paired.score) and (paired.p_holm >= paired.p).all()
+    assert paired.set_index('score').loc[['auc', 'accuracy'], 'test'].tolist() == ['DeLong', 'McNemar']
+
+
+def test_nothing_of_a_patient_in_what_is_copied(runs):
+    "Tables and figures go to results/: no identifier of a breast, no group so small that it is one."
+    evaluate(runs[0], n_draws=50)
+    for f in (runs[0]/'tables').iterdir(): assert not re.search(r'P\d+_[LR]|patient_id', f.read_text()), f
+    groups = pd.read_csv(runs[0]/'tables'/'subgroups.csv')
+    assert groups.loc[groups.breasts < 10, ['accuracy', 'malignant']].isna().all(axis=None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH')
+def test_page_in_a_browser(runs, tmp_path):
+    "Every image is there, nothing is asked of the network, and 1280 pixels are wide enough."
+    page = evaluate(runs[0], n_draws=50)['report'].read_text()
+    assert 'PHANTOM' in page and not re.search(r'(src|href)="(?!data:)|url\(|@import|http', page)
+    (tmp_path/'page.html').write_text(page.replace('</body>', PROBE))
+    browse = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--window-size=1280,2000']
+    dom = subprocess.run([*browse, '--dump-dom', (tmp_path/'page.html').as_uri()], capture_output=True, text=True, timeout=60, check=True).stdout
+    said = json.loads(re.search('<pre id="said">(.*?)</pre>', dom)[1])
+    assert len(said['images']) == page.count('<img') >= 10 and min(said['images']) > 100
+    assert said['asked'] == [] and said['width'] <= 1280
+    shot = tmp_path/'page.png'
+    subprocess.run([*browse, f'--screenshot={shot}', (tmp_path/'page.html').as_uri()], capture_output=True, timeout=60, check=True)
+    import cv2
+    image = cv2.imread(str(shot))
+    assert image.shape[1] == 1280 and image.std() > 10 # something is drawn
+
+
+def test_without_tensors_or_data(runs, tmp_path):
+    "A run folder alone still gives tables and figures, and says what it goes without."
+    alone = tmp_path/'alone'
+    shutil.copytree(runs[0], alone, ignore=shutil.ignore_patterns('inside', 'figures', 'tables'))
+    config = json.loads((alone/'config.json').read_text())
+    config['settings'] |= dict(data_root=str(tmp_path/'gone'), tensor_dir=str(tmp_path/'gone'))
+    (alone/'config.json').write_text(json.dumps(config))
+    found = evaluate(alone, n_draws=50)
+    said = ' '.join(found['notes'])
+    assert 'machine and finding are left out' in said and 'maps and attention are left out' in said
+    assert 'Subgroups' in found['tables'] and 'Pointing game' not in found['tables']
+    assert not (alone/'inside').exists() and found['report'].exists()
+
+
+def test_maps_fit_the_run(runs):
+    "A map for each stream and view, the size of the image; the same again; regions where the sheet has some."
+    a, b = look_inside(runs[0]), look_inside(runs[0])
+    assert list(a.maps) == [(s, v) for s in ('mobile', 'efficient') for v in ('CC', 'MLO')]
+    for k, m in a.maps.items():
+        assert m.shape == (len(a.cases.table), 48, 48) and m.min() >= 0
+        np.testing.assert_allclose(m, b.maps[k])
+    normal = (a.cases.table.label == 0).to_numpy()
+    assert a.masks[~normal].any((1, 2, 3)).mean() > .8 > .2 > a.masks[normal].any((1, 2, 3)).mean()
+    np.testing.assert_allclose(a.attention.sum(1), 1, rtol=1e-5)
+
+
+def test_stored_coverage():
+    "python tools/simulate_coverage.py: intervals of accuracy and AUC hold the truth in 93 to 97 % of 500 sets."
+    found = pd.read_csv(ROOT/'results'/'coverage.csv')
+    asked = found[(found.drawn == 'women') & found.score.isin(['accuracy', 'auc'])]
+    assert len(asked) == 6 and (asked.sets == 500).all() and asked.coverage.between(.93, .97).all()
+    breasts = found[(found.drawn == 'breasts') & found.score.isin(['accuracy', 'auc'])]
+    assert (breasts.coverage.to_numpy() < asked.coverage.to_numpy()).all() # taken as independent: too narrow
+
+
+def test_bootstrap_is_fast():
+    "python tools/bench_evaluate.py, its loop cut short."
+    told = subprocess.run([sys.executable, 'tools/bench_evaluate.py', '--loop', '10'], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert float(re.search(r'ours: +([\d.]+) s', told)[1]) < 10 and int(re.search(r'ratio: +(\d+)', told)[1]) >= 20

@@ -1,0 +1,39 @@
+"""Time the bootstrap of all scores against a plain loop over scikit-learn, on one core and on the same draws.
+
+usage: OMP_NUM_THREADS=1 python tools/bench_evaluate.py [--patients 283] [--draws 2000] [--loop 100]
+The loop runs `--loop` of the draws and is scaled up; both give the same scores, which is checked first.
+"""
+import os
+os.environ.setdefault('OMP_NUM_THREADS', '1') # before numpy is imported
+import argparse
+import time
+
+import numpy as np
+
+from cesm_nb.stats import bootstrap_weights, interval_table, simulate, sklearn_scores, weighted_scores
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    ap.add_argument('--patients', type=int, default=283, help='women, two breasts each')
+    ap.add_argument('--draws', type=int, default=2000)
+    ap.add_argument('--loop', type=int, default=100, help='draws that the loop really computes')
+    a = ap.parse_args()
+    s = simulate(a.patients)
+    flags = {'sens90': s.prob[:, 2] > .2, 'spec90': s.prob[:, 2] > .6}
+    start = time.perf_counter()
+    table = interval_table(s.label, s.prob, s.patient_id, a.draws, flags=flags)
+    ours = time.perf_counter() - start
+    w = bootstrap_weights(s.patient_id, a.draws)[:a.loop]
+    fast = weighted_scores(s.label, s.prob, w)
+    start = time.perf_counter()
+    slow = [sklearn_scores(s.label, s.prob, each) for each in w]
+    loop = (time.perf_counter() - start)*a.draws/a.loop
+    for name in slow[0]: np.testing.assert_allclose(fast[name], [d[name] for d in slow], atol=1e-12)
+    print(f'{len(s.label)} breasts, {a.draws} draws, one core')
+    print(f'ours:         {ours:7.2f} s for {len(table)} scores with intervals')
+    print(f'scikit-learn: {loop:7.2f} s for {len(slow[0])} scores ({a.loop} draws measured)')
+    print(f'ratio:        {loop/ours:7.0f}')
+
+
+if __name__ == '__main__': main()
