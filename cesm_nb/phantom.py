@@ -152,7 +152,7 @@ def _plan_clinical(
     age = np.clip(np.round(age), 20, 90).astype(int)[ids - 1]
     return pd.DataFrame(dict(age_years=age, density_given=given, pen=pen))
 
-# %% ../nbs/00a_phantom.ipynb #5c2eecce
+# %% ../nbs/00a_phantom.ipynb #355fa83d
 LEAKS = ('region', 'twin', 'density', 'view')
 
 def _leaky_labels(
@@ -172,13 +172,13 @@ def _plan_leaks(
 ) -> pd.DataFrame: # the same with views, density_given and pen planned anew
     "Let views, density and pen tell of the label, or not."
     women, ids = plan.groupby('patient_id'), plan.patient_id.to_numpy()
-    u, v = (_rng(seed, 'leak', i).random(len(women)) for i in (1, 2))
+    u = _rng(seed, 'leak', 1).random(len(women))
     bad = (women.label.max() == 2).to_numpy()
     missing = u < (np.where(bad, .9, .05) if 'density' in leaks else .3) # of a woman: breasts share their density
     plan = plan.assign(density_given=~missing[ids - 1])
     if 'view' in leaks:
-        single = _rng(seed, 'leak', 3).random(len(plan)) < np.where(plan.label == 2, .9, .05)
-        views = np.where(single, np.array(VIEWS)[(v[ids - 1] < .5).astype(int)], ' '.join(VIEWS))
+        single = _rng(seed, 'leak', 2).random(len(plan)) < np.where(plan.label == 2, .9, .05)
+        views = np.where(single, VIEWS[0], ' '.join(VIEWS))
         plan = plan.assign(views=views, second_copy='')
     return plan if 'region' in leaks else plan.assign(pen='anywhere')
 
