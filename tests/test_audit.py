@@ -1,0 +1,104 @@
+"`cesm_audit` as a user runs it: the page in a browser, the same numbers again, refusals, and the real annotation files."
+import io
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cesm_nb.audit import main
+from conftest import REAL, ROOT
+
+BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
+QUICK = ('--n-repeats', 1, '--n-trees', 10, '--n-draws', 100)
+CODE = 'from cesm_nb.audit import main; main()'
+
+
+def audit(*args):
+    "Run `cesm_audit`; code and what it said."
+    done = subprocess.run([sys.executable, '-c', CODE, *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=900)
+    return done.returncode, done.stdout + done.stderr
+
+
+def audit_here(*args):
+    "The same in this process, which is quicker: what it said."
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said): main(list(map(str, args)))
+    except SystemExit as e: return 1, str(e)
+    return 0, said.getvalue()
+
+
+def scores(out, what, unit='patient'):
+    "(control, label) -> row of one score in `controls.csv`."
+    t = pd.read_csv(out/'controls.csv')
+    return t[(t.score == what) & (t.split_unit == unit)].set_index(['control', 'label'])
+
+
+def in_browser(page):
+    "What the browser made of the page: text of the verdict, controls in the table, pixels of the figure."
+    if BROWSER is None: pytest.skip('no Chromium on PATH: install it to test the page in a browser')
+    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom', Path(page).as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return re.search(r'id="verdict"><b>(.*?)</b>', dom, re.S)[1], re.findall(r'data-control="([^"]+)"', dom), dom
+
+
+def test_page_of_a_phantom(phantom, tmp_path):
+    code, said = audit(phantom, '--out', tmp_path/'out', *QUICK)
+    assert code == 0, said
+    verdict, controls, dom = in_browser(tmp_path/'out'/'index.html')
+    assert verdict in said and verdict.split('.')[0] in ('Yes', 'In part')
+    truth = pd.read_csv(tmp_path/'out'/'controls.csv')
+    assert sorted(controls) == sorted({f'{c}|{l}' for c, l in zip(truth.control, truth.label)})
+    assert 'PHANTOM' in dom and 'src="data:image/png' in dom and 'src="http' not in dom
+    assert {f.name for f in (tmp_path/'out').iterdir()} == {
+        'index.html', 'controls.csv', 'controls.md', 'controls.tex', 'controls.png', 'controls.svg', 'settings.json'}
+
+
+def test_same_seed_same_bytes_without_images(phantom, tmp_path):
+    "Sheet and region file somewhere else, no image folder, two processes: the same page."
+    for f in ('Radiology-manual-annotations.xlsx', 'phantom.json'): shutil.copy(phantom/f, tmp_path/f)
+    drawn = shutil.copy(phantom/'Radiology_hand_drawn_segmentations_v2.csv', tmp_path/'drawn.csv')
+    assert audit(phantom, '--out', tmp_path/'a', *QUICK)[0] == 0
+    assert audit_here(tmp_path, '--regions', drawn, '--out', tmp_path/'b', '--n-jobs', 1, *QUICK)[0] == 0
+    for f in (tmp_path/'a').iterdir(): assert f.read_bytes() == (tmp_path/'b'/f.name).read_bytes(), f.name
+    assert audit_here(tmp_path, '--regions', drawn, '--out', tmp_path/'c', '--seed', 1, *QUICK)[0] == 0
+    assert not scores(tmp_path/'c', 'auc').value.equals(scores(tmp_path/'a', 'auc').value)
+
+
+def test_refusals(phantom, tmp_path):
+    (tmp_path/'empty').mkdir()
+    (tmp_path/'broken.csv').write_text('a,b\n1,2\n')
+    for args, says in [
+            ((tmp_path/'empty',), 'lacks the annotation sheet'), ((phantom, '--regions', 'no.csv'), 'no.csv is absent'),
+            ((phantom, '--regions', tmp_path/'broken.csv'), 'has no column'), ((phantom, '--n-folds', 40), 'fewer than 40 folds')]:
+        code, said = audit_here(*args, '--out', tmp_path/'out')
+        assert code != 0 and 'cesm_audit: ' in said and says in said and 'Traceback' not in said, said
+        assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f'{REAL} is absent')
+def test_real_annotations(tmp_path):
+    "What was measured on CDD-CESM before, within noise, and quickly."
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code, said = audit(REAL, '--out', tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert code == 0, said
+    assert (after.ru_utime - before.ru_utime)/2 < 120 # seconds on two cores that do nothing else
+    accuracy, auc, abnormal = (scores(tmp_path, s) for s in ('accuracy', 'auc', 'abnormal'))
+    for name, right, area in [('DM + CM', .88, .96), ('DM', .86, .95), ('CM', .80, .89)]:
+        key = f'mask shapes, {name}', 'all rows'
+        assert abs(accuracy.value[key] - right) < .03 and abs(auc.value[key] - area) < .02, name
+        assert accuracy.breasts[key] == 566 and accuracy.low[key] < accuracy.value[key] < accuracy.high[key]
+    assert round(abnormal.value['region present, CM', 'CM rows'], 3) == .993
+    permuted = ('permuted labels, mask shapes, DM + CM', 'all rows')
+    assert abs(accuracy.value[permuted] - 1/3) < .03 and auc.low[permuted] < .5 < auc.high[permuted]
+    twin = ('label of the other breast, if it trains', 'all rows')
+    assert auc.high[twin] < .55 and scores(tmp_path, 'auc', 'breast').low[twin] > .55
+    assert not re.search(r'P\d+_[LR]', (tmp_path/'index.html').read_text()) # nothing of a single patient
+    assert in_browser(tmp_path/'index.html')[0].startswith('Yes.')
