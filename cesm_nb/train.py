@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'TrainConfig', 'make_config', 'pick_device', 'check_config', 'Breasts', 'read_breasts', 'fill_density',
-           'assemble', 'draw_changes', 'augment_views', 'score', 'Training', 'epoch_batches', 'weigh_classes',
-           'check_finite', 'train_step', 'train_epoch', 'predict', 'describe_run', 'find_run', 'save_training',
-           'load_training', 'validate', 'plot_history', 'ShowEpochs', 'train_loop', 'try_rates', 'split_breasts',
-           'predict_table', 'Run', 'start_training', 'fit', 'load_run', 'predict_run', 'export_run', 'main',
-           'check_parameters']
+           'assemble', 'draw_changes', 'augment_views', 'score', 'DepthwiseConv', 'speed_up_depthwise', 'Training',
+           'epoch_batches', 'weigh_classes', 'check_finite', 'train_step', 'train_epoch', 'predict', 'describe_run',
+           'find_run', 'save_training', 'load_training', 'validate', 'plot_history', 'ShowEpochs', 'train_loop',
+           'try_rates', 'split_breasts', 'predict_table', 'Run', 'start_training', 'fit', 'load_run', 'predict_run',
+           'export_run', 'main', 'check_parameters']
 
 # %% ../nbs/04_train_colab_t4.ipynb #55fbe5a5
 import json
@@ -267,7 +267,38 @@ def score(
         auc=np.mean([roc_auc_score(o, p) for o, p in zip(one.T, prob.T)]),
         pr_auc=np.mean([average_precision_score(o, p) for o, p in zip(one.T, prob.T)]))
 
-# %% ../nbs/04_train_colab_t4.ipynb #8da98708
+# %% ../nbs/04_train_colab_t4.ipynb #8294b066
+class _HalfThere(torch.autograd.Function):
+    "Convolve in the type of `x`, go back in float32."
+    @staticmethod
+    def forward(ctx, x, weight, stride, padding, groups):
+        ctx.save_for_backward(x, weight)
+        ctx.how = stride, padding, groups
+        return F.conv2d(x, weight.to(x.dtype), None, stride, padding, 1, groups)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x, weight), (stride, padding, groups) = ctx.saved_tensors, ctx.how
+        to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+            grad.float(), x.float(), weight.float(), None, stride, padding, (1, 1), False, (0, 0),
+            groups, (True, True, False))
+        return to_x.to(x.dtype), to_weight.to(weight.dtype), None, None, None
+
+class DepthwiseConv(nn.Conv2d):
+    "A depthwise convolution that is fast in bf16 on a CPU, there and back."
+    def forward(self, x):
+        if x.dtype != torch.bfloat16: return super().forward(x)
+        return _HalfThere.apply(x, self.weight, self.stride, self.padding, self.groups)
+
+def speed_up_depthwise(
+    model:nn.Module, # in place; names and weights stay as they are
+):
+    "Let all depthwise convolutions of a model be `DepthwiseConv`."
+    for m in model.modules():
+        plain = type(m) is nn.Conv2d and m.bias is None and m.dilation == (1, 1)
+        if plain and m.groups == m.in_channels > 1: m.__class__ = DepthwiseConv
+
+# %% ../nbs/04_train_colab_t4.ipynb #6b555e20
 class Training:
     "Model, optimiser, scheduler, scaler and what was best so far; saved and restored as one."
     def __init__(
@@ -284,6 +315,7 @@ class Training:
             **{k: getattr(cfg, k) for k in MODEL_FIELDS}, pretrained=cfg.pretrained,
             weights_dir=cfg.weights_dir, mask_missing_views=switches['mask_missing_views'])
         self.model.to(device, memory_format=torch.channels_last)
+        if device.type == 'cpu' and dtype == torch.bfloat16: speed_up_depthwise(self.model)
         self.stepper = join_team(self.model, self.team) # what is called in training
         if cfg.compile_model: self.stepper = torch.compile(self.stepper)
         self.opt = torch.optim.AdamW(self.model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
@@ -544,7 +576,7 @@ def _in_notebook():
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
     return 'IPKernelApp' in getattr(shell, 'config', {})
 
-# %% ../nbs/04_train_colab_t4.ipynb #d8eea4f2
+# %% ../nbs/04_train_colab_t4.ipynb #73d0057b
 class ShowEpochs:
     "Show how a training goes, where there is no terminal whose progress bar does."
     def __init__(self): self.display = None
@@ -566,6 +598,7 @@ class ShowEpochs:
         fig, axs = plt.subplots(1, 2, figsize=(9, 3))
         plot_history(pd.DataFrame(history), axs)
         fig.suptitle(said, fontsize=9)
+        fig.tight_layout()
         if self.display: self.display.update(fig)
         else: self.display = display(fig, display_id=True)
         plt.close(fig)
