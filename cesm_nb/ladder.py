@@ -401,7 +401,7 @@ def pool_views(
         z[:, i] = (numbers[:, i] - known.mean(0))/(known.std(0) + 1e-6)
     return (z*real[..., None]).sum(1)/real.sum(1, keepdims=True) if mask else z.mean(1)
 
-# %% ../nbs/06a_ladder.ipynb #793e7093
+# %% ../nbs/06a_ladder.ipynb #e6f49bb9
 def stand_in(
     data:Breasts, # all breasts
     numbers:np.ndarray, # (N, 2, 14) of their views
@@ -418,6 +418,7 @@ def stand_in(
     models = [(LogisticRegression(C=.3, max_iter=500), z), (forest, rows)]
     return np.mean([m.fit(x[train], y).predict_proba(x[test]) for m, x in models], 0)
 
+# %% ../nbs/06a_ladder.ipynb #b6638a11
 def walk(
     root:str|Path, # phantom
     folder:str|Path, # where tensors go
