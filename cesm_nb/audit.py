@@ -38,7 +38,7 @@ from .evaluate import bootstrap_weights, save_figure, weighted_scores, write_tab
 from .roi import outline, roi_mask, scaled_outlines
 from .tensorize import write_atomic
 
-# %% ../nbs/06_leakage_audit.ipynb #e85825f3
+# %% ../nbs/06_leakage_audit.ipynb #8f3fc3c6
 def _plain(name): return re.sub(r'[-_ ]+', ' ', name).lower()
 
 def find_annotations(
@@ -50,10 +50,12 @@ def find_annotations(
     places = [data, *(data/p for p in ('CDD-CESM', 'PKG - CDD-CESM', 'PKG - CDD-CESM/CDD-CESM'))]
     if data.is_file(): places = [data.parent]
     there = {_plain(f.name): f for p in places[::-1] if p.is_dir() for f in sorted(p.iterdir())}
-    sheet = data if data.is_file() else next((there[k] for k in map(_plain, sheets) if k in there), None)
+    found = [there[k] for k in map(_plain, sheets) if k in there]
+    sheet = data if data.is_file() else found[0] if found else None
     if sheet is None:
-        raise FileNotFoundError(f'{data} lacks the annotation sheet: looked for {list(sheets)} there; '
-                                'name the folder that holds it, or the sheet itself')
+        raise FileNotFoundError(
+            f'{data} lacks the annotation sheet: looked for {list(sheets)} there; '
+            'name the folder that holds it, or the sheet itself')
     drawn = Path(regions).expanduser() if regions else there.get(_plain(REGIONS_NAME))
     if drawn is None or not drawn.is_file():
         raise FileNotFoundError(f'{drawn or sheet.parent/REGIONS_NAME} is absent: '
@@ -75,7 +77,7 @@ def read_annotations(
                          'are the two files of one data set?')
     return images.assign(path=None), regions[regions.image_name.isin(images.image_name)]
 
-# %% ../nbs/06_leakage_audit.ipynb #a02b8440
+# %% ../nbs/06_leakage_audit.ipynb #0e3fe93a
 def _corner(geometry):
     "Right and lower end of a region; NaN where it cannot be drawn."
     try: return outline(geometry).max(0)
@@ -86,10 +88,11 @@ def region_frame(
 ) -> tuple: # (width, height) in original px
     "Find the frame that 99 % of the regions do not reach beyond."
     corners = np.array([_corner(g) for g in regions.geometry]).reshape(-1, 2)
-    if not np.isfinite(corners).any(): raise ValueError('no region can be drawn: is it a VIA export?')
+    if not np.isfinite(corners).any():
+        raise ValueError('no region can be drawn: is it a VIA export?')
     return tuple(np.nanpercentile(corners, 99, axis=0).clip(1).tolist())
 
-# %% ../nbs/06_leakage_audit.ipynb #06e7add6
+# %% ../nbs/06_leakage_audit.ipynb #0567db85
 MASK_NUMBERS = (
     'regions', 'objects', 'area', 'largest area', 'perimeter', 'circularity', 'solidity', 'extent',
     'elongation')
@@ -98,9 +101,10 @@ def mask_numbers(
     geometries:list, # VIA geometries of one image
     frame_px:tuple, # (width, height) that they refer to
     size_px:int=224, # side of the rendered mask
-) -> np.ndarray: # (9,) float: `MASK_NUMBERS`, areas and perimeter in rendered px, the last four in [0, 1]
+) -> np.ndarray: # (9,) float, `MASK_NUMBERS`: areas, perimeter in px, the last four in [0, 1]
     "Render the mask of one image and measure it; all 0 where there is none."
-    mask = roi_mask(scaled_outlines(geometries, (size_px, size_px), frame_px)[0], (size_px, size_px))
+    shape = (size_px, size_px)
+    mask = roi_mask(scaled_outlines(geometries, shape, frame_px)[0], shape)
     found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not found: return np.zeros(len(MASK_NUMBERS))
     c = max(found, key=cv2.contourArea)
@@ -129,12 +133,12 @@ def describe_masks(
     frame, by = region_frame(regions), regions.groupby('image_name').geometry
     return pd.DataFrame({n: mask_numbers(list(g), frame) for n, g in by}, MASK_NUMBERS).T
 
-# %% ../nbs/06_leakage_audit.ipynb #f8c8eaca
+# %% ../nbs/06_leakage_audit.ipynb #3ef2773e
 class Control(NamedTuple):
     "What a breast is described by, without an image."
     name: str # what the numbers are
     label: str # whose rows give the label: 'all rows', 'DM rows' or 'CM rows'
-    numbers: pd.DataFrame # index (patient_id, side); NaN: filled with the median of the training part
+    numbers: pd.DataFrame # index (patient_id, side); NaN: filled with the training median
     known: str = 'always' # 'in training': numbers are those of the other breast, 0 unless it trains
     permuted: bool = False # labels are dealt anew among the breasts
 
@@ -147,7 +151,7 @@ def label_columns(
     there = [m for m in MODALITIES if (images.modality == m).any()]
     return every, {'all rows': every.label} | {f'{m} rows': table(images, m).label for m in there}
 
-# %% ../nbs/06_leakage_audit.ipynb #39a028bb
+# %% ../nbs/06_leakage_audit.ipynb #1ff810fc
 def sheet_controls(
     every:pd.DataFrame, # one row a breast, index (patient_id, side), over all rows
     images:pd.DataFrame, # from `read_annotations`
@@ -157,15 +161,18 @@ def sheet_controls(
     missing = (every.density_source != 'own').astype(float)
     swap = pd.MultiIndex.from_tuples([(p, dict(L='R', R='L')[s]) for p, s in every.index])
     twin = every.label.add(1).reindex(swap).fillna(0).set_axis(every.index) # 0: there is none
-    views = pd.crosstab([images.patient_id, images.side], images['view']).reindex(columns=VIEWS, fill_value=0)
+    views = pd.crosstab([images.patient_id, images.side], images['view'])
+    views = views.reindex(columns=VIEWS, fill_value=0)
     both = lambda density: pd.DataFrame(dict(age=age, density=density))
     return [Control(name, 'all rows', pd.DataFrame(numbers), *more) for name, numbers, *more in [
         ('age', age), ('density, missing is 0', step.fillna(0)), ('density, missing hidden', step),
-        ('density missing or not', missing), ('age and density, missing is 0', both(step.fillna(0))),
+        ('density missing or not', missing),
+        ('age and density, missing is 0', both(step.fillna(0))),
         ('age and density, missing hidden', both(step)), ('number of views', views),
-        ('label of the other breast', twin), ('label of the other breast, if it trains', twin, 'in training')]]
+        ('label of the other breast', twin),
+        ('label of the other breast, if it trains', twin, 'in training')]]
 
-# %% ../nbs/06_leakage_audit.ipynb #75d658ce
+# %% ../nbs/06_leakage_audit.ipynb #0e245e4c
 TOOLS = ('polygon', 'ellipse', 'circle', 'polyline', 'point')
 
 def pen_controls(
@@ -182,11 +189,13 @@ def pen_controls(
         shapes, used = sum_over_breast(rows, masks), sum_over_breast(rows, tools).clip(upper=1)
         present = shapes[['regions']].clip(upper=1)
         out += [Control(f'region present, {source}', own, present)]
-        out += [Control(f'mask shapes, {source}', label, shapes) for label in dict.fromkeys(['all rows', own])]
+        both = dict.fromkeys(['all rows', own])
+        out += [Control(f'mask shapes, {source}', label, shapes) for label in both]
         out += [Control(f'drawing tools, {source}', own, used)]
-    return out + [Control(f'permuted labels, mask shapes, {every}', 'all rows', out[1].numbers, permuted=True)]
+    name, shapes = f'permuted labels, mask shapes, {every}', out[1].numbers
+    return out + [Control(name, 'all rows', shapes, permuted=True)]
 
-# %% ../nbs/06_leakage_audit.ipynb #7e2ad24b
+# %% ../nbs/06_leakage_audit.ipynb #c76918f3
 def deal_folds(
     label:pd.Series, # (n,) int, index (patient_id, side)
     split_unit:str, # 'patient' or 'breast' stays in one fold
@@ -195,7 +204,8 @@ def deal_folds(
 ) -> np.ndarray: # (n_folds, n) bool, each breast tested once
     "Deal breasts into the test sets of a cross-validation."
     table = label.rename('label').reset_index()
-    return np.stack([make_splits(table, split_unit, seed, n_folds, k).split == 'test' for k in range(n_folds)])
+    dealt = [make_splits(table, split_unit, seed, n_folds, k) for k in range(n_folds)]
+    return np.stack([d.split == 'test' for d in dealt])
 
 def out_of_fold(
     control:Control, # numbers of the breasts
@@ -205,17 +215,20 @@ def out_of_fold(
     n_trees:int=50, # of the forest
 ) -> np.ndarray: # (n, 3) probabilities, each breast by a forest that did not see it
     "Cross-validate a random forest on a control's numbers."
-    x, prob = control.numbers.reindex(label.index).to_numpy(float), np.zeros((len(label), len(CLASSES)))
+    x = control.numbers.reindex(label.index).to_numpy(float)
+    prob = np.zeros((len(label), len(CLASSES)))
     swap = [(p, dict(L='R', R='L')[s]) for p, s in label.index]
     for test in folds:
         seen, twin_trains = x.copy(), pd.Series(~test, label.index).reindex(swap, fill_value=False)
         if control.known == 'in training': seen[~twin_trains.to_numpy()] = 0
-        forest = make_pipeline(SimpleImputer(strategy='median', keep_empty_features=True),
-                               RandomForestClassifier(n_trees, random_state=seed)).fit(seen[~test], label[~test])
+        forest = make_pipeline(
+            SimpleImputer(strategy='median', keep_empty_features=True),
+            RandomForestClassifier(n_trees, random_state=seed))
+        forest.fit(seen[~test], label[~test])
         prob[np.ix_(test, forest.classes_)] = forest.predict_proba(seen[test])
     return prob
 
-# %% ../nbs/06_leakage_audit.ipynb #2396a3ed
+# %% ../nbs/06_leakage_audit.ipynb #8b60cd7b
 def repeated_draws(
     labels:np.ndarray, # (repeats, n) int
     probs:np.ndarray, # (repeats, n, 3)
@@ -238,7 +251,8 @@ def interval_rows(
     value = repeated_draws(labels, probs, np.ones((1, len(patient_id))))
     draws = repeated_draws(labels, probs, bootstrap_weights(patient_id, n_draws, seed))
     low, high = ({k: np.nanpercentile(v, q) for k, v in draws.items()} for q in (2.5, 97.5))
-    return pd.DataFrame([dict(score=k, value=v[0], low=low[k], high=high[k]) for k, v in value.items()])
+    rows = [dict(score=k, value=v[0], low=low[k], high=high[k]) for k, v in value.items()]
+    return pd.DataFrame(rows)
 
 # %% ../nbs/06_leakage_audit.ipynb #c43ab0e8
 @dataclass(frozen=True)
@@ -270,8 +284,10 @@ def run_repeat(
         out[c.name] = y.to_numpy(), out_of_fold(c, y, dealt, seed, cfg.n_trees)
     return out
 
-# %% ../nbs/06_leakage_audit.ipynb #4d2282e5
-_ORDER = ['control', 'label', 'split_unit', 'score', 'value', 'low', 'high', 'breasts', 'patients', 'repeats']
+# %% ../nbs/06_leakage_audit.ipynb #b67512f6
+_ORDER = [
+    'control', 'label', 'split_unit', 'score', 'value', 'low', 'high', 'breasts', 'patients',
+    'repeats']
 
 def run_controls(
     images:pd.DataFrame, # from `read_annotations`
@@ -288,18 +304,21 @@ def run_controls(
     groups = [(k, u) for k in labels for u in UNITS]
     seeds = range(cfg.seed, cfg.seed + cfg.n_repeats)
     of = {k: [c for c in controls if c.label == k] for k in labels}
-    jobs = (delayed(run_repeat)(of[k], labels[k], u, s, cfg) for k, u in groups for s in seeds)
-    done = Parallel(cfg.n_jobs)(jobs)
-    repeats = {g: done[i*cfg.n_repeats:(i + 1)*cfg.n_repeats] for i, g in enumerate(groups)}
-    each = [(c, u, [r[c.name] for r in repeats[c.label, u]]) for c in controls for u in UNITS]
+    done = iter(Parallel(cfg.n_jobs)(
+        delayed(run_repeat)(of[k], labels[k], u, s, cfg) for k, u in groups for s in seeds))
+    repeats = {g: [next(done) for _ in seeds] for g in groups}
     who = {k: y.index.get_level_values('patient_id').to_numpy() for k, y in labels.items()}
-    jobs = (delayed(interval_rows)(*map(np.stack, zip(*r)), who[c.label], cfg.n_draws, cfg.seed) for c, _, r in each)
-    said = [dict(control=c.name, label=c.label, split_unit=u, breasts=len(who[c.label]), repeats=cfg.n_repeats,
-                 patients=len(set(who[c.label]))) for c, u, _ in each]
-    rows = [t.assign(**s) for t, s in zip(Parallel(cfg.n_jobs)(jobs), said)]
+    each = [(c, u, [r[c.name] for r in repeats[c.label, u]]) for c in controls for u in UNITS]
+    scored = Parallel(cfg.n_jobs)(
+        delayed(interval_rows)(*map(np.stack, zip(*r)), who[c.label], cfg.n_draws, cfg.seed)
+        for c, _, r in each)
+    rows = [
+        t.assign(control=c.name, label=c.label, split_unit=u, breasts=len(who[c.label]),
+                 patients=len(set(who[c.label])), repeats=cfg.n_repeats)
+        for (c, u, _), t in zip(each, scored)]
     return pd.concat(rows, ignore_index=True)[_ORDER]
 
-# %% ../nbs/06_leakage_audit.ipynb #59bcd652
+# %% ../nbs/06_leakage_audit.ipynb #4d84393a
 def show_controls(
     table:pd.DataFrame, # from `run_controls`
     score_names:tuple=('accuracy', 'auc', 'abnormal'), # which scores
@@ -308,7 +327,8 @@ def show_controls(
     kept = table[table.score.isin(score_names)]
     text = [f'{v:.3f} [{l:.3f}, {h:.3f}]' for v, l, h in kept[['value', 'low', 'high']].to_numpy()]
     rows = pd.MultiIndex.from_frame(table[['control', 'label']].drop_duplicates())
-    wide = kept.assign(text=text).pivot(index=['control', 'label'], columns=['split_unit', 'score'], values='text')
+    wide = kept.assign(text=text).pivot(
+        index=['control', 'label'], columns=['split_unit', 'score'], values='text')
     return wide.reindex(rows)[[(u, s) for u in UNITS for s in score_names]]
 
 # %% ../nbs/06_leakage_audit.ipynb #0d9c3975
@@ -336,7 +356,7 @@ def plot_controls(
     ax.legend(frameon=False, fontsize=8, ncols=3, loc='lower right', bbox_to_anchor=(1, 1))
     return ax
 
-# %% ../nbs/06_leakage_audit.ipynb #4361240c
+# %% ../nbs/06_leakage_audit.ipynb #5304d518
 def verdict(
     table:pd.DataFrame, # from `run_controls`
 ) -> str: # two sentences; the first word is the answer
@@ -344,13 +364,15 @@ def verdict(
     auc = table[(table.score == 'auc') & (table.split_unit == 'patient')]
     shapes = auc[auc.control.str.startswith('mask shapes')].iloc[0]
     chance = auc[auc.control.str.startswith('permuted')].iloc[0]
-    words = 'Yes' if shapes.low > .8 else 'In part' if shapes.low > max(.5, chance.high) else 'Not by these numbers'
+    words = 'In part' if shapes.low > max(.5, chance.high) else 'Not by these numbers'
+    if shapes.low > .8: words = 'Yes'
     name = ['control', 'label', 'split_unit', 'score']
     at = lambda score: table.set_index(name).value[(shapes.control, shapes.label, 'patient', score)]
-    return (f'{words}. A random forest that sees no image, only {len(MASK_NUMBERS)} numbers of the drawn masks, '
-            f'reaches an accuracy of {at("accuracy"):.3f} and a macro AUC of {shapes.value:.3f} '
-            f'[{shapes.low:.3f}, {shapes.high:.3f}] on women it has not seen; permuted labels give {chance.value:.3f} '
-            f'[{chance.low:.3f}, {chance.high:.3f}].')
+    return (
+        f'{words}. A random forest that sees no image, only {len(MASK_NUMBERS)} numbers of the '
+        f'drawn masks, reaches an accuracy of {at("accuracy"):.3f} and a macro AUC of {shapes.value:.3f} '
+        f'[{shapes.low:.3f}, {shapes.high:.3f}] on women it has not seen; permuted labels give '
+        f'{chance.value:.3f} [{chance.low:.3f}, {chance.high:.3f}].')
 
 # %% ../nbs/06_leakage_audit.ipynb #e9ad4d4d
 _PAGE = Environment(autoescape=True, trim_blocks=True).from_string('''<!doctype html><html lang="en"><meta charset="utf-8">
@@ -374,7 +396,7 @@ Label: the worst over all rows of a breast, or over the rows of one modality. DM
 <li>A missing value that tells of the label should be hidden, or its cause removed.</ul>
 <p>{{ made }}</p></html>''')
 
-# %% ../nbs/06_leakage_audit.ipynb #1af101db
+# %% ../nbs/06_leakage_audit.ipynb #07571bf6
 HEADS = dict(accuracy='accuracy', auc='macro AUC', abnormal='normal or not')
 
 def _embed(fig):
@@ -397,9 +419,10 @@ def describe_files(
         rows=len(images), regions=len(regions), breasts=len(labels['all rows']),
         patients=images.patient_id.nunique(), fingerprint=digest,
         phantom=(sheet.parent/PHANTOM_NAME).exists(), share_with_twin=round(float(shared), 3),
-        **{f'{c.lower()} ({k})': int((y == i).sum()) for k, y in labels.items() for i, c in enumerate(CLASSES)})
+        **{f'{c.lower()} ({k})': int((y == i).sum())
+           for k, y in labels.items() for i, c in enumerate(CLASSES)})
 
-# %% ../nbs/06_leakage_audit.ipynb #9a381a62
+# %% ../nbs/06_leakage_audit.ipynb #3ed40f66
 def write_audit(
     data:str|Path, # annotation sheet, or the folder that holds it
     out:str|Path, # folder for the page, the table, the figure and the settings, made where absent
@@ -409,7 +432,8 @@ def write_audit(
     "Audit annotation files; raise as `find_annotations`, `read_annotations` and `run_controls` do."
     sheet, drawn = find_annotations(data, regions)
     images, regions = read_annotations(sheet, drawn)
-    facts, table, out = describe_files(sheet, drawn, images, regions), run_controls(images, regions, cfg), Path(out)
+    table, out = run_controls(images, regions, cfg), Path(out)
+    facts = describe_files(sheet, drawn, images, regions)
     wide, ax = show_controls(table), plot_controls(table)
     write_table(table.set_index('control'), out/'controls', verdict(table))
     versions = dict(python=platform.python_version(), **{'scikit-learn': sklearn.__version__})
@@ -419,14 +443,15 @@ def write_audit(
     name = [f"{facts[k]} {k}" for k in ('patients', 'breasts', 'rows', 'regions')]
     page = _PAGE.render(
         name=sheet.name, phantom=facts['phantom'], verdict=verdict(table), facts=', '.join(name),
-        figure=_embed(ax.figure), cfg=cfg, columns=list(wide.columns), heads=HEADS, made=f'cesm_audit, seed {cfg.seed}, '
-        f'annotation files {facts["fingerprint"]}', rows=[(i, r.tolist()) for i, r in zip(wide.index, wide.to_numpy())])
+        figure=_embed(ax.figure), cfg=cfg, columns=list(wide.columns), heads=HEADS,
+        made=f'cesm_audit, seed {cfg.seed}, annotation files {facts["fingerprint"]}',
+        rows=[(i, r.tolist()) for i, r in zip(wide.index, wide.to_numpy())])
     write_atomic(out/'index.html', page.encode())
     save_figure(ax.figure, out/'controls', facts['phantom'])
     plt.close(ax.figure)
     return table, out/'index.html'
 
-# %% ../nbs/06_leakage_audit.ipynb #ff8b7eab
+# %% ../nbs/06_leakage_audit.ipynb #84853a53
 def main(
     args:list|None=None, # arguments as in a shell; those of the process if not given
 ):
@@ -435,16 +460,17 @@ def main(
     @dataclass(frozen=True)
     class Audit(AuditConfig):
         "Ask of annotation files, without any image, whether drawn regions give the label away."
-        data:tyro.conf.Positional[Path] = Path('data/CDD-CESM') # annotation sheet, or the folder that holds it
+        data:tyro.conf.Positional[Path] = Path('data/CDD-CESM') # sheet, or the folder that holds it
         regions:str = '' # region file (VIA export, CSV); empty: the one beside the sheet
         out:Path = Path('cesm_audit') # folder for index.html, controls.csv, controls.png
     cfg = tyro.cli(Audit, args=args)
     settings = AuditConfig(**{k: getattr(cfg, k) for k in AuditConfig.__dataclass_fields__})
     try: table, page = write_audit(cfg.data, cfg.out, cfg.regions, settings)
     except (ValueError, OSError) as e: raise SystemExit(f'cesm_audit: {e}') from None
-    print(show_controls(table, ('accuracy', 'auc'))['patient'].to_string(), verdict(table), f'page: {page}', sep='\n\n')
+    shown = show_controls(table, ('accuracy', 'auc'))['patient'].to_string()
+    print(shown, verdict(table), f'page: {page}', sep='\n\n')
 
-# %% ../nbs/06_leakage_audit.ipynb #32753021
+# %% ../nbs/06_leakage_audit.ipynb #6576c3a3
 LEAKY = dict( # switch -> what the paper's side of it lets through
     split_unit="a woman's breasts fall on both sides of the split",
     roi_source='test images are enhanced where a radiologist who knew the diagnosis drew',
@@ -463,7 +489,9 @@ def check_clinical(
 ):
     "Raise ValueError where settings that are called clinical give something away."
     found = find_leaks(cfg)
-    if found: raise ValueError(f'this is not the clinical protocol ({"; ".join(found)}): leave these switches to the protocol')
+    if found:
+        raise ValueError(f'this is not the clinical protocol ({"; ".join(found)}): '
+                         'leave these switches to the protocol')
 
 def find_leaks_in_run(
     run_dir:str|Path, # folder of chapter 04
@@ -471,38 +499,59 @@ def find_leaks_in_run(
     "Say what a finished run gave away: by its switches, and by the split that was in fact used."
     switches = json.loads((Path(run_dir)/'config.json').read_text())['switches']
     shared = share_with_twin(pd.read_csv(Path(run_dir)/'splits.csv'))
-    found = [f'{k}={switches[k]!r}: {why}' for k, why in LEAKY.items() if switches[k] == PROTOCOLS['paper'][k]]
-    return found + ([f'{shared:.0%} of the test breasts have the other breast in training'] if shared else [])
+    found = [f'{k}={switches[k]!r}: {why}' for k, why in LEAKY.items()
+             if switches[k] == PROTOCOLS['paper'][k]]
+    if shared: found.append(f'{shared:.0%} of the test breasts have the other breast in training')
+    return found
 
-# %% ../nbs/06_leakage_audit.ipynb #dc3715ec
+# %% ../nbs/06_leakage_audit.ipynb #f56eaa1f
+def _does(switch, yes, no):
+    "What each protocol is said to do, by the side of a switch that it is on."
+    side = PROTOCOLS['paper'][switch]
+    return [yes if PROTOCOLS[p][switch] == side else no for p in ('paper', 'clinical')]
+
+def _cell(text, where): return f'[{text}]({where})'
+
+def _rows_alike():
+    "Kinds of leakage in which the protocols do not differ, or that neither has."
+    both = lambda text: [text, text]
+    median = _does('density_missing', 'no: nothing is fitted', 'no: the training median')
+    undated, alike = 'cannot be told: the files have no dates', 'same pixels under two names'
+    return {
+        'L1.1 no test set': [*both('no'), _cell('chapter 00', '00_data.ipynb')],
+        'L1.2 preprocessing on training and test data': [
+            *median, _cell('`fill_density`', '04_train_colab_t4.ipynb')],
+        'L1.3 feature selection on training and test data': [
+            *both('no: none is selected'), _cell('chapter 03', '03_model.ipynb')],
+        'L1.4 duplicates': [*both('no: none found'), _cell(alike, '01a_check.ipynb#all-images')],
+        'L3.1 temporal leakage': [*both(undated), _cell('columns of the sheet', '00_data.ipynb')],
+        'L3.3 test data are not of the population of interest': [
+            *both('**yes**: one hospital, far more cancers than in screening'),
+            _cell('cohort tables', '00_data.ipynb')]}
+
+# %% ../nbs/06_leakage_audit.ipynb #bee404c3
 def info_sheet(
     real:pd.DataFrame, # `controls.csv` of the data set
     share:float, # of test breasts with the other breast in training, split by breast
 ) -> pd.DataFrame: # index: kind of leakage; columns paper, clinical, shown by
     "Go through the kinds of leakage for both protocols."
     at = real[real.score == 'auc'].set_index(['control', 'label', 'split_unit']).value
-    does = lambda k, yes, no: [yes if PROTOCOLS[p][k] == PROTOCOLS['paper'][k] else no for p in ('paper', 'clinical')]
-    cell = lambda text, where: f'[{text}]({where})'
-    chapter, trial = '06_leakage_audit.ipynb', '06a_ladder.ipynb#the-audit-on-trial'
-    masks, missing = (at[k, 'all rows', 'patient'] for k in ('mask shapes, DM + CM', 'density missing or not'))
-    rows = {
-        'L1.1 no test set': ['no'] * 2 + [cell('split of chapter 00', '00_data.ipynb')],
-        'L1.2 preprocessing on training and test data': does(
-            'density_missing', 'no: nothing is fitted', 'no: the median is of the training part') + [cell('`fill_density`', '04_train_colab_t4.ipynb')],
-        'L1.3 feature selection on training and test data': ['no: none is selected'] * 2 + [cell('chapter 03', '03_model.ipynb')],
-        'L1.4 duplicates': ['no: none found'] * 2 + [cell('same pixels under two names', '01a_check.ipynb#all-images')],
-        'L2 features that are not legitimate: regions': does(
-            'roi_source', f'**yes**: drawn masks alone, AUC {masks:.3f}', 'no: the segmented breast') + [cell('controls', f'{chapter}#what-cdd-cesm-gives-away')],
-        'L2 features that are not legitimate: missing density': does(
-            'density_missing', f'**yes**, little: AUC {missing:.3f}', 'in part: the median hides which value is missing, not that it is common'
-            ) + [cell('trial, leak `density`', trial)],
-        'L2 features that are not legitimate: missing view': does(
-            'mask_missing_views', f"yes, worth nothing here: AUC {at['number of views', 'all rows', 'patient']:.3f}",
-            'no: its tokens are hidden') + [cell('trial, leak `view`', trial)],
-        'L3.1 temporal leakage': ['cannot be told: the files have no dates'] * 2 + [cell('columns of the sheet', '00_data.ipynb')],
-        'L3.2 training and test data are not independent': does(
-            'split_unit', f'**yes**: {share:.0%} of test breasts have the other breast in training', 'no: split by patient'
-            ) + [cell('trial, leak `twin`', trial)],
-        'L3.3 test data are not of the population of interest': ['**yes**: one hospital, far more cancers than in screening'] * 2
-            + [cell('cohort tables', '00_data.ipynb')]}
-    return pd.DataFrame(rows, ['paper', 'clinical', 'shown by']).T.rename_axis('kind of leakage')
+    masks, missing, views = (at[k, 'all rows', 'patient'] for k in (
+        'mask shapes, DM + CM', 'density missing or not', 'number of views'))
+    trial = lambda leak: _cell(f'trial, leak `{leak}`', '06a_ladder.ipynb#the-audit-on-trial')
+    here = _cell('controls', '06_leakage_audit.ipynb#what-cdd-cesm-gives-away')
+    rows = _rows_alike() | {
+        'L2 features that are not legitimate: regions': [*_does(
+            'roi_source', f'**yes**: drawn masks alone, AUC {masks:.3f}',
+            'no: the segmented breast'), here],
+        'L2 features that are not legitimate: missing density': [*_does(
+            'density_missing', f'**yes**, little: AUC {missing:.3f}',
+            'in part: the median hides a missing value among common ones'), trial('density')],
+        'L2 features that are not legitimate: missing view': [*_does(
+            'mask_missing_views', f'yes, worth nothing here: AUC {views:.3f}',
+            'no: its tokens are hidden'), trial('view')],
+        'L3.2 training and test data are not independent': [*_does(
+            'split_unit', f'**yes**: {share:.0%} of test breasts have the other breast in training',
+            'no: split by patient'), trial('twin')]}
+    table = pd.DataFrame(rows, ['paper', 'clinical', 'shown by']).T
+    return table.sort_index().rename_axis('kind of leakage')

@@ -152,7 +152,7 @@ def _plan_clinical(
     age = np.clip(np.round(age), 20, 90).astype(int)[ids - 1]
     return pd.DataFrame(dict(age_years=age, density_given=given, pen=pen))
 
-# %% ../nbs/00a_phantom.ipynb #355fa83d
+# %% ../nbs/00a_phantom.ipynb #f8a63f99
 LEAKS = ('region', 'twin', 'density', 'view')
 
 def _leaky_labels(
@@ -165,6 +165,7 @@ def _leaky_labels(
     if not twin: return _quota((1, 1, 1), len(layout), rng)
     return _quota((1, 1, 1), ids.max(), rng)[ids - 1]
 
+# %% ../nbs/00a_phantom.ipynb #d824eec9
 def _plan_leaks(
     plan:pd.DataFrame, # one row a breast, from the parts below
     leaks:tuple, # names of `LEAKS` that are on
