@@ -9,7 +9,7 @@ __all__ = ['MASK_NUMBERS', 'KEYS', 'TOOLS', 'UNITS', 'UNIT_COLORS', 'HEADS', 'LE
            'AuditConfig', 'run_repeat', 'run_controls', 'show_controls', 'plot_controls', 'verdict', 'describe_files',
            'write_audit', 'main', 'find_leaks', 'check_clinical', 'find_leaks_in_run', 'info_sheet']
 
-# %% ../nbs/06_leakage_audit.ipynb #57b4ef10
+# %% ../nbs/06_leakage_audit.ipynb #6323ad4f
 import base64
 import hashlib
 import json
@@ -36,6 +36,7 @@ from .data import (
     breasts, check_sheet, make_splits, read_regions, read_sheet, resolve_protocol, share_with_twin)
 from .evaluate import bootstrap_weights, save_figure, weighted_scores, write_table
 from .roi import outline, roi_mask, scaled_outlines
+from .stats import interval_ends
 from .tensorize import write_atomic
 
 # %% ../nbs/06_leakage_audit.ipynb #8f3fc3c6
@@ -228,7 +229,7 @@ def out_of_fold(
         prob[np.ix_(test, forest.classes_)] = forest.predict_proba(seen[test])
     return prob
 
-# %% ../nbs/06_leakage_audit.ipynb #8b60cd7b
+# %% ../nbs/06_leakage_audit.ipynb #d1a2a7ee
 def repeated_draws(
     labels:np.ndarray, # (repeats, n) int
     probs:np.ndarray, # (repeats, n, 3)
@@ -250,7 +251,8 @@ def interval_rows(
     "Score repeats of one cross-validation with patient-cluster bootstrap intervals."
     value = repeated_draws(labels, probs, np.ones((1, len(patient_id))))
     draws = repeated_draws(labels, probs, bootstrap_weights(patient_id, n_draws, seed))
-    low, high = ({k: np.nanpercentile(v, q) for k, v in draws.items()} for q in (2.5, 97.5))
+    ends = interval_ends(len(set(patient_id)))
+    low, high = ({k: np.nanpercentile(v, q) for k, v in draws.items()} for q in ends)
     rows = [dict(score=k, value=v[0], low=low[k], high=high[k]) for k, v in value.items()]
     return pd.DataFrame(rows)
 

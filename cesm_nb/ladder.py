@@ -8,7 +8,7 @@ __all__ = ['WALK', 'HOW', 'SIZE', 'ladder', 'Grid', 'make_grid', 'alter_regions'
            'plot_variants', 'write_results', 'view_numbers', 'pool_views', 'stand_in', 'walk', 'read_results',
            'show_scores']
 
-# %% ../nbs/06a_ladder.ipynb #f1d0acd9
+# %% ../nbs/06a_ladder.ipynb #d8827cc4
 import hashlib
 import json
 import os
@@ -33,6 +33,7 @@ from .data import (
 from .evaluate import (
     PROBS, bootstrap_weights, pool_tests, read_run, save_figure, write_table)
 from .roi import outline
+from .stats import interval_ends
 from .tensorize import (
     TensorConfig, prepare, read_manifest, tensor_settings, tensorize, write_atomic)
 from cesm_nb.train import (
@@ -201,7 +202,7 @@ def plan_runs(
             for s in grid.seeds for k in range(grid.n_folds)]
     return out
 
-# %% ../nbs/06a_ladder.ipynb #f08d2ad9
+# %% ../nbs/06a_ladder.ipynb #91f4f995
 def rescore(
     run_dir:str|Path, # finished run
     tensor_dir:str|Path, # tensors of the same breasts, made otherwise
@@ -218,7 +219,7 @@ def rescore(
     data, splits = read_breasts(tensor_dir, manifest), old[[*KEYS, 'split']]
     train, missing = (splits.split == 'train').to_numpy(), (manifest.density == '').to_numpy()
     rows = fill_density(data.rows, missing, train, switches['density_missing'])
-    t = Training(cfg, switches, device)
+    t = Training(cfg, switches, device, dtype)
     t.model.load_state_dict(load_file(Path(run_dir)/'checkpoints'/'best.safetensors'))
     return predict_table(t.model, data._replace(rows=rows).to(device), splits, dtype)
 
@@ -311,7 +312,7 @@ def score_variants(
         rows.append(t.assign(variant=name, **n))
     return pd.concat(rows, ignore_index=True).set_index('variant')
 
-# %% ../nbs/06a_ladder.ipynb #827a2fe7
+# %% ../nbs/06a_ladder.ipynb #15ab7e71
 def paired_differences(
     pooled:dict, # from `pool_variants`
     pairs:tuple, # (a, b): b - a
@@ -330,7 +331,7 @@ def paired_differences(
         both = [(draws(a, w), draws(b, w)) for w in weights]
         value, spread = ({k: y[k] - x[k] for k in y} for x, y in both)
         for k in value:
-            low, high = np.nanpercentile(spread[k], [2.5, 97.5])
+            low, high = np.nanpercentile(spread[k], interval_ends(len(set(who))))
             said = dict(value=value[k][0], low=low, high=high)
             rows.append(dict(change=f'{names[0]} -> {names[1]}', score=k) | said)
     return pd.DataFrame(rows).set_index('change')
