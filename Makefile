@@ -27,7 +27,7 @@ reproduce: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --dist loadfile
 
 docs-check: $(VENV)/.ready
 	$(BIN)/python tools/check_docs.py
