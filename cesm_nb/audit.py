@@ -9,7 +9,7 @@ __all__ = ['MASK_NUMBERS', 'KEYS', 'TOOLS', 'UNITS', 'UNIT_COLORS', 'HEADS', 'LE
            'AuditConfig', 'run_repeat', 'run_controls', 'show_controls', 'plot_controls', 'verdict', 'describe_files',
            'write_audit', 'main', 'find_leaks', 'check_clinical', 'find_leaks_in_run', 'info_sheet']
 
-# %% ../nbs/06_leakage_audit.ipynb #6323ad4f
+# %% ../nbs/06_leakage_audit.ipynb #e8c840f4
 import base64
 import hashlib
 import json
@@ -38,6 +38,7 @@ from .evaluate import bootstrap_weights, save_figure, weighted_scores, write_tab
 from .roi import outline, roi_mask, scaled_outlines
 from .stats import interval_ends
 from .tensorize import write_atomic
+from .train import SCORES
 
 # %% ../nbs/06_leakage_audit.ipynb #8f3fc3c6
 def _plain(name): return re.sub(r'[-_ ]+', ' ', name).lower()
@@ -229,7 +230,7 @@ def out_of_fold(
         prob[np.ix_(test, forest.classes_)] = forest.predict_proba(seen[test])
     return prob
 
-# %% ../nbs/06_leakage_audit.ipynb #d1a2a7ee
+# %% ../nbs/06_leakage_audit.ipynb #4972744d
 def repeated_draws(
     labels:np.ndarray, # (repeats, n) int
     probs:np.ndarray, # (repeats, n, 3)
@@ -237,7 +238,8 @@ def repeated_draws(
 ) -> dict: # score -> (draws,)
     "Score every repeat with every row of weights; average over the repeats."
     side = lambda y, p: (p.argmax(1) > 0) == (y > 0)
-    each = [weighted_scores(y, p, weights) | dict(abnormal=weights @ side(y, p)/weights.sum(1))
+    def six(y, p): return {k: v for k, v in weighted_scores(y, p, weights).items() if k in SCORES}
+    each = [six(y, p) | dict(abnormal=weights @ side(y, p)/weights.sum(1))
             for y, p in zip(labels, probs)]
     return {k: np.mean([e[k] for e in each], 0) for k in each[0]}
 
