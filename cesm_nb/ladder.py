@@ -8,7 +8,7 @@ __all__ = ['WALK', 'HOW', 'SIZE', 'ladder', 'Grid', 'make_grid', 'alter_regions'
            'plot_variants', 'write_results', 'view_numbers', 'pool_views', 'stand_in', 'walk', 'read_results',
            'show_scores']
 
-# %% ../nbs/06a_ladder.ipynb #d8827cc4
+# %% ../nbs/06a_ladder.ipynb #bee37ea3
 import hashlib
 import json
 import os
@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from safetensors.torch import load_file
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
@@ -36,9 +35,8 @@ from .roi import outline
 from .stats import interval_ends
 from .tensorize import (
     TensorConfig, prepare, read_manifest, tensor_settings, tensorize, write_atomic)
-from cesm_nb.train import (
-    Breasts, TrainConfig, Training, check_config, fill_density, fit, make_config, predict_table,
-    read_breasts)
+from .train import (
+    Breasts, TrainConfig, check_config, fill_density, fit, make_config, predict_run, read_breasts)
 
 # %% ../nbs/06a_ladder.ipynb #4ab31b69
 WALK = dict( # switch -> name of the rung where it is turned from `paper` to `clinical`
@@ -202,26 +200,18 @@ def plan_runs(
             for s in grid.seeds for k in range(grid.n_folds)]
     return out
 
-# %% ../nbs/06a_ladder.ipynb #91f4f995
+# %% ../nbs/06a_ladder.ipynb #85b99495
 def rescore(
     run_dir:str|Path, # finished run
     tensor_dir:str|Path, # tensors of the same breasts, made otherwise
 ) -> pd.DataFrame: # as `predictions.csv`
     "Predict with a finished run's network on other tensors; raise where these lack a breast."
-    config, _, old = read_run(run_dir)
-    cfg = replace(make_config(config['settings']), pretrained=False, device='auto')
-    switches, device, dtype = check_config(cfg)
-    manifest = old[KEYS].merge(read_manifest(tensor_dir), how='left', on=KEYS)
-    lost = manifest.file.isna()
+    old = read_run(run_dir)[2]
+    lost = old[KEYS].merge(read_manifest(tensor_dir), how='left', on=KEYS).file.isna()
     if lost.any():
         raise ValueError(f'{tensor_dir} lacks {lost.sum()} of the {len(old)} breasts of {run_dir}: '
                          'make all of its tensors')
-    data, splits = read_breasts(tensor_dir, manifest), old[[*KEYS, 'split']]
-    train, missing = (splits.split == 'train').to_numpy(), (manifest.density == '').to_numpy()
-    rows = fill_density(data.rows, missing, train, switches['density_missing'])
-    t = Training(cfg, switches, device, dtype)
-    t.model.load_state_dict(load_file(Path(run_dir)/'checkpoints'/'best.safetensors'))
-    return predict_table(t.model, data._replace(rows=rows).to(device), splits, dtype)
+    return predict_run(run_dir, tensor_dir)
 
 # %% ../nbs/06a_ladder.ipynb #0b0b8d3a
 _PLACES = ( # where, not what

@@ -608,7 +608,7 @@ class ShowEpochs:
         else: self.display = display(fig, display_id=True)
         plt.close(fig)
 
-# %% ../nbs/04_train_colab_t4.ipynb #372a4a57
+# %% ../nbs/04_train_colab_t4.ipynb #f60eea31
 def _keep(t, row, checkpoints):
     "Take in what an epoch gave; the main process writes the state, and the weights where they are the best."
     t.sched.step(row['val_loss'])
@@ -616,8 +616,9 @@ def _keep(t, row, checkpoints):
     best = row['val_accuracy'] > t.best_accuracy
     if best: t.best_epoch, t.best_accuracy = row['epoch'], row['val_accuracy']
     if not t.team.is_main_process: return
-    weights = {k: v.contiguous() for k, v in t.model.state_dict().items()}
-    if best: write_atomic(checkpoints/'best.safetensors', save(weights))
+    if best:
+        weights = {k: v.contiguous() for k, v in t.model.state_dict().items()}
+        write_atomic(checkpoints/'best.safetensors', save(weights))
     save_training(t, checkpoints/'last'/'state.pt')
 
 # %% ../nbs/04_train_colab_t4.ipynb #d9a23c3f
