@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Simulated', 'simulate', 'list_shares', 'find_threshold', 'weighted_curve', 'ranking_scores', 'calibration_bins',
            'weighted_scores', 'sklearn_scores', 'bootstrap_weights', 'explain_scores', 'interval_ends', 'wilson',
-           'interval_table', 'delong', 'mcnemar', 'paired_table', 'holm', 'heat', 'fit_temperature', 'coverage']
+           'interval_table', 'delong', 'mcnemar', 'bootstrap_p', 'paired_table', 'holm', 'heat', 'fit_temperature',
+           'coverage']
 
 # %% ../nbs/04a_stats.ipynb #75fd1386
 from typing import NamedTuple
@@ -342,6 +343,14 @@ def _p_delong(label, a, b, patient_id, what):
     return 2*norm.sf(abs(auc[0] - auc[1])/np.sqrt(variance))
 
 # %% ../nbs/04a_stats.ipynb #b627faec
+def bootstrap_p(
+    draws:np.ndarray, # (n_draws,) of a difference; NaN is left out
+) -> float: # in (0, 1]; NaN where there is no draw
+    "Two-sided p value: how rarely the draws cross zero."
+    n = np.isfinite(draws).sum()
+    sides = min((draws <= 0).sum(), (draws >= 0).sum())
+    return min(1., 2*(sides + 1)/(n + 1)) if n else np.nan
+
 def paired_table(
     label:np.ndarray, # (n,) int
     a:np.ndarray, # (n, 3) probabilities of one run
@@ -358,9 +367,9 @@ def paired_table(
     for name in whole[0]:
         (x,), (z,) = whole[0][name], whole[1][name]
         d = draws[1][name] - draws[0][name]
-        low, high, n = _middle(d, z - x, ends)
-        sides = np.nan if np.isnan(low) else min((d <= 0).sum(), (d >= 0).sum())
-        rows.append((name, x, z, z - x, low, high, min(1., 2*(sides + 1)/(n + 1)), 'bootstrap'))
+        low, high, _ = _middle(d, z - x, ends)
+        p = np.nan if np.isnan(low) else bootstrap_p(d)
+        rows.append((name, x, z, z - x, low, high, p, 'bootstrap'))
     columns = 'score a b difference low high p test'.split()
     out = pd.DataFrame(rows, columns=columns).set_index('score')
     out.loc['accuracy', ['p', 'test']] = mcnemar(label, a, b), 'McNemar'

@@ -323,7 +323,8 @@ class Training:
         if device.type == 'cpu' and dtype == torch.bfloat16: speed_up_depthwise(self.model)
         self.stepper = join_team(self.model, self.team) # what is called in training
         if cfg.compile_model: self.stepper = torch.compile(self.stepper)
-        self.opt = torch.optim.AdamW(self.model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
+        self.opt = torch.optim.AdamW(
+            self.model.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
         self.sched = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.opt, factor=cfg.lr_factor, patience=cfg.lr_patience)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
