@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +16,8 @@ from joblib import Parallel, delayed
 from cesm_nb.audit import check_clinical, find_leaks
 from cesm_nb.data import PROTOCOLS, SWITCHES
 from cesm_nb.evaluate import PROBS, interval_table
-from cesm_nb.ladder import WALK, ladder, make_grid, paired_differences, plan_runs, score_variants, walk
+from cesm_nb.grids import make_grid, paired_differences, plan_runs, score_variants
+from cesm_nb.ladder import WALK, ladder, walk
 from cesm_nb.phantom import LEAKS, make_phantom
 from cesm_nb.train import TrainConfig, fit, make_config
 from conftest import ROOT
@@ -123,25 +125,65 @@ def test_grids_vary_one_thing_at_a_time(name):
     assert all(len(v) <= 1 for v in grid.variants.values())
 
 
+TINY = dict(base=dict(image_size=32, epochs=1, mixed_precision='no'), n_folds=3, seeds=[0, 1], variants={
+    'paper': ladder()['paper'], 'split by patient': ladder()['split by patient'], 'faked': dict(data='faked')},
+    data={'faked': dict(how='fake')}, rescore={'not at test': dict(of='paper', roi_source='none')},
+    pairs=[['paper', 'split by patient'], ['paper', 'not at test']])
+ONE = dict(base=TINY['base'], n_folds=3, variants=dict(a={}), rescore=dict(b=dict(of='a', roi_source='none')), pairs=[['a', 'b']])
+
+
+def command(folder, data, *args):
+    "Run `tools/run_grid.py` on grids in a folder."
+    words = [sys.executable, 'tools/run_grid.py', '--grid', *sorted(folder.glob('*.yaml')), '--data', data, '--runs', folder/'runs',
+             '--out', folder/'out', *args]
+    return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
+
+
 def test_command_resumes_and_shares(phantom, tmp_path):
-    "A grid of two variants, cut off, gone on with, tabulated; tensors made alike are shared."
-    content = dict(base=dict(image_size=32, epochs=1, mixed_precision='no'), n_folds=3, seeds=[0, 1], variants={
-        'paper': ladder()['paper'], 'split by patient': ladder()['split by patient'], 'faked': dict(data='faked')},
-        data={'faked': dict(how='fake')}, rescore={'not at test': dict(of='paper', roi_source='none')}, pairs=[['paper', 'not at test']])
-    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(content))
-    command = [sys.executable, 'tools/run_grid.py', '--grid', tmp_path/'grid.yaml', '--data', phantom, '--runs', tmp_path/'runs',
-               '--out', tmp_path/'out', '--n-jobs', '2']
-    plan = plan_runs(make_grid(content), phantom, tmp_path/'runs')
+    "Two grids, cut off, gone on with, tabulated; runs and tensors made alike are shared."
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(TINY))
+    part = TINY | dict(variants={'whole': ladder()['paper'], 'CC only': ladder()['paper'] | dict(views='CC')}, seeds=[0],
+                       rescore={}, pairs=[['whole', 'CC only']])
+    (tmp_path/'second.yaml').write_text(yaml.safe_dump(part))
+    plan = plan_runs(make_grid(TINY), phantom, tmp_path/'runs')
     fit(replace(plan[0].cfg, n_jobs=1)) # one run is there already
-    when = (tmp_path/'runs'/'paper'/'seed0-fold0'/'predictions.csv').stat().st_mtime_ns
-    said = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    there = Path(plan[0].cfg.run_dir)/'predictions.csv'
+    when = there.stat().st_mtime_ns
+    said = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # which costs seconds a run
     assert said.returncode == 0, said.stderr
-    assert (tmp_path/'runs'/'paper'/'seed0-fold0'/'predictions.csv').stat().st_mtime_ns == when
-    assert len(list((tmp_path/'runs').glob('*/seed*-fold*/predictions.csv'))) == 3*2*3
+    assert there.stat().st_mtime_ns == when
+    made = list((tmp_path/'runs').glob('*/seed*-fold*/predictions.csv'))
+    assert len(made) == 3*2*3 + 3 # of the second grid's six runs three are the first one's
     assert len(list((tmp_path/'runs'/'tensors').iterdir())) == 3 # annotation, faked, none
-    assert 'not at test' in said.stdout and 'PHANTOM' in said.stdout
-    assert json.loads((tmp_path/'out'/'settings.json').read_text())['grid']['seeds'] == [0, 1]
-    content['variants']['odd'] = dict(epocs=3)
-    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(content))
-    said = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert 'not at test' in said.stdout and said.stdout.count('PHANTOM') == 2
+    settings = json.loads((tmp_path/'out'/'grid'/'settings.json').read_text())
+    assert settings['grid']['seeds'] == [0, 1] and settings['command'].endswith('--seeds 0 1')
+    assert {f.suffix for f in (tmp_path/'out'/'second').glob('table.*')} == {'.csv', '.md', '.tex'}
+
+
+def test_command_refuses_before_it_runs(phantom, tmp_path):
+    odd = TINY | dict(variants=TINY['variants'] | dict(odd=dict(epocs=3)))
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(odd))
+    said = command(tmp_path, phantom)
     assert said.returncode != 0 and "run_grid: unknown parameter ['epocs']" in said.stderr and 'Traceback' not in said.stderr
+    assert not (tmp_path/'runs').exists()
+
+
+def test_a_run_that_stops_says_why(phantom, tmp_path):
+    "What stops in the notebook's own process is said in one sentence, with the executed notebook."
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=TINY['base'] | dict(lr=1e9, epochs=3))))
+    said = command(tmp_path, phantom)
+    assert said.returncode != 0 and 'run_grid: FloatingPointError' in said.stderr and 'notebook.ipynb' in said.stderr
+    assert 'Traceback' not in said.stderr
+
+
+def test_grid_on_a_cluster(phantom, tmp_path):
+    "`--dask ADDRESS`: the workers of a cluster execute the runs through papermill."
+    distributed = pytest.importorskip('distributed', reason="pip install 'cesm_nb[dask]' to test a cluster")
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        said = command(tmp_path, phantom, '--dask', cluster.scheduler_address)
+    assert said.returncode == 0, said.stderr
+    executed = list((tmp_path/'runs').glob('*/seed*-fold*/notebook.ipynb'))
+    assert len(executed) == 3 and all('trainer.fit(cfg' in f.read_text() for f in executed)
+    assert 'change of AUC-ROC' in said.stdout

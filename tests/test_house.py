@@ -13,7 +13,7 @@ import pytest
 from cesm_nb.train import TrainConfig, check_parameters
 from conftest import ROOT
 
-ORDER = ('data', 'phantom', 'roi', 'check', 'tensorize', 'model', 'distribute', 'train', 'stats', 'figures', 'inside', 'tables', 'evaluate', 'audit', 'ladder', 'predict')
+ORDER = ('data', 'phantom', 'roi', 'check', 'tensorize', 'alter', 'model', 'distribute', 'train', 'stats', 'figures', 'inside', 'tables', 'evaluate', 'grids', 'audit', 'ladder', 'predict')
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 BIN = Path(sys.executable).parent
 

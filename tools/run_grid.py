@@ -16,7 +16,7 @@ from pathlib import Path
 import joblib
 import yaml
 
-from cesm_nb.ladder import make_grid, plan_runs, run_grid, write_results
+from cesm_nb.grids import make_grid, plan_runs, run_grid, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT/'nbs'/'04_train_colab_t4.ipynb'
@@ -49,9 +49,11 @@ def run(
                 if not part or a.only_results: continue
                 print(f'--- {name}, seed {seed}', flush=True)
                 run_grid(g, part, -1 if a.dask else a.n_jobs, '' if a.without_papermill else NOTEBOOK)
+    changes = f" --set {' '.join(a.set)}" if a.set else ''
     for name, g in grids.items():
-        write_results(g, plans[name], a.out/name, f'{name} on {a.data.name}')
-        print(*((a.out/name/f'{f}.md').read_text() for f in ('scores', 'differences')), sep='\n', flush=True)
+        command = f"python tools/run_grid.py --grid configs/{name}.yaml --data {a.data.name} --seeds {' '.join(map(str, g.seeds))}{changes}"
+        write_results(g, plans[name], a.out/name, f'{name} on {a.data.name}', command)
+        print((a.out/name/'table.md').read_text(), flush=True)
 
 
 def main():
