@@ -7,8 +7,8 @@ __all__ = ['SCORES', 'ModelConfig', 'TrainConfig', 'make_config', 'pick_device',
            'fill_density', 'assemble', 'draw_changes', 'augment_views', 'score', 'DepthwiseConv', 'speed_up_depthwise',
            'Training', 'epoch_batches', 'weigh_classes', 'check_finite', 'train_step', 'train_epoch', 'predict',
            'describe_run', 'find_run', 'save_training', 'load_training', 'validate', 'plot_history', 'ShowEpochs',
-           'train_loop', 'try_rates', 'split_breasts', 'predict_table', 'Run', 'start_training', 'fit', 'load_run',
-           'predict_run', 'export_run', 'main', 'check_parameters']
+           'train_loop', 'try_rates', 'split_breasts', 'predict_table', 'Run', 'start_training', 'load_inputs', 'fit',
+           'load_run', 'predict_run', 'export_run', 'main', 'check_parameters']
 
 # %% ../nbs/04_train_colab_t4.ipynb #55fbe5a5
 import json
@@ -749,8 +749,13 @@ def _write_csv(table, path): write_atomic(path, table.to_csv(index=False).encode
 
 def _write_json(content, path): write_atomic(path, json.dumps(content, indent=1).encode())
 
-def _load_inputs(tensor_dir, manifest, splits, how):
-    "Breasts of a run, missing density filled in as its protocol says."
+def load_inputs(
+    tensor_dir:str|Path, # folder of `cesm_nb.tensorize`
+    manifest:pd.DataFrame, # which files, in which order
+    splits:pd.DataFrame, # patient_id, side, split in the same order
+    how:str, # what a missing density becomes, see `fill_density`
+) -> Breasts: # on the CPU
+    "Read the breasts of a run, a missing density filled in as its protocol says."
     data = read_breasts(tensor_dir, manifest)
     missing, train = (manifest.density == '').to_numpy(), (splits.split == 'train').to_numpy()
     return data._replace(rows=fill_density(data.rows, missing, train, how))
@@ -795,7 +800,7 @@ def fit(
         _write_json(config, run_dir/'config.json')
         _write_csv(manifest, run_dir/'manifest.csv')
         _write_csv(splits, run_dir/'splits.csv')
-    data = _load_inputs(cfg.tensor_dir, manifest, splits, switches['density_missing']).to(device)
+    data = load_inputs(cfg.tensor_dir, manifest, splits, switches['density_missing']).to(device)
     history, predictions = _train_and_predict(t, cfg, data, splits, report)
     if team.is_main_process:
         _write_csv(history, run_dir/'history.csv')
@@ -818,7 +823,9 @@ def load_run(
     model = FourStream(
         **{k: config['settings'][k] for k in MODEL_FIELDS},
         mask_missing_views=config['switches']['mask_missing_views'])
-    model.load_state_dict(load_file(best))
+    try: model.load_state_dict(load_file(best))
+    except RuntimeError as e:
+        raise ValueError(f'{best} is of another model than {file} says: {e}') from e
     return model.to(memory_format=torch.channels_last).eval(), config
 
 # %% ../nbs/04_train_colab_t4.ipynb #cff9ab5b
@@ -832,7 +839,7 @@ def predict_run(
     manifest, splits = read_manifest(run_dir), pd.read_csv(run_dir/'splits.csv', dtype={'side': str})
     own = Path(config['settings']['tensor_dir'])
     folder = Path(tensor_dir or (own if own.exists() else run_dir/'tensors'))
-    data = _load_inputs(folder, manifest, splits, config['switches']['density_missing'])
+    data = load_inputs(folder, manifest, splits, config['switches']['density_missing'])
     where, name = pick_device(device, 'no')[0], config['precision']
     single = name == 'float32' or (name == 'float16' and where.type == 'cpu') # trained on a GPU
     dtype = None if single else getattr(torch, name)
