@@ -13,7 +13,6 @@ __all__ = ['VIEWS', 'MODALITIES', 'CLASSES', 'CLASS_COLORS', 'SIDES', 'DENSITY',
 import csv
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Optional

@@ -24,10 +24,9 @@ from .figures import (
     plot_confusion, plot_curves, plot_decision, plot_forest, plot_ranking, plot_reliability,
     plot_scores, save_figure)
 from .inside import look_inside, plot_attention, plot_examples, pointing_table
-from .stats import ( # those that are not used below are for chapter 06
-    bootstrap_weights, find_threshold, fit_temperature, heat, interval_table, weighted_scores)
+from .stats import find_threshold, fit_temperature, heat, interval_table
 from .tables import (
-    LEAST_BREASTS, PAPER, PROBS, banner, compare_paired, compare_runs, forest_rows,
+    LEAST_BREASTS, PROBS, banner, compare_paired, compare_runs, forest_rows,
     group_findings, per_class_table, subgroup_table, table_1, table_2, to_markdown, write_table)
 from .tensorize import write_atomic
 

@@ -239,6 +239,7 @@ def plot_forest(
     if 'breasts' in table: names = [f'{k} (n={n})' for k, n in zip(names, table.breasts)]
     ax.set_yticks(y, names, fontsize=8)
     ax.set(xlabel=label, ylim=(-.6, len(table) - .4))
+    ax.locator_params(axis='x', nbins=6) # labels of differences are long
     ax.spines[['top', 'right', 'left']].set_visible(False)
     ax.tick_params(axis='y', length=0)
     return ax

@@ -6,7 +6,7 @@
 __all__ = ['KEYS', 'SHOWN', 'Grid', 'make_grid', 'Planned', 'plan_runs', 'plan_rescoring', 'rescore', 'rescored_path',
            'is_finished', 'run_section', 'run_notebook', 'run_one', 'run_grid', 'repeated_draws', 'interval_rows',
            'Pooled', 'pool_variants', 'score_variants', 'paired_differences', 'grid_table', 'write_results',
-           'read_results']
+           'find_results', 'read_results', 'say_settings']
 
 # %% ../nbs/05a_grids.ipynb #8f21d809
 import hashlib
@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -94,6 +94,7 @@ def _data_root(grid, name, root, runs):
     if not name: return str(Path(root).resolve())
     return str(write_view(root, Path(runs)/'data'/_digest(grid.data[name]), **grid.data[name]))
 
+# %% ../nbs/05a_grids.ipynb #26179cc2
 def plan_runs(
     grid:Grid, # from `make_grid`
     root:str|Path, # data set
@@ -364,13 +365,32 @@ def write_results(
     return scores, differences
 
 # %% ../nbs/05a_grids.ipynb #4d615a5f
+def find_results(
+    name:str, # of a folder in `results/`
+) -> Path: # it
+    "Look for results here and above; raise ValueError where there are none."
+    places = [Path(p, 'results', name) for p in ('.', '..')]
+    found = next((p for p in places if p.is_dir()), None)
+    if found is None:
+        raise ValueError(f'{places[0]} is absent: run in the repository, or in a copy of its results/')
+    return found
+
 def read_results(
     name:str, # of the grid
-    root:str|Path='.', # repository, or a folder in it
-) -> Optional[tuple]: # (scores, differences, settings), or None where there are none
-    "Read what `write_results` left in `results/`."
-    places = [p/'results'/name for p in (Path(root), Path(root)/'..')]
-    folder = next((p for p in places if (p/'settings.json').exists()), None)
-    if folder is None: return None
+) -> tuple: # (scores, differences, settings)
+    "Read what `write_results` left in `results/`; raise ValueError as `find_results` does."
+    folder = find_results(name)
     read = lambda f: pd.read_csv(folder/f'{f}.csv', index_col=0)
     return read('scores'), read('differences'), json.loads((folder/'settings.json').read_text())
+
+def say_settings(
+    scores:pd.DataFrame, # from `read_results`
+    settings:dict, # from `read_results`
+) -> str: # a sentence or two
+    "Say what a grid's runs have in common, and on how many breasts."
+    used, n = settings['grid']['base'], scores.iloc[0]
+    shown = dict(weights=settings['weights_source'], seeds=', '.join(map(str, settings['grid']['seeds'])))
+    shown = {k: used[k] for k in ('image_size', 'epochs', 'lr', 'batch_size')} | shown
+    listed = '; '.join(f'{k} {v}' for k, v in shown.items())
+    return (f'{settings["grid"]["n_folds"]} folds over {n.breasts} breasts of {n.patients} women, each '
+            f'breast tested once a seed. Settings: {listed}. Made by `{settings["command"]}`.')

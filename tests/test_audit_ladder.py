@@ -15,10 +15,11 @@ from joblib import Parallel, delayed
 
 from cesm_nb.audit import check_clinical, find_leaks
 from cesm_nb.data import PROTOCOLS, SWITCHES
-from cesm_nb.evaluate import PROBS, interval_table
 from cesm_nb.grids import make_grid, paired_differences, plan_runs, score_variants
 from cesm_nb.ladder import WALK, ladder, walk
 from cesm_nb.phantom import LEAKS, make_phantom
+from cesm_nb.stats import interval_table
+from cesm_nb.tables import PROBS
 from cesm_nb.train import TrainConfig, fit, make_config
 from conftest import ROOT
 

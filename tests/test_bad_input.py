@@ -2,7 +2,6 @@
 import json
 import random
 from collections import Counter
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cesm_nb.check import find_problems
-from cesm_nb.data import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME, find_layout, read_images
+from cesm_nb.data import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME, read_images
 from cesm_nb.phantom import make_phantom
 from cesm_nb.tensorize import TensorConfig, main, read_tensor, tensorize
 

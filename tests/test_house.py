@@ -8,8 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
+from cesm_nb.tables import with_interval
 from cesm_nb.train import TrainConfig, check_parameters
 from conftest import ROOT
 
@@ -71,6 +73,16 @@ def test_nothing_of_a_patient_is_tracked():
     assert big == []
     named = [f for f in tracked() if f.startswith('results/') and re.search(rb'P\d+_[LR]', (ROOT/f).read_bytes())]
     assert named == []
+
+
+def test_numbers_in_the_readme_are_results():
+    "Every value with an interval in the README stands in a table of `results/`."
+    told, there = re.findall(r'-?\d\.\d{3} \[[^\]]*\]', (ROOT/'README.md').read_text()), set()
+    for path in (ROOT/'results').rglob('*.csv'):
+        table = pd.read_csv(path).rename(columns={'difference': 'value'})
+        there |= set(re.findall(r'-?\d\.\d{3} \[[^\]]*\]', path.read_text()))
+        if {'value', 'low', 'high'} <= set(table): there |= set(table.dropna(subset='value').apply(with_interval, axis=1))
+    assert len(told) > 12 and [v for v in told if v not in there] == []
 
 
 NAMES = [f.name for f in fields(TrainConfig)]

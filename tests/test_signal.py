@@ -1,6 +1,7 @@
 "The phantom as a control: an honest pipeline is at chance without a signal and finds a strong one (about two minutes)."
 
-from cesm_nb.evaluate import PROBS, interval_table
+from cesm_nb.stats import interval_table
+from cesm_nb.tables import PROBS
 from cesm_nb.train import fit, make_config
 
 SETTINGS = dict(protocol='clinical', image_size=64, epochs=6, batch_size=8, lr=5e-4, phantom_patients=120, mixed_precision='no')
