@@ -312,7 +312,8 @@ def paired_differences(
             low, high = np.nanpercentile(spread[k], interval_ends(len(set(who))))
             said = dict(value=value[k][0], low=low, high=high, p=bootstrap_p(spread[k]))
             rows.append(dict(change=f'{names[0]} -> {names[1]}', score=k) | said)
-    out = pd.DataFrame(rows).set_index('change')
+    columns = ['change', 'score', 'value', 'low', 'high', 'p'] # there without rows too
+    out = pd.DataFrame(rows, columns=columns).set_index('change')
     return out.assign(p_holm=out.groupby('score').p.transform(lambda p: holm(p)))
 
 # %% ../nbs/05a_grids.ipynb #3ebb7b9b
@@ -325,7 +326,7 @@ def grid_table(
     "Put variants under each other, each beside the first it is compared with."
     out = scores.groupby(level=0, sort=False)[['breasts', 'patients', 'seeds']].first()
     pairs = {} # variant -> what it is compared with
-    for a, b in differences.index.str.split(' -> '): pairs.setdefault(b, a)
+    for a, b in (change.split(' -> ') for change in differences.index): pairs.setdefault(b, a)
     for k, name in SHOWN.items(): out[name] = scores[scores.score == k].apply(with_interval, axis=1)
     out['compared with'] = [pairs.get(v, '') for v in out.index]
     for k, name in SHOWN.items():
