@@ -291,6 +291,8 @@ def _picture(path): # (caption, base64, whether it needs two columns) of a PNG
 
 def _html(table):
     digits = {c: '{:.4f}'.format for c in table.select_dtypes('float')}
+    whole = table.select_dtypes('Int64') # whose <NA> na_rep does not reach
+    table = table.assign(**whole.astype(object).where(whole.notna(), ''))
     return table.reset_index().to_html(index=False, border=0, formatters=digits, na_rep='')
 
 def write_report(
