@@ -512,7 +512,7 @@ def paired_table(
         d = others - draws
         low, high, _ = (np.nan,)*3 if name in gaps else _middle(d, z - x, ends)
         p = np.nan if np.isnan(low) else bootstrap_p(d)
-        rows.append((name, x, z, z - x, low, high, p, 'bootstrap'))
+        rows.append((name, x, z, z - x, low, high, p, '' if np.isnan(p) else 'bootstrap'))
     columns = 'score a b difference low high p test'.split()
     out = pd.DataFrame(rows, columns=columns).set_index('score')
     for k in ('accuracy', 'recall'):
