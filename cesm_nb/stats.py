@@ -536,7 +536,8 @@ def split_variance(
 ) -> tuple: # variance of the mean over seeds that comes from women, and from seeds (0 for one)
     "Tell apart how much the mean of a score owes to women and to seeds."
     k, middle = len(values), draws.mean(0)
-    women = np.nanvar(middle, ddof=1) if np.isfinite(middle).sum() > 1 else np.nan
+    if np.isfinite(middle).sum() < 2: return np.nan, np.nan
+    women = np.nanvar(middle, ddof=1)
     if k == 1: return women, 0.
     both = np.nanvar(draws - middle, axis=1).sum()/(k - 1) # of seeds on these women, in each part
     return max(women - both/k, women/10), values.var(ddof=1)/k
