@@ -169,7 +169,9 @@ def score_test(
     for k, (kind, _) in POINTS.items():
         both, why = [f'{s}_at_{k}' for s in _KINDS], f'no validation breast to reach a {kind} on'
         if k not in flags: parts.append(_undefined(out, both, why))
-    return pd.concat(parts)
+    whole, suffixes = pd.concat(parts), ('', '_folds', '_scaled', '_prevalence')
+    order = [f'{k}{s}' for k in whole.index for s in suffixes if f'{k}{s}' in whole.index]
+    return whole.loc[list(dict.fromkeys(order))]
 
 # %% ../nbs/05_eval_and_figures.ipynb #5ee00af4
 _AGES, _AGE_NAMES = [0, 40, 50, 60, 200], ['< 40', '40-49', '50-59', '60 +'] # years

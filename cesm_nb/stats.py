@@ -256,12 +256,12 @@ def _sklearn_class(y, p, i, w):
 
 def _sklearn_abnormal(y, p, w):
     "AUC, sensitivity and specificity of abnormal against normal from scikit-learn."
-    true, said = y > 0, p.argmax(1) > 0
+    true, called = y > 0, p.argmax(1) > 0
     recall = lambda t, s: metrics.recall_score(t, s, zero_division=0, sample_weight=w)
     auc = metrics.roc_auc_score(true, 1 - p[:, 0], sample_weight=w)
     return dict(
-        auc_abnormal=auc, sensitivity_abnormal=recall(true, said),
-        specificity_abnormal=recall(~true, ~said))
+        auc_abnormal=auc, sensitivity_abnormal=recall(true, called),
+        specificity_abnormal=recall(~true, ~called))
 
 # %% ../nbs/04a_stats.ipynb #33fd65fb
 def sklearn_scores(
@@ -633,7 +633,7 @@ def repeated_interval(
     seed:int=0, # of the draws
     names:tuple=REPEATED, # scores
     fold:np.ndarray|None=None, # (n,) or (seeds, n) which fold tested it: adds `auc_folds`
-) -> pd.DataFrame: # a row a score: value (mean over seeds), low, high, p, ..., `seed 0`, `seed 1`
+) -> pd.DataFrame: # one row per score: value (mean over seeds), low, high, p, ..., `seed 0`, `seed 1`
     "Score trainings from several seeds, or their paired difference, over women and seeds."
     _check_repeated(label, prob, other)
     w, who = bootstrap_weights(patient_id, n_draws, seed), set(patient_id.tolist())
@@ -772,13 +772,13 @@ def true_scores(
 # %% ../nbs/04a_stats.ipynb #3d811290
 def coverage_repeated(
     n_sets:int, # simulated sets
-    n_patients:int=150, # women in each, two breasts a woman
+    n_patients:int=150, # women in each, two breasts per woman
     n_seeds:int=3, # trainings of each
     spread:float=.12, # how much trainings differ, see `simulate_trainings`
     n_draws:int=200, # bootstrap draws
     names:tuple=('accuracy', 'auc'), # scores
     better:float=.3, # how much more signal the other model has
-) -> pd.DataFrame: # one row a score and kind: truth, seed_sd, coverage, women_only, width
+) -> pd.DataFrame: # one row per score and kind: truth, seed_sd, coverage, women_only, width
     "Count how often `repeated_interval` holds the truth, of a model and of a difference."
     (one, sd), (two, _) = (true_scores(1.2 + b, spread, names) for b in (0, better))
     truth, held = dict(score=one, difference=two - one), []

@@ -132,8 +132,8 @@ def test_stored_coverage_with_seeds():
 
 
 def test_coverage_with_seeds():
-    "A small simulation of its own: 150 sets of 150 women, three seeds. Women alone hold the truth far too seldom."
-    found = coverage_repeated(150, n_patients=150, n_draws=100, names=('accuracy', 'auc'))
+    "A small simulation of its own: 100 sets of 150 women, three seeds. Women alone hold the truth far too seldom."
+    found = coverage_repeated(100, n_patients=150, n_draws=100, names=('accuracy', 'auc'))
     assert found.coverage.between(.89, .99).all() and (found.women_only < .88).all(), found
 
 
@@ -165,13 +165,13 @@ def test_folds_and_scaling_are_told(runs, tmp_path):
     found = evaluate(folds, tmp_path/'out', n_draws=50, inside=False)
     rows = found['table'].index
     assert {'AUC-ROC', 'AUC-ROC, mean of folds', 'malignant or not: sensitivity', 'abnormal or not: AUC-ROC'} <= set(rows)
-    said = json.loads((tmp_path/'out'/'metrics.json').read_text())
+    metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())
     val = [pd.read_csv(f/'predictions.csv').split.eq('val').sum() for f in folds]
-    assert said['chosen']['n_val'] == sum(val) and any('temperature' in n for n in said['notes'])
+    assert metrics['chosen']['n_val'] == sum(val) and any('temperature' in n for n in metrics['notes'])
     assert np.isfinite(found['scores'].value[['log_loss_prevalence', 'brier_prevalence']]).all()
 
 
 def test_bootstrap_is_fast():
     "python tools/bench_evaluate.py, its loop cut short."
     told = subprocess.run([sys.executable, 'tools/bench_evaluate.py', '--loop', '10'], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert float(re.search(r'ours: +([\d.]+) s', told)[1]) < 10 and int(re.search(r'ratio: +(\d+)', told)[1]) >= 20
+    assert int(re.search(r'ratio: +(\d+)', told)[1]) >= 20 # of processor times: a busy machine slows both
