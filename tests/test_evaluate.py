@@ -115,8 +115,8 @@ def test_maps_fit_the_run(runs):
 def test_stored_coverage():
     "python tools/simulate_coverage.py: intervals of accuracy and AUC hold the truth in 93 to 97 % of 500 sets."
     found = pd.read_csv(ROOT/'results'/'coverage.csv')
-    single = found[(found.seeds == 1) & found.score.isin(['accuracy', 'auc']) & (found.draws == 1000)]
-    women, breasts = (single[single.drawn == k] for k in ('women', 'breasts'))
+    single = found[(found.seeds == 1) & (found.kind == 'score') & found.score.isin(['accuracy', 'auc'])]
+    women, breasts = (single[(single.drawn == k) & (single.sets == 500)] for k in ('women', 'breasts'))
     assert len(women) == 6 and (women.sets == 500).all() and women.coverage.between(.93, .97).all()
     assert (breasts.coverage.to_numpy() < women.coverage.to_numpy()).all() # taken as independent: too narrow
 
@@ -125,7 +125,7 @@ def test_stored_coverage_with_seeds():
     "The interval over women and seeds, of a score and of a paired difference: 43 to 283 women, 3 and 5 seeds that differ by 0.02 to 0.03 AUC."
     found = pd.read_csv(ROOT/'results'/'coverage.csv')
     seeds = found[(found.seeds > 1) & (found.seed_sd > 0) & found.score.isin(['accuracy', 'auc'])]
-    assert len(seeds) == 24 and set(seeds.kind) == {'score', 'difference'} and (seeds.sets == 500).all()
+    assert len(seeds) == 24 and set(seeds.kind) == {'score', 'difference'} and (seeds.sets == 2000).all()
     assert seeds[seeds.score == 'auc'].seed_sd.between(.02, .03).all()
     assert seeds.coverage.between(.93, .97).all()
     assert seeds[seeds.patients == 283].women_only.max() < .9 # what leaving seeds out would do
