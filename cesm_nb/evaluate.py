@@ -280,7 +280,7 @@ def write_inside(
         plt.close(ax.figure)
     else: notes.append('attention is left out: the model has none')
     games = pd.concat([f.games for f in found], ignore_index=True)
-    if games.empty: return Seen(games, figures, pictures, [*notes, 'no region to point at'])
+    if games.empty: return Seen(games, figures, pictures, [*notes, found[0].note or 'no region to point at'])
     return Seen(pointing_table(games, n_draws), figures, pictures, notes)
 
 # %% ../nbs/05_eval_and_figures.ipynb #e12e48ac
@@ -413,7 +413,7 @@ def _tables(scores, test, config, chosen, groups, seen):
         'Subgroups', f'Fewer than {LEAST_BREASTS} breasts are counted and not scored', groups)
     if len(seen.table): out['pointing'] = (
         'Pointing game', 'How often the hottest point of a map is in a hand-drawn region, and how '
-        'much more often than the centre of the breast is', seen.table)
+        'much more often than random weights, the brightest spot and the centre of the breast are', seen.table)
     return out
 
 # %% ../nbs/05_eval_and_figures.ipynb #ba4e7f91
