@@ -21,7 +21,7 @@ from cesm_nb.phantom import LEAKS, make_phantom
 from cesm_nb.stats import interval_table
 from cesm_nb.tables import PROBS
 from cesm_nb.train import TrainConfig, fit, make_config
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 CLOSES = dict(twin='split_unit', region='roi_source', density='density_missing', view='mask_missing_views')
 PHANTOMS = {'none': dict(leaks=(), signal=0., clinical=0.), **{k: dict(leaks=(k,), signal=0., clinical=0.) for k in LEAKS},
@@ -137,7 +137,7 @@ def command(folder, data, *args):
     "Run `tools/run_grid.py` on grids in a folder."
     words = [sys.executable, 'tools/run_grid.py', '--grid', *sorted(folder.glob('*.yaml')), '--data', data, '--runs', folder/'runs',
              '--out', folder/'out', *args]
-    return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_command_resumes_and_shares(phantom, tmp_path):
@@ -150,7 +150,7 @@ def test_command_resumes_and_shares(phantom, tmp_path):
     fit(replace(plan[0].cfg, n_jobs=1)) # one run is there already
     there = Path(plan[0].cfg.run_dir)/'predictions.csv'
     when = there.stat().st_mtime_ns
-    said = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # which costs seconds a run
+    said = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # quicker
     assert said.returncode == 0, said.stderr
     assert there.stat().st_mtime_ns == when
     made = list((tmp_path/'runs').glob('*/seed*-fold*/predictions.csv'))
@@ -172,7 +172,7 @@ def test_command_refuses_before_it_runs(phantom, tmp_path):
 
 def test_a_run_that_stops_says_why(phantom, tmp_path):
     "What stops in the notebook's own process is said in one sentence, with the executed notebook."
-    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=TINY['base'] | dict(lr=1e9, epochs=3))))
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=TINY['base'] | dict(lr=1e30, epochs=3))))
     said = command(tmp_path, phantom)
     assert said.returncode != 0 and 'run_grid: FloatingPointError' in said.stderr and 'notebook.ipynb' in said.stderr
     assert 'Traceback' not in said.stderr
