@@ -42,3 +42,9 @@ def test_tensorize_with_regions_outside(odd):
     for ratio in ('one process / decode only', 'two processes / one process', *(['one process / peer'] if PEER.exists() else [])):
         assert re.search(rf'{ratio}: [\d.]+', said), said
     assert PEER.exists() or 'SKIPPED the peer' in said
+
+
+def test_commands(phantom):
+    "`cesm_check` and `cesm_audit` against decoding and growing alone."
+    said = bench('bench_commands', '--data', phantom, '--audit', '--n-repeats', 1, '--n-trees', 10, '--n-draws', 50)
+    assert re.search(r'cesm_check: .* x decoding them\ncesm_audit: .* with [1-9]\d* forests; [\d.]+ x growing them', said), said

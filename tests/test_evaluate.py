@@ -182,10 +182,10 @@ def calls(job):
 
 
 def test_the_bootstrap_is_no_loop():
-    "Ten times the draws are fewer than twice the calls, each on larger arrays; `tools/bench_evaluate.py` times it against a loop."
+    "Ten times the draws are no more calls, each on larger arrays; `tools/bench_evaluate.py` times it against a loop."
     s = simulate(60)
     few, many = (calls(lambda: interval_table(s.label, s.prob, s.patient_id, n)) for n in (200, 2000))
-    assert few < many < 2*few, (few, many)
+    assert many < 1.1*few, (few, many)
 
 
 def test_benchmark_of_the_bootstrap():
