@@ -21,7 +21,7 @@ from cesm_nb.phantom import LEAKS, make_phantom
 from cesm_nb.stats import interval_table
 from cesm_nb.tables import PROBS
 from cesm_nb.train import TrainConfig, fit, make_config
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 CLOSES = dict(twin='split_unit', region='roi_source', density='density_missing', view='mask_missing_views')
 PHANTOMS = {'none': dict(leaks=(), signal=0., clinical=0.), **{k: dict(leaks=(k,), signal=0., clinical=0.) for k in LEAKS},
@@ -93,10 +93,13 @@ def test_a_leak_put_into_clinical_is_caught(tried):
 
 def test_the_network_reads_regions_where_nothing_else_is(tmp_path):
     "The four streams themselves, paper's protocol, no lesion visible; test_signal.py has the clinical side."
-    ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=8, batch_size=8, lr=1e-3, phantom_patients=160,
-                               phantom_signal=0., mixed_precision='no', run_dir=str(tmp_path))))
+    root = make_phantom(tmp_path/'phantom', 160, signal=0., clinical=0., size_px=200, progress=False)
+    ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=8, batch_size=8, lr=1e-3, data_root=str(root),
+                               mixed_precision='no', run_dir=str(tmp_path/'run'))))
     test = ran.predictions[ran.predictions.split == 'test']
-    assert interval_table(test.label.to_numpy(), test[PROBS].to_numpy(), test.patient_id.to_numpy()).low['auc'] > .55
+    found = interval_table(test.label.to_numpy(), test[PROBS].to_numpy(), test.patient_id.to_numpy()).loc['auc']
+    print(f'AUC {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]')
+    assert found.low > .5
 
 
 def settings_of(plan, root):
@@ -137,7 +140,7 @@ def command(folder, data, *args):
     "Run `tools/run_grid.py` on grids in a folder."
     words = [sys.executable, 'tools/run_grid.py', '--grid', *sorted(folder.glob('*.yaml')), '--data', data, '--runs', folder/'runs',
              '--out', folder/'out', *args]
-    return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_command_resumes_and_shares(phantom, tmp_path):
@@ -150,7 +153,7 @@ def test_command_resumes_and_shares(phantom, tmp_path):
     fit(replace(plan[0].cfg, n_jobs=1)) # one run is there already
     there = Path(plan[0].cfg.run_dir)/'predictions.csv'
     when = there.stat().st_mtime_ns
-    said = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # which costs seconds a run
+    said = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # quicker
     assert said.returncode == 0, said.stderr
     assert there.stat().st_mtime_ns == when
     made = list((tmp_path/'runs').glob('*/seed*-fold*/predictions.csv'))
@@ -172,7 +175,7 @@ def test_command_refuses_before_it_runs(phantom, tmp_path):
 
 def test_a_run_that_stops_says_why(phantom, tmp_path):
     "What stops in the notebook's own process is said in one sentence, with the executed notebook."
-    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=TINY['base'] | dict(lr=1e9, epochs=3))))
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=TINY['base'] | dict(lr=1e30, epochs=3))))
     said = command(tmp_path, phantom)
     assert said.returncode != 0 and 'run_grid: FloatingPointError' in said.stderr and 'notebook.ipynb' in said.stderr
     assert 'Traceback' not in said.stderr
