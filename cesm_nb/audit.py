@@ -361,6 +361,7 @@ def score_control(
     about = dict(control=control.name, label=control.label, split_unit=split_unit)
     return pd.DataFrame(about, kept.index).join(kept)
 
+# %% ../nbs/06_leakage_audit.ipynb #692761f7
 def run_controls(
     images:pd.DataFrame, # from `read_annotations`
     regions:pd.DataFrame, # from `read_annotations`
