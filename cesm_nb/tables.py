@@ -55,8 +55,9 @@ def table_1(
 def with_interval(
     row:pd.Series, # value, low, high
 ) -> str: # 'value [low, high]'
-    "Write a value with its interval."
+    "Write a value with its interval, or alone where it has none."
     if np.isnan(row.value): return 'not defined'
+    if np.isnan(row.low): return f'{row.value:.3f}'
     return f'{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]'
 
 def compare_runs(
@@ -211,7 +212,9 @@ def forest_rows(
 
 # %% ../nbs/04d_tables.ipynb #15583450
 COMPARED = (
-    'accuracy', 'balanced_accuracy', 'f1', 'auc', 'auc_malignant', 'pr_auc', 'brier', 'ece')
+    'accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant',
+    'sensitivity_malignant', 'specificity_malignant', 'auc_abnormal', 'sensitivity_abnormal',
+    'specificity_abnormal', 'brier', 'log_loss', 'calibration_slope')
 
 def align_tests(
     tests:dict, # name -> test predictions
