@@ -17,8 +17,9 @@ import seaborn as sns
 from sklearn.metrics import confusion_matrix
 
 from .data import CLASS_COLORS, CLASSES
-from .stats import (
-    bootstrap_weights, calibration_bins, interval_ends, ranking_scores, weighted_curve, wilson)
+from cesm_nb.stats import (
+    LEAST_SIDE, bootstrap_weights, calibration_bins, interval_ends, ranking_scores, weighted_curve,
+    wilson)
 
 # %% ../nbs/04b_figures.ipynb #80a4ea2b
 PART_STYLES = { # part of the split -> name, colour, line
@@ -94,6 +95,7 @@ def _draw_ranking(ax, positive, value, weights, ends, kind, name):
     style = dict(color=CLASS_COLORS[name], ls={'Benign': '--', 'Malignant': '-'}.get(name, '-.'))
     (curve,) = trace_curves(positive, value, one, kind, _GRID)
     ax.plot(_GRID, curve, label=f'{name} {area:.3f} (n={positive.sum()})', **style)
+    if min(positive.sum(), (~positive).sum()) < LEAST_SIDE: return # too few for a band
     drawn = trace_curves(positive, value, weights, kind, _GRID)
     if len(drawn) < 40: return
     low, high = np.percentile(drawn, ends, 0)

@@ -67,8 +67,8 @@ def find_layer(
 # %% ../nbs/04c_inside.ipynb #965c78b7
 def _map_names(stream, n_maps, views):
     "The (backbone, view) of each map that a stream's layer gives."
-    backbone, _, view = stream.partition('_')
-    return [(backbone, v) for v in ([view] if view else views[:n_maps])]
+    backbone, _, view = stream.rpartition('_')
+    return [(backbone, view)] if view in VIEWS else [(stream, v) for v in views[:n_maps]]
 
 def gradcam(
     model:nn.Module, # in eval mode, with `streams`

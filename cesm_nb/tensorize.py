@@ -92,7 +92,7 @@ def tensor_settings(
 ) -> dict: # everything that a tensor's content depends on
     "Collect the settings that decide what is in a tensor."
     switches = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)
-    return dict(format=2, data=data_fingerprint(cfg.data_root), phantom=is_phantom(cfg.data_root),
+    return dict(format=3, data=data_fingerprint(cfg.data_root), phantom=is_phantom(cfg.data_root),
                 roi_source=switches['roi_source'], **{k: getattr(cfg, k) for k in _TENSOR_FIELDS})
 
 def write_atomic(

@@ -12,6 +12,7 @@ import pytest
 
 from cesm_nb.evaluate import evaluate
 from cesm_nb.inside import look_inside
+from cesm_nb.stats import calibration_bins, coverage_repeated, debiased_ece, heat, simulate
 from cesm_nb.train import fit, make_config
 from conftest import ROOT
 
@@ -46,15 +47,16 @@ def test_command_on_two_runs(runs):
     assert told.returncode == 0, told.stderr
     assert told.stdout.count('*** PHANTOM') == 4 and 'note:' not in told.stdout
     for run in runs:
-        assert {f.stem for f in (run/'tables').iterdir()} == {'table1', 'table2', 'per_class', 'metrics', 'subgroups', 'pointing'}
+        assert {f.stem for f in (run/'tables').iterdir()} == {'table1', 'table2', 'per_class', 'points', 'metrics', 'subgroups', 'pointing'}
         drawn = {f.stem for f in (run/'figures').glob('*.svg')}
         assert drawn == {f.stem for f in (run/'figures').glob('*.png')} >= {'fig5_accuracy', 'reliability', 'decision', 'subgroups', 'attention'}
         assert all(b'<text' not in f.read_bytes() for f in (run/'figures').glob('*.svg')) # letters are outlines
         assert [f.name for f in (run/'inside').iterdir()] == ['gradcam.png']
-        assert json.loads((run/'metrics.json').read_text())['chosen'][0]['temperature'] > 0
+        assert json.loads((run/'metrics.json').read_text())['chosen']['temperature'] > 0
     paired = pd.read_csv(runs[0].parent/'joint'/'tables'/'paired.csv')
-    assert {'auc', 'accuracy'} <= set(paired.score) and (paired.p_holm >= paired.p).all()
-    assert paired.set_index('score').loc[['auc', 'accuracy'], 'test'].tolist() == ['DeLong', 'McNemar']
+    assert {'auc', 'accuracy'} <= set(paired.score) and (paired.p_holm.dropna() >= paired.p.dropna()).all()
+    assert paired.set_index('score').test['accuracy'] == 'Obuchowski'
+    assert (paired.p.isna() == paired.test.isna()).all() and paired.p.isna().any() # too few breasts of a class for AUCs
 
 
 def test_nothing_of_a_patient_in_what_is_copied(runs):
@@ -100,7 +102,8 @@ def test_without_tensors_or_data(runs, tmp_path):
 def test_maps_fit_the_run(runs):
     "A map for each stream and view, the size of the image; the same again; regions where the sheet has some."
     a, b = look_inside(runs[0]), look_inside(runs[0])
-    assert list(a.maps) == [(s, v) for s in ('mobile', 'efficient') for v in ('CC', 'MLO')]
+    streams = list(dict.fromkeys(s for s, _ in a.maps))
+    assert len(streams) == 2 and list(a.maps) == [(s, v) for s in streams for v in ('CC', 'MLO')]
     for k, m in a.maps.items():
         assert m.shape == (len(a.cases.table), 48, 48) and m.min() >= 0
         np.testing.assert_allclose(m, b.maps[k])
@@ -112,13 +115,63 @@ def test_maps_fit_the_run(runs):
 def test_stored_coverage():
     "python tools/simulate_coverage.py: intervals of accuracy and AUC hold the truth in 93 to 97 % of 500 sets."
     found = pd.read_csv(ROOT/'results'/'coverage.csv')
-    asked = found[(found.drawn == 'women') & found.score.isin(['accuracy', 'auc'])]
-    assert len(asked) == 6 and (asked.sets == 500).all() and asked.coverage.between(.93, .97).all()
-    breasts = found[(found.drawn == 'breasts') & found.score.isin(['accuracy', 'auc'])]
-    assert (breasts.coverage.to_numpy() < asked.coverage.to_numpy()).all() # taken as independent: too narrow
+    single = found[(found.seeds == 1) & (found.kind == 'score') & found.score.isin(['accuracy', 'auc'])]
+    women, breasts = (single[(single.drawn == k) & (single.sets == 500)] for k in ('women', 'breasts'))
+    assert len(women) == 6 and (women.sets == 500).all() and women.coverage.between(.93, .97).all()
+    assert (breasts.coverage.to_numpy() < women.coverage.to_numpy()).all() # taken as independent: too narrow
+
+
+def test_stored_coverage_with_seeds():
+    "The interval over women and seeds, of a score and of a paired difference: 43 to 283 women, 3 and 5 seeds that differ by 0.02 to 0.03 AUC."
+    found = pd.read_csv(ROOT/'results'/'coverage.csv')
+    seeds = found[(found.seeds > 1) & (found.seed_sd > 0) & found.score.isin(['accuracy', 'auc'])]
+    assert len(seeds) == 24 and set(seeds.kind) == {'score', 'difference'} and (seeds.sets == 2000).all()
+    assert seeds[seeds.score == 'auc'].seed_sd.between(.02, .03).all()
+    assert seeds.coverage.between(.93, .97).all()
+    assert seeds[seeds.patients == 283].women_only.max() < .9 # what leaving seeds out would do
+
+
+def test_coverage_with_seeds():
+    "A small simulation of its own: 100 sets of 150 women, three seeds. Women alone hold the truth far too seldom."
+    found = coverage_repeated(100, n_patients=150, n_draws=100, names=('accuracy', 'auc'))
+    assert found.coverage.between(.89, .99).all() and (found.women_only < .88).all(), found
+
+
+def test_calibration_error_of_a_calibrated_model():
+    "Labels drawn from the probabilities: the debiased error is near 0 on average, the plain one is not; a doubled logit shows."
+    error, plain, sure = [], [], []
+    for seed in range(400):
+        s, rng = simulate(86, seed=seed), np.random.default_rng([seed, 1])
+        label = (rng.random((len(s.prob), 1)) > s.prob.cumsum(1)[:, :2]).sum(1)
+        gap = (s.prob.argmax(1) == label) - s.prob.max(1)
+        plain.append(np.abs(np.bincount(calibration_bins(s.prob), gap)).sum()/len(label))
+        error.append(debiased_ece(label, s.prob, s.patient_id))
+        sure.append(debiased_ece(label, heat(s.prob, .5), s.patient_id))
+    assert abs(np.mean(error)) < .012 and np.mean(plain) > .05 and np.mean(sure) > .1, (np.mean(error), np.mean(plain), np.mean(sure))
+
+
+def test_folds_and_scaling_are_told(runs, tmp_path):
+    "Two runs read as folds share one temperature; pooled AUC and mean of fold AUCs stand in the table; a note says what scaling did."
+    folds = []
+    for i, run in enumerate(runs):
+        folds.append(tmp_path/f'fold{i}')
+        shutil.copytree(run, folds[-1], ignore=shutil.ignore_patterns('inside', 'figures', 'tables', 'checkpoints'))
+        config = json.loads((folds[-1]/'config.json').read_text())
+        config['settings'] |= dict(seed=0, fold=i)
+        (folds[-1]/'config.json').write_text(json.dumps(config))
+        table = pd.read_csv(folds[-1]/'predictions.csv')
+        table.loc[(table.split == 'test') & (table.patient_id % 2 == i), 'split'] = 'train' # each tests half of the women
+        table.to_csv(folds[-1]/'predictions.csv', index=False)
+    found = evaluate(folds, tmp_path/'out', n_draws=50, inside=False)
+    rows = found['table'].index
+    assert {'AUC-ROC', 'AUC-ROC, mean of folds', 'malignant or not: sensitivity', 'abnormal or not: AUC-ROC'} <= set(rows)
+    metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())
+    val = [pd.read_csv(f/'predictions.csv').split.eq('val').sum() for f in folds]
+    assert metrics['chosen']['n_val'] == sum(val) and any('temperature' in n for n in metrics['notes'])
+    assert np.isfinite(found['scores'].value[['log_loss_prevalence', 'brier_prevalence']]).all()
 
 
 def test_bootstrap_is_fast():
     "python tools/bench_evaluate.py, its loop cut short."
     told = subprocess.run([sys.executable, 'tools/bench_evaluate.py', '--loop', '10'], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert float(re.search(r'ours: +([\d.]+) s', told)[1]) < 10 and int(re.search(r'ratio: +(\d+)', told)[1]) >= 20
+    assert int(re.search(r'ratio: +(\d+)', told)[1]) >= 20 # of processor times: a busy machine slows both

@@ -15,26 +15,26 @@ from torch.testing import assert_close
 
 import cesm_nb.model as model
 from cesm_nb.data import VIEWS
-from cesm_nb.model import ABLATIONS, BACKBONES, FourStream, export_model, load_model
+from cesm_nb.model import ABLATIONS, PAPER_BACKBONES, FourStream, export_model, load_model, split_backbones
 from conftest import ROOT
 
 FACTS = dict(phantom=True, image_size=32)
 
 
-def tiny_backbone(name, width=512, pretrained=False, weights_dir=''):
+def tiny_backbone(name, width=512, pretrained=False, weights_dir='', in_chans=1):
     "A backbone of one layer, so that all models are made in seconds."
-    return nn.Sequential(nn.Conv2d(1, 4, 8, 8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(width))
+    return nn.Sequential(nn.Conv2d(in_chans, 4, 8, 8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(width))
 
 
 def breasts():
-    "Three breasts of 32 pixels: both views, CC alone, no view; with age and density."
-    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    "Three breasts of 64 pixels: both views, CC alone, no view; with age and density."
+    x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     x[1, 1] = x[2, :2] = 0
     return x
 
 
 EVERY = dict(
-    views=('both', *VIEWS), backbones=('both', *BACKBONES), metadata=(True, False), attention=(True, False),
+    views=('both', *VIEWS), backbones=(PAPER_BACKBONES, *split_backbones(PAPER_BACKBONES)), metadata=(True, False), attention=(True, False),
     token_mlp=(True, False), share_views=(True, False), mask_missing_views=(True, False), token_kernel=(1, 3))
 
 
@@ -48,7 +48,7 @@ def test_every_combination_of_settings(monkeypatch):
         net = FourStream(**settings, width=16, drop_rate=0.)
         net(x).square().sum().backward()
         assert not [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()], settings
-        n_tokens = (1 + (settings['views'] == 'both'))*(1 + (settings['backbones'] == 'both'))
+        n_tokens = (1 + (settings['views'] == 'both'))*len(split_backbones(settings['backbones']))
         assert net.forward_tokens(x)[0].shape == (3, n_tokens, 16), settings
         assert net.forward_features(x).shape == (3, 16 + 32*settings['metadata']), settings
         other = x.clone()
@@ -72,7 +72,7 @@ def test_parameter_names_are_those_of_old_checkpoints():
         'mixer.norm1.weight': (512,), 'mixer.norm1.bias': (512,), 'mixer.norm2.weight': (512,), 'mixer.norm2.bias': (512,),
         'meta.0.weight': (32, 2), 'meta.0.bias': (32,),
         'head.1.weight': (128, 544), 'head.1.bias': (128,), 'head.4.weight': (3, 128), 'head.4.bias': (3,)}
-    assert {k.split('.')[1] for k in FourStream().state_dict() if k.startswith('streams.')} == {'mobile', 'efficient'}
+    assert {k.split('.')[1] for k in FourStream().state_dict() if k.startswith('streams.')} == {'mobilenetv2_100', 'efficientnet_b0'}
 
 
 @pytest.mark.parametrize('name', ABLATIONS)
@@ -109,7 +109,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_pushed_and_pulled(hub, tmp_path):
-    net = FourStream(views='CC', backbones='mobile').eval()
+    net = FourStream(views='CC', backbones='mobilenetv2_100').eval()
     net.weights_source = 'ImageNet through timm: mobilenetv2_100.ra_in1k'
     read = load_model(export_model(net, tmp_path/'m', FACTS))
     assert read.push_to_hub('me/cesm') == 'https://huggingface.co/me/cesm'
@@ -123,7 +123,7 @@ def test_pushed_and_pulled(hub, tmp_path):
 
 def test_no_pickle_from_the_hub(hub):
     "A repository with a pickle in place of safetensors is refused before the pickle is opened."
-    net = FourStream(views='CC', backbones='mobile')
+    net = FourStream(views='CC', backbones='mobilenetv2_100')
     net.push_to_hub('me/cesm')
     (hub/'me'/'cesm'/'model.safetensors').unlink()
     (hub/'me'/'cesm'/'pytorch_model.bin').write_bytes(b'not opened')
@@ -136,17 +136,17 @@ def test_nothing_of_the_machine_is_pushed(hub, tmp_path):
     import timm
     folder = tmp_path/'home'/'me'/'weights'
     folder.mkdir(parents=True)
-    save_file(timm.create_model(BACKBONES['mobile']).state_dict(), folder/f'{BACKBONES["mobile"]}.safetensors')
-    net = FourStream(backbones='mobile', pretrained=True, weights_dir=str(folder))
+    save_file(timm.create_model('mobilenetv2_100').state_dict(), folder/'mobilenetv2_100.safetensors')
+    net = FourStream(backbones='mobilenetv2_100', pretrained=True, weights_dir=str(folder))
     net.push_to_hub('me/cesm')
     config = json.loads((hub/'me'/'cesm'/'config.json').read_text())
-    assert config['weights_source'] == 'files in weights'
+    assert config['weights_source'].startswith('files in weights: mobilenetv2_100 ')
     assert 'pretrained' not in config and 'weights_dir' not in config
     assert str(tmp_path) not in (hub/'me'/'cesm'/'README.md').read_text() + json.dumps(config)
 
 
 def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
-    net = FourStream(views='CC', backbones='mobile')
+    net = FourStream(views='CC', backbones='mobilenetv2_100')
 
     def full(self, folder):
         (Path(folder)/'model.safetensors').write_bytes(b'half')
@@ -157,19 +157,46 @@ def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_hub_it_says_so_and_starts_from_scratch(tmp_path):
-    "No network, no cache: one loud sentence, and the choice recorded."
+def test_without_the_hub_it_stops_or_is_allowed_to_start_from_scratch(tmp_path):
+    "No network, no cache: one sentence that says how to get weights; scratch only where it is allowed, and recorded."
     code = '''
 import warnings
 from cesm_nb.model import FourStream
-with warnings.catch_warnings(record=True) as said:
+try: FourStream(pretrained=True)
+except ValueError as e: print(e)
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
-    asked = FourStream(pretrained=True)
-print([str(w.message) for w in said if 'FROM SCRATCH' in str(w.message)])
-print(asked.weights_source)
+    net = FourStream(pretrained=True, allow_scratch=True)
+print([str(w.message) for w in caught if 'FROM SCRATCH' in str(w.message)])
+print(net.weights_source)
 '''
     env = os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), PYTHONPATH=str(ROOT))
     ran = subprocess.run([sys.executable, '-c', code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
-    said, source = ran.stdout.strip().splitlines()
-    assert said.count('NO PRETRAINED WEIGHTS') == 1 and 'weights_dir' in said and 'mobilenetv2_100' in said
-    assert source == 'scratch (weights not found)'
+    refusal, warning, source = ran.stdout.strip().splitlines()
+    assert 'no pretrained weights from the hub' in refusal and 'mobilenetv2_100.safetensors into a folder' in refusal and 'allow_scratch=True' in refusal
+    assert warning.count('FROM SCRATCH') == 1 and source == 'scratch (weights not found)'
+
+
+def test_weights_of_version_0_1_0_load():
+    "Short names of streams, one channel, no normalised input: the same logits under the names of today."
+    net = FourStream(views='CC', backbones='mobilenetv2_100').eval()
+    old = {k.replace('streams.mobilenetv2_100.', 'streams.mobile.'): v for k, v in net.state_dict().items()}
+    again = FourStream(views='CC', backbones='mobile').eval()
+    again.load_state_dict(old)
+    with torch.no_grad(): assert torch.equal(again(breasts()), net(breasts()))
+
+
+@pytest.mark.skipif(not (ROOT.parent/'shared'/'weights').exists(), reason='no ImageNet weights beside the repository')
+def test_one_epoch_from_imagenet_weights(phantom, tmp_path):
+    "The pretrained path: one epoch at 64 px on a phantom, read back with normalised input; a mistyped folder is refused."
+    from cesm_nb.train import fit, load_run, make_config
+    settings = dict(data_root=str(phantom), image_size=64, epochs=1, mixed_precision='no', device='cpu', pretrained=True,
+                    backbones='mobilenetv2_100,efficientnet_lite0')
+    weights = str(ROOT.parent/'shared'/'weights')
+    with pytest.raises(ValueError, match='typo/mobilenetv2_100.safetensors is absent'):
+        fit(make_config(settings | dict(weights_dir=f'{weights}/typo', run_dir=str(tmp_path/'none'))))
+    assert not (tmp_path/'none').exists()
+    run = fit(make_config(settings | dict(weights_dir=weights, run_dir=str(tmp_path/'run'))))
+    assert run.config['weights_source'].startswith('files in weights: efficientnet_lite0 ')
+    net, _ = load_run(tmp_path/'run')
+    assert net.settings['normalise_input'] and len(run.history) == 1

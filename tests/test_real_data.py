@@ -1,7 +1,11 @@
 "Facts of the real annotation files, as published and as measured; skipped, visibly, where the files are not there."
+from itertools import islice
+
+import cv2
+import numpy as np
 import pytest
 
-from cesm_nb import data
+from cesm_nb import data, roi
 from conftest import REAL
 
 pytestmark = pytest.mark.skipif(not REAL.exists(), reason=f'real images are not at {REAL}')
@@ -61,3 +65,53 @@ def test_split_by_breast_leaves_twins_in_training(images):
     by_breast = [data.share_with_twin(data.make_splits(table, 'breast', seed)) for seed in range(5)]
     assert .5 < sum(by_breast)/5 < .7 # design: 60 %
     assert data.share_with_twin(data.make_splits(table, 'patient')) == 0
+
+
+def regions_of(images, modality='CM'):
+    "Images that are there and drawn on, with outlines in the file's pixels."
+    drawn = data.read_regions(data.find_layout(REAL)['regions']).groupby('image_name').geometry.apply(list)
+    for row in images[(images.modality == modality) & images.path.notna() & images.image_name.isin(drawn.index)].itertuples():
+        image, original = roi.read_image(row.path), (row.original_width_px, row.original_height_px)
+        yield image, roi.scaled_outlines(drawn[row.image_name], image.shape, original)[0], original
+
+
+def test_limit_that_opencv_gets(images, monkeypatch):
+    "What `createCLAHE` and `apply` are handed, region by region, and what OpenCV makes of it."
+    limits, told = [], []
+    class Spy:
+        def __init__(self, clip, grid): self.clip, self.grid = clip, grid
+        def apply(self, image):
+            limits.append(roi.effective_clip(image.shape, self.clip, max(self.grid)))
+            return image
+    monkeypatch.setattr(roi.cv2, 'createCLAHE', Spy)
+    for image, outlines, original in regions_of(images):
+        roi.clahe_within(image, outlines, original_px=original)
+        told += roi.region_clips(outlines, image.shape, original_px=original)
+    within = np.abs(np.array(limits)/2 - 1) <= roi.CLIP_TOLERANCE
+    print(f'{within.mean():.1%} of {len(within)} regions within {roi.CLIP_TOLERANCE:.0%} of 2.0')
+    assert limits == told and len(limits) > 900 and within.mean() >= .95
+
+
+def test_copy_is_as_bright_as_the_original_would_be(images):
+    "Enlarged images stand in for the originals: equalise and reduce, against reduce and equalise; mean grey in the regions."
+    gaps, plain = [], []
+    for image, outlines, original in islice(regions_of(images), 0, None, 20):
+        size, shape = tuple(int(n) for n in original), image.shape
+        inside = roi.roi_mask(outlines, shape) > 0
+        full = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+        enhanced = roi.clahe_within(full, [p*np.array(size)/shape[::-1] for p in outlines])
+        copy, wanted = (cv2.resize(im, shape[::-1], interpolation=cv2.INTER_AREA) for im in (full, enhanced))
+        mean = lambda im: float(im[inside].mean()) - float(wanted[inside].mean())
+        gaps.append(mean(roi.clahe_within(copy, outlines, original_px=size)))
+        plain.append(mean(plain_clahe(copy, outlines)))
+    assert len(gaps) > 20 and np.isfinite(gaps).all()
+    assert abs(np.mean(gaps)) < 2 and np.mean(np.abs(gaps)) < 3 < np.mean(np.abs(plain)), (np.mean(gaps), np.mean(plain))
+
+
+def plain_clahe(image, outlines):
+    "What OpenCV makes of each region's box as it is."
+    out = image.copy()
+    for points in outlines:
+        box = roi._box(points, image.shape)
+        np.copyto(out[box], cv2.createCLAHE(2., (8, 8)).apply(image[box].copy()), where=roi.roi_mask([points], image.shape)[box] > 0)
+    return out

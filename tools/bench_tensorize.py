@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from cesm_nb.roi import outline, resize_area
+from cesm_nb.roi import fit_tiles, outline, resize_area
 from cesm_nb.tensorize import TensorConfig, _read_tasks, read_tensor, save_tensors, tensor_name, tensor_settings
 
 
@@ -25,16 +25,18 @@ def reference_view(
     view:dict, # path, geometries, original_px as in a task
     s:dict, # from `tensor_settings`
 ) -> np.ndarray: # (S, S) float32 in [0, 1]
-    "Make one view the obvious way: OpenCV only, whole-image masks, no short cuts."
+    "Make one view the obvious way: OpenCV only, whole-image masks, no short cuts; an image has its original size."
     image = cv2.imread(view['path'], cv2.IMREAD_GRAYSCALE)
-    out = image.copy()
+    out, (h, w) = image.copy(), image.shape
     for g in view['geometries']:
         points = outline(g)*np.array(image.shape[::-1])/view['original_px']
         mask = cv2.fillPoly(np.zeros_like(image), [np.round(points*16).astype(np.int32)], 1, shift=4)
         (x0, y0), (x1, y1) = np.maximum(np.floor(points.min(0)), 0).astype(int), np.ceil(points.max(0)).astype(int) + 1
+        if x0 >= w or y0 >= h or x1 <= 0 or y1 <= 0: continue # outside the image: OpenCV would divide by a box without a pixel
         box = np.s_[y0:y1, x0:x1]
-        tiles = [min(s['clahe_tiles'], n) for n in image[box].shape[::-1]]
-        out[box] = np.where(mask[box] > 0, cv2.createCLAHE(s['clahe_clip'], tiles).apply(image[box].copy()), out[box])
+        clip, tiles = fit_tiles(image[box].shape, s['clahe_clip'], s['clahe_tiles'])
+        grid = [min(tiles, n) for n in image[box].shape[::-1]]
+        out[box] = np.where(mask[box] > 0, cv2.createCLAHE(clip, grid).apply(image[box].copy()), out[box])
     return cv2.resize(out, (s['image_size'],)*2, interpolation=cv2.INTER_AREA)/np.float32(255)
 
 

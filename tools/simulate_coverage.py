@@ -1,32 +1,58 @@
 """Count how often the 95 % intervals hold the truth, on simulated breasts; the result is kept in `results/coverage.csv`.
 
-usage: python tools/simulate_coverage.py [--sets 500] [--patients 43 150 283] [--draws 1000] [--out results/coverage.csv]
-About two minutes on one core. No image and no patient is behind these numbers.
+usage: python tools/simulate_coverage.py [--sets 500] [--repeated-sets 2000] [--patients 43 150 283] [--seeds 3 5] [--draws 1000] [--jobs 1] [--out results/coverage.csv]
+First single trainings, women drawn or (wrongly) breasts; then the mean over trainings from several seeds and the paired difference of two
+models, by `repeated_interval`, on more sets since the margins are narrow. About half an
+hour of one core. No image and no patient is behind these numbers.
 """
 import argparse
 from pathlib import Path
 
 import pandas as pd
+from joblib import Parallel, delayed
 
-from cesm_nb.stats import coverage
+from cesm_nb.stats import coverage, coverage_repeated
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ('accuracy', 'balanced_accuracy', 'f1', 'auc', 'auc_malignant', 'pr_auc', 'sensitivity_malignant', 'specificity_malignant', 'brier', 'log_loss')
+NAMES = ('accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant',
+         'auc_abnormal', 'sensitivity_abnormal', 'specificity_abnormal', 'brier', 'log_loss')
+LINE = ('calibration_slope', 'calibration_intercept') # a fit for every draw: fewer draws
+REPEATED = ('accuracy', 'auc')
+
+
+def single(a, n):
+    "One training: women drawn, breasts drawn."
+    parts = [coverage(a.sets, n, draws, names).assign(draws=draws) for draws, names in [(a.draws, NAMES), (200, LINE)]]
+    return pd.concat(parts).reset_index().assign(kind='score', seeds=1, sets=a.sets, patients=n, breasts=2*n)
+
+
+def repeated(a, n, seeds, spread):
+    "Several trainings: women and seeds drawn."
+    found = coverage_repeated(a.repeated_sets, n, seeds, spread, 200, REPEATED).reset_index()
+    drawn = 'women and seeds' if seeds > 1 else 'women'
+    return found.assign(drawn=drawn, seeds=seeds, sets=a.repeated_sets, patients=n, breasts=2*n, draws=200)
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('--sets', type=int, default=500)
+    ap.add_argument('--repeated-sets', type=int, default=2000, help='sets with several trainings')
     ap.add_argument('--patients', type=int, nargs='+', default=[43, 150, 283],
                     help='women in a set, two breasts each: a test set of the paper, a larger one, all of CDD-CESM')
+    ap.add_argument('--seeds', type=int, nargs='+', default=[3, 5], help='trainings of each set')
     ap.add_argument('--draws', type=int, default=1000)
+    ap.add_argument('--jobs', type=int, default=1, help='processes')
     ap.add_argument('--out', type=Path, default=ROOT/'results'/'coverage.csv')
     a = ap.parse_args()
-    found = pd.concat([
-        coverage(a.sets, n, a.draws, NAMES).assign(sets=a.sets, patients=n, breasts=2*n, draws=a.draws) for n in a.patients])
+    tasks = [delayed(single)(a, n) for n in a.patients]
+    tasks += [delayed(repeated)(a, n, k, .12) for n in a.patients for k in a.seeds]
+    tasks += [delayed(repeated)(a, n, k, 0.) for n in a.patients[1:2] for k in (1, *a.seeds)] # seeds that do not differ in truth
+    found = Parallel(a.jobs)(tasks)
+    columns = ['score', 'kind', 'drawn', 'seeds', 'seed_sd', 'truth', 'coverage', 'women_only', 'width', 'sets', 'patients', 'breasts', 'draws']
+    table = pd.concat(found, ignore_index=True)[columns].round(4)
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    found.round(4).to_csv(a.out)
-    print(found.round(4).to_string())
+    table.to_csv(a.out, index=False)
+    print(table.to_string(index=False))
 
 
 if __name__ == '__main__': main()
