@@ -7,8 +7,8 @@ __all__ = ['LEAST_SIDE', 'REPEATED', 'Simulated', 'simulate', 'simulate_training
            'weighted_curve', 'ranking_scores', 'weighted_scores', 'calibration_bins', 'debiased_ece', 'sklearn_scores',
            'bootstrap_weights', 'explain_scores', 'interval_ends', 'wilson', 'explain_gaps', 'interval_table', 'delong',
            'obuchowski', 'bootstrap_p', 'paired_table', 'split_variance', 'half_width', 'fold_auc', 'repeated_interval',
-           'nadeau_bengio', 'holm', 'heat', 'fit_temperature', 'temperature_gain', 'coverage', 'true_scores',
-           'coverage_repeated']
+           'detectable', 'nadeau_bengio', 'holm', 'heat', 'fit_temperature', 'temperature_gain', 'coverage',
+           'true_scores', 'coverage_repeated']
 
 # %% ../nbs/04a_stats.ipynb #75fd1386
 from typing import NamedTuple
@@ -659,6 +659,19 @@ def repeated_interval(
     columns = 'value low high p se_women se_seeds df breasts patients seeds note'.split()
     columns += [f'seed {i}' for i in range(len(prob))]
     return pd.DataFrame.from_dict(rows, orient='index', columns=columns).rename_axis('score')
+
+# %% ../nbs/04a_stats.ipynb #d9773fcd
+def detectable(
+    women:float, # variance of a paired difference that comes from women
+    seed:float, # its variance over single seeds
+    n_patients:int, # at least 2
+    n_seeds:int, # trainings of each model, at least 1
+    power:float=.8, # share of repeats that find it, in (0, 1)
+) -> float: # in units of the score
+    "Find the smallest true difference that is told from 0 at the 5 % level with this power."
+    far, sd = norm.ppf(power), np.sqrt(women + seed/n_seeds)
+    if n_seeds == 1: return (norm.ppf(.975) + far)*sd # as if the variance of seeds were known
+    return half_width(women, seed/n_seeds, n_patients, n_seeds)[0] + far*sd
 
 # %% ../nbs/04a_stats.ipynb #8d63ba2a
 def nadeau_bengio(

@@ -1,0 +1,53 @@
+"""Train a small phantom under both protocols and keep what it predicts, one tensor and the settings in `tests/pins/`.
+
+usage: python tests/make_pins.py [--out tests/pins]
+`tests/test_pins.py` holds today's code to these files. They are made anew only where numerics are meant to change; say why in
+the commit. The arithmetic is the one every x86-64 processor has, in one thread, so that machines agree.
+"""
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SAME_EVERYWHERE = dict( # read when torch is imported
+    ATEN_CPU_CAPABILITY='default', ONEDNN_MAX_CPU_ISA='SSE41', MKL_CBWR='COMPATIBLE', MKL_NUM_THREADS='1', OMP_NUM_THREADS='1')
+
+
+def make(out):
+    "Make both runs; keep predictions, history, settings, splits and a tensor of each."
+    import torch
+    from cesm_nb.phantom import make_phantom
+    from cesm_nb.train import fit, make_config
+    torch.set_num_threads(1)
+    root = make_phantom(out/'data', 20, seed=0, signal=2., size_px=96, progress=False)
+    for protocol in ('paper', 'clinical'):
+        run = out/'runs'/protocol
+        fit(make_config(dict(
+            data_root=str(root), run_dir=str(run), protocol=protocol, image_size=32, epochs=2, batch_size=4, pretrained=False,
+            device='cpu', mixed_precision='no', lr=1e-3)))
+        kept = out/protocol
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in ('predictions.csv', 'history.csv', 'splits.csv', 'manifest.csv'): shutil.copy(run/name, kept)
+        (kept/'config.json').write_text((run/'config.json').read_text().replace(f'{out}/', ''))
+        shutil.copy(sorted((run/'tensors').glob('*.pt'))[0], kept/'tensor.pt')
+
+
+def make_apart(out):
+    "Make them in a process of their own, with that arithmetic."
+    done = subprocess.run([sys.executable, __file__, '--here', '--out', str(out)], env=os.environ | SAME_EVERYWHERE, timeout=900,
+                          capture_output=True, text=True)
+    if done.returncode: raise RuntimeError(done.stderr[-2000:])
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    ap.add_argument('--out', type=Path, default=HERE/'pins')
+    ap.add_argument('--here', action='store_true', help='in this process, with its own arithmetic')
+    a = ap.parse_args()
+    make(a.out) if a.here else make_apart(a.out)
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,65 @@
+"What a small phantom run predicted when `tests/pins/` was made: numerics and file formats stay, or change on purpose."
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from make_pins import HERE, make_apart
+
+from cesm_nb.data import CLASSES
+from cesm_nb.tensorize import read_tensor
+from cesm_nb.train import fit, make_config
+
+PROTOCOLS = ['paper', 'clinical']
+
+
+@pytest.fixture(scope='module')
+def today(tmp_path_factory):
+    "Both runs, made by the code of today in the arithmetic of the files."
+    out = tmp_path_factory.mktemp('pins')
+    make_apart(out)
+    return out
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+def test_predictions_are_those_of_the_pinned_run(today, protocol):
+    "To 1e-6, from tensors to probabilities, after two epochs."
+    was, now = (pd.read_csv(d/protocol/'predictions.csv') for d in (HERE/'pins', today))
+    probs = [f'p_{c.lower()}' for c in CLASSES]
+    pd.testing.assert_frame_equal(now.drop(columns=probs), was.drop(columns=probs))
+    np.testing.assert_allclose(now[probs], was[probs], rtol=0, atol=1e-6)
+    assert np.ptp(was[probs].to_numpy(), axis=0).max() > 1e-4 # the network tells breasts apart
+    was, now = (pd.read_csv(d/protocol/'history.csv') for d in (HERE/'pins', today))
+    np.testing.assert_allclose(now.to_numpy(), was.to_numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+def test_tensors_are_those_of_the_pinned_run(today, protocol):
+    "Pixel by pixel, and in the format of before."
+    was, now = (read_tensor(d/protocol/'tensor.pt') for d in (HERE/'pins', today))
+    assert set(now) == set(was)
+    torch.testing.assert_close(now['x'], was['x'], rtol=0, atol=1e-6)
+    assert (now['label'], now['patient_id'], now['side']) == (was['label'], was['patient_id'], was['side'])
+    a, b = (pd.read_csv(d/protocol/'manifest.csv') for d in (HERE/'pins', today))
+    pd.testing.assert_frame_equal(b, a)
+
+
+@pytest.mark.parametrize('protocol', PROTOCOLS)
+def test_settings_of_the_pinned_run_still_serve(protocol):
+    "A run folder of before is read, field by field."
+    there = json.loads((HERE/'pins'/protocol/'config.json').read_text())['settings']
+    cfg = make_config(there)
+    assert {k: getattr(cfg, k) for k in there} == there
+
+
+def test_a_pinned_run_goes_on_or_is_refused_in_a_sentence(tmp_path, today):
+    "Settings of another kind in the folder are named; the same settings find the finished run."
+    run = tmp_path/'run'
+    shutil.copytree(today/'runs'/'paper', run)
+    there = json.loads((run/'config.json').read_text())['settings'] | dict(run_dir=str(run))
+    again = fit(make_config(there))
+    assert len(again.history) == 2 # nothing was trained anew
+    with pytest.raises(ValueError, match='lr') as e: fit(make_config(there | dict(lr=.5)))
+    assert '\n' not in str(e.value)
