@@ -1,5 +1,6 @@
 "`cesm_audit` as a user runs it: the page in a browser, the same numbers again, refusals, and the real annotation files."
 import io
+import json
 import re
 import resource
 import shutil
@@ -12,9 +13,11 @@ import pandas as pd
 import pytest
 
 from cesm_nb.audit import main
+from cesm_nb.data import read_images
 from conftest import REAL, ROOT
 
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
+SIZES = REAL/'image_sizes.csv'
 QUICK = ('--n-repeats', 1, '--n-trees', 10, '--n-draws', 100)
 CODE = 'from cesm_nb.audit import main; main()'
 
@@ -52,9 +55,10 @@ def test_page_of_a_phantom(phantom, tmp_path):
     code, said = audit(phantom, '--out', tmp_path/'out', *QUICK)
     assert code == 0, said
     verdict, controls, dom = in_browser(tmp_path/'out'/'index.html')
-    assert verdict in said and verdict.split('.')[0] in ('Yes', 'In part')
+    mark, answer = verdict.split('. ')[:2]
+    assert verdict in said and mark.startswith('PHANTOM') and answer in ('Yes', 'In part')
     truth = pd.read_csv(tmp_path/'out'/'controls.csv')
-    assert sorted(controls) == sorted({f'{c}|{l}' for c, l in zip(truth.control, truth.label)})
+    assert sorted(controls) == sorted({'|'.join(row) for row in truth[['control', 'label', 'split_unit']].to_numpy()})
     assert 'PHANTOM' in dom and 'src="data:image/png' in dom and 'src="http' not in dom
     assert {f.name for f in (tmp_path/'out').iterdir()} == {
         'index.html', 'controls.csv', 'controls.md', 'controls.tex', 'controls.png', 'controls.svg', 'settings.json'}
@@ -89,16 +93,54 @@ def test_real_annotations(tmp_path):
     code, said = audit(REAL, '--out', tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert code == 0, said
-    assert (after.ru_utime - before.ru_utime)/2 < 120 # seconds on two cores that do nothing else
-    accuracy, auc, abnormal = (scores(tmp_path, s) for s in ('accuracy', 'auc', 'abnormal'))
+    assert (after.ru_utime - before.ru_utime)/2 < 120 # processor seconds on each of two cores
+    accuracy, auc, loss = (scores(tmp_path, s) for s in ('accuracy', 'auc', 'log_loss'))
     for name, right, area in [('DM + CM', .88, .96), ('DM', .86, .95), ('CM', .80, .89)]:
         key = f'mask shapes, {name}', 'all rows'
         assert abs(accuracy.value[key] - right) < .03 and abs(auc.value[key] - area) < .02, name
         assert accuracy.breasts[key] == 566 and accuracy.low[key] < accuracy.value[key] < accuracy.high[key]
-    assert round(abnormal.value['region present, CM', 'CM rows'], 3) == .993
+    assert json.loads((tmp_path/'settings.json').read_text())['files']['region_is_abnormal']['CM rows'] == .9929
+    reader = 'BI-RADS of the same images (circular), CM', 'CM rows'
+    assert abs(accuracy.value[reader] - .94) < .02 and abs(auc.value[reader] - .964) < .01
+    nothing = 'nothing: class shares', 'all rows'
+    assert abs(loss.value[nothing] - 1.0985) < .002 and loss.high[reader] < loss.value[nothing] < loss.low['age', 'all rows']
+    assert abs(scores(tmp_path, 'auc_folds').value[nothing] - .5) < 1e-9 # within a fold all breasts get the same forecast
+    table = pd.read_csv(tmp_path/'controls.csv')
+    assert table[['low', 'high', 'seed 0', 'seed 1', 'seed 2']].notna().all().all()
+    assert set(table.score) == {'accuracy', 'auc', 'auc_folds', 'auc_malignant', 'auc_abnormal', 'log_loss'}
+    if SIZES.exists():
+        sized = 'image size, CM', 'CM rows, size known'
+        assert auc.low[sized] < .52 and auc.high[sized] > .48 and auc.value[sized] < .55 # the sizes at hand tell no class
+        assert auc.breasts[sized] < 566
+    machine = 'machine', 'all rows'
+    assert auc.low[machine] < .52 and auc.value[machine] < .55
     permuted = ('permuted labels, mask shapes, DM + CM', 'all rows')
     assert abs(accuracy.value[permuted] - 1/3) < .03 and auc.low[permuted] < .5 < auc.high[permuted]
     twin = ('label of the other breast, if it trains', 'all rows')
     assert auc.high[twin] < .55 and scores(tmp_path, 'auc', 'breast').low[twin] > .55
     assert not re.search(r'P\d+_[LR]', (tmp_path/'index.html').read_text()) # nothing of a single patient
     assert in_browser(tmp_path/'index.html')[0].startswith('Yes.')
+
+
+def test_what_is_published():
+    "Made by a clean commit, of no phantom, with every seed's value and nothing of a patient."
+    folder = ROOT/'results'/'audit'
+    settings = json.loads((folder/'settings.json').read_text())
+    assert re.fullmatch('[0-9a-f]{40}', settings['commit']) and settings['files']['phantom'] is False
+    table = pd.read_csv(folder/'controls.csv')
+    assert {f'seed {i}' for i in range(settings['settings']['n_repeats'])} <= set(table)
+    for f in folder.iterdir(): assert not re.search(rb'P\d+_[LR]', f.read_bytes()), f.name
+
+
+def test_sizes_beside_the_sheet_are_a_control(phantom, tmp_path):
+    "Sizes that tell the class are found out; a file without the columns is refused by name."
+    for f in ('Radiology-manual-annotations.xlsx', 'Radiology_hand_drawn_segmentations_v2.csv', 'phantom.json'):
+        shutil.copy(phantom/f, tmp_path/f)
+    images = read_images(phantom)
+    sizes = pd.DataFrame(dict(filename=images.image_name + '.jpg', width=1000 + 100*images.label, height=2000))
+    sizes.to_csv(tmp_path/'image_sizes.csv', index=False)
+    assert audit_here(tmp_path, '--out', tmp_path/'out', '--n-jobs', 1, *QUICK)[0] == 0
+    assert scores(tmp_path/'out', 'auc').value['image size, CM', 'CM rows, size known'] > .9
+    sizes.rename(columns=dict(width='w')).to_csv(tmp_path/'image_sizes.csv', index=False)
+    code, said = audit_here(tmp_path, '--out', tmp_path/'no', *QUICK)
+    assert code != 0 and "has no column ['width']" in said
