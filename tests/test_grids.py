@@ -4,10 +4,13 @@ All on phantoms at 32 px and one epoch: what is tested is the machinery.
 """
 import argparse
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from cesm_nb.train import TrainConfig, fit
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
-from run_grid import read_changes, read_grid, say_command
+from run_grid import queue_jobs, read_changes, read_grid, say_command
 
 WITH_FOLDS = ('primary', 'ladder', 'regions', 'ablations', 'pretraining')
 NEW = {'split_seed', 'normalise_input'} - {f.name for f in fields(TrainConfig)}
@@ -142,6 +145,18 @@ def test_a_run_cut_off_goes_on_and_the_rest_is_kept(phantom, tmp_path):
     run_grid(grid, plan)
     pd.testing.assert_frame_equal(pd.read_csv(lost), said, atol=1e-5) # other threads, other last digits
     assert {f: f.stat().st_mtime_ns for f in when} == when
+
+
+def test_one_queue_holds_all_grids(ran, phantom, tmp_path):
+    "Seed by seed; a run that two grids share comes once, with what both score it on."
+    grid, plan, runs = ran
+    assert queue_jobs(dict(a=grid), dict(a=plan)) == []
+    other = make_grid(SMALL | dict(variants=dict(whole={}, none=dict(roi_source='none')), rescore={'breast at test': dict(of='whole', roi_source='breast')},
+                                   seeds=[1, 2], pairs=[]))
+    grids = dict(a=grid, b=other)
+    jobs = queue_jobs(grids, {k: plan_runs(g, phantom, tmp_path) for k, g in grids.items()})
+    assert [c.seed for c, _ in jobs] == [0]*6 + [1]*6 + [2]*6 and len({c.run_dir for c, _ in jobs}) == 18
+    assert [sorted(o.roi_source for o in others) for _, others in jobs[6:9]] == [['breast', 'none']]*3
 
 
 # --- results
@@ -332,6 +347,40 @@ def test_a_run_that_stops_says_why(phantom, tmp_path):
     said = command(tmp_path, phantom)
     assert said.returncode != 0 and 'run_grid: FloatingPointError' in said.stderr and 'notebook.ipynb' in said.stderr
     assert 'Traceback' not in said.stderr
+
+
+def list_processes():
+    "pid -> (parent, state) of all that run here."
+    lines = subprocess.run(['ps', '-A', '-o', 'pid=,ppid=,stat='], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {int(pid): (int(parent), state) for pid, parent, state in map(str.split, lines)}
+
+
+def wait_for(what, seconds=500):
+    "Wait until it is so; fail where it never is."
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f'still not so after {seconds} s'
+        time.sleep(.2)
+
+
+@pytest.mark.skipif(shutil.which('ps') is None, reason='no ps here')
+def test_workers_end_with_the_command(phantom, tmp_path):
+    "Killed while two seeds train side by side, for longer than this test lasts: nothing trains on."
+    endless = dict(base=BASE | dict(epochs=100_000, patience=100_000), n_folds=0, seeds=[0, 1], variants=dict(a={}))
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(endless))
+    words = [sys.executable, 'tools/run_grid.py', '--grid', tmp_path/'grid.yaml', '--data', phantom, '--runs', tmp_path/'runs', '--n-jobs', 2,
+             '--without-papermill']
+    with open(tmp_path/'said', 'w') as said: started = subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=said, stderr=said)
+    try: wait_for(lambda: started.poll() is not None or len(list((tmp_path/'runs').glob('*/seed*/checkpoints/last'))) == 2)
+    finally:
+        workers = [pid for pid, (parent, _) in list_processes().items() if parent == started.pid]
+        started.kill()
+        assert started.wait() == -signal.SIGKILL, (tmp_path/'said').read_text()
+    assert len(workers) >= 2
+    def there(): return [p for p, (_, state) in list_processes().items() if p in workers and state[0] != 'Z']
+    try: wait_for(lambda: not there(), 120)
+    finally:
+        for pid in there(): os.kill(pid, signal.SIGKILL) # where the test fails
 
 
 def test_grid_on_a_cluster(phantom, tmp_path):

@@ -4,7 +4,10 @@ usage: python tools/run_grid.py --grid configs/primary.yaml [...] --data FOLDER 
                                 [--n-jobs 1 | --dask ADDRESS] [--seeds 0 1] [--folds 5] [--set KEY=VALUE ...]
                                 [--only-results] [--without-papermill]
 Papermill executes the section *Run* of chapter 04 once a run; the executed notebook stays in the run folder. Runs that are
-finished are kept, also those of another grid; others go on where they were cut off. Several grids go seed by seed.
+finished are kept, also those of another grid; others go on where they were cut off. One queue holds all runs of all grids,
+seed by seed, so that --n-jobs are busy until the last; grids that share a run train it once. With one job a run is trained in
+this process; with several, a worker ends within about a second of this process, whatever ends it, and what it had started
+goes on when the command is given again. Workers of a cluster (--dask) are not this process's: stop them there.
 `--only-results` trains nothing and publishes the seeds that are complete, also while another process trains.
 Results on real images need runs made at one commit with nothing changed: train in a worktree of its own, and write with
 `--out` into another, since new results are a change too. Nothing of a single patient is written to `--out`, where each grid
@@ -20,7 +23,7 @@ from pathlib import Path
 import joblib
 import yaml
 
-from cesm_nb.grids import make_grid, plan_runs, run_grid, write_results
+from cesm_nb.grids import join_jobs, list_jobs, make_grid, plan_runs, run_jobs, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT/'nbs'/'04_train_colab_t4.ipynb'
@@ -67,23 +70,30 @@ def say_command(
     return ' '.join(words + (['--set', *changes] if changes else []))
 
 
-def train(
+def queue_jobs(
     grids:dict, # name -> `Grid`
     plans:dict, # name -> from `plan_runs`
+) -> list: # from `join_jobs`
+    "Put what is missing in one queue: the first seed of all grids, then the next."
+    out = []
+    for seed in sorted({s for g in grids.values() for s in g.seeds}):
+        for name, g in grids.items():
+            part = [p for p in plans[name] if p.cfg.seed == seed]
+            if part: out += list_jobs(g, part)
+    return join_jobs(out)
+
+
+def train(
+    jobs:list, # from `queue_jobs`
     a:argparse.Namespace, # the command line
 ):
-    "Make what is missing, seed by seed."
+    "Make what is missing."
     with ExitStack() as stack:
         if a.dask:
             from distributed import Client # of the extra `dask`
             stack.enter_context(Client(a.dask))
             stack.enter_context(joblib.parallel_config('dask'))
-        for seed in sorted({s for g in grids.values() for s in g.seeds}):
-            for name, g in grids.items():
-                part = [p for p in plans[name] if p.cfg.seed == seed]
-                if not part: continue
-                print(f'--- {name}, seed {seed}', flush=True)
-                run_grid(g, part, -1 if a.dask else a.n_jobs, '' if a.without_papermill else NOTEBOOK)
+        run_jobs(jobs, -1 if a.dask else a.n_jobs, '' if a.without_papermill else NOTEBOOK)
 
 
 def publish(
@@ -121,7 +131,7 @@ def main():
     try:
         grids = {f.stem: read_grid(f, a) for f in a.grid}
         plans = {name: plan_runs(g, a.data, a.runs) for name, g in grids.items()}
-        if not a.only_results: train(grids, plans, a)
+        if not a.only_results: train(queue_jobs(grids, plans), a)
         publish(grids, plans, a)
     except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'run_grid: {e}')
 
