@@ -529,6 +529,7 @@ def say_change(
 
 # %% ../nbs/05a_grids.ipynb #65be72f3
 _REPEATED = (*PAPER, *BINARY) # scores shown
+_NAMES = SCORE_NAMES | MORE_NAMES
 
 def score_repeats(
     tests:dict, # from `read_tests`, of a grid without folds
@@ -549,7 +550,7 @@ def repeats_table(
 ) -> pd.DataFrame: # a row a variant and seed, as text
     "Put the runs under each other."
     out = scores.groupby(level=[0, 1], sort=False)[['breasts', 'patients']].first()
-    names = {k: k.replace('_', ' ') for k in _REPEATED}
+    names = {k: _NAMES[k] for k in _REPEATED}
     return out.rename(columns={'breasts': 'test breasts', 'patients': 'women'}).assign(
         **_cells(scores, names))
 
@@ -561,7 +562,8 @@ def summarise_repeats(
     rows = []
     for (name, k), t in scores.groupby(['variant', 'score'], sort=False):
         if k not in _REPEATED: continue
-        ends = dict(zip(('value', 'low', 'high'), nadeau_bengio(t.value.to_numpy(), test_share)))
+        mean = np.clip(nadeau_bengio(t.value.to_numpy(), test_share), 0, 1) # as all scores are
+        ends = dict(zip(('value', 'low', 'high'), mean))
         spread = dict(lowest=t.value.min(), highest=t.value.max(), seeds=len(t))
         rows.append({'variant': name, 'score': k, PUBLISHED: PAPER.get(k)} | ends | spread)
     return pd.DataFrame(rows).astype({PUBLISHED: float}).set_index(['variant', 'score'])
@@ -576,7 +578,7 @@ def summary_table(
         PUBLISHED: summary[PUBLISHED].map(lambda v: '' if np.isnan(v) else f'{v:.4f}'),
         'mean [corrected 95 %]': summary.apply(mean, axis=1),
         'lowest to highest': summary.apply(lambda r: f'{r.lowest:.3f} to {r.highest:.3f}', axis=1),
-        'seeds': summary.seeds})
+        'seeds': summary.seeds}).rename(index=_NAMES, level='score')
 
 # %% ../nbs/05a_grids.ipynb #9a5ab388
 def read_curves(
@@ -866,7 +868,8 @@ def _lead_control(roots):
 
 def _published(): # cells of the paper
     below = dict(zip(_SIZES, (SIZE, '', 'MobileNetV2, EfficientNet-B0', 'real')))
-    return {k: f'{v:.4f}' for k, v in PAPER.items()} | below
+    reported = {k: f'{v:.4f}' for k, v in PAPER.items()}
+    return dict.fromkeys(LEAD, 'not reported') | reported | below
 
 # %% ../nbs/05a_grids.ipynb #1eeefc50
 def lead_table(
@@ -880,7 +883,7 @@ def lead_table(
         'ours, clinical': _lead_pooled(primary, 'clinical') if primary else None,
         "ours, radiologist's regions": _lead_pooled(primary, 'regions') if primary else None,
         'no pixel, mask shapes': _lead_control(roots)}
-    names = {k: (SCORE_NAMES | MORE_NAMES)[k] for k in LEAD} | {k: k for k in _SIZES}
+    names = {k: _NAMES[k] for k in LEAD} | {k: k for k in _SIZES}
     out = {title: [NOT_RUN if cells is None else cells.get(k, NOT_SCORED) for k in names]
            for title, cells in columns.items()}
     return pd.DataFrame(out, index=list(names.values())).rename_axis('score')

@@ -146,7 +146,7 @@ def test_lead_table_reads_each_column_from_its_folder(tmp_path):
     t = lead_table((made_up(tmp_path),))
     assert t.loc['AUC-ROC'].tolist() == ['0.9676', '0.850 [0.750, 0.950]; 0.800 to 0.900', '0.780 [0.730, 0.830]', '0.930 [0.880, 0.980]',
                                          '0.960 [0.950, 0.970]']
-    assert t.loc['PR-AUC'].iloc[-1] == 'not scored' and t.loc['malignant or not: AUC-ROC'].iloc[0] == 'not scored'
+    assert t.loc['PR-AUC'].iloc[-1] == 'not scored' and t.loc['malignant or not: AUC-ROC'].iloc[0] == 'not reported'
     assert t.loc['test breasts (women)'].tolist()[1:] == ['80 to 81 (70)', '452 (261)', '452 (261)', '566 (326)']
     assert t.loc['seeds'].tolist() == ['', '2', '3', '3', '3']
     assert t.loc['backbones'].tolist()[:2] == ['MobileNetV2, EfficientNet-B0', 'mobilenetv2_100, efficientnet_lite0']
