@@ -838,9 +838,10 @@ def _below(breasts, women, seeds, s, variant):
 def _lead_repeats(found, variant='paper'):
     "Cells of a grid without folds: mean, its interval, lowest to highest."
     t = found['summary'].loc[variant].set_index('score')
-    one = t.seeds.max() == 1
-    cells = {k: f'{r.value:.3f}' if one else
-             f'{with_interval(r)}; {r.lowest:.3f} to {r.highest:.3f}' for k, r in t.iterrows()}
+    cells = {k: f'{with_interval(r)}; {r.lowest:.3f} to {r.highest:.3f}' for k, r in t.iterrows()}
+    if t.seeds.max() == 1: # no spread; the run's own interval over its women
+        single = found['scores'].loc[variant].set_index('score')
+        cells = {k: f'{with_interval(r)}; one split' for k, r in single.iterrows()}
     runs = found['runs'].loc[[variant]]
     below = _below(runs['test breasts'], runs.women, len(runs), found['settings'], variant)
     return cells | below
