@@ -26,7 +26,7 @@ reproduce: $(VENV)/.ready
 	$(BIN)/python tools/reproduce.py --data '$(DATA)' --protocol '$(PROTOCOL)' --run-dir '$(RUN)' --set $(SET)
 
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	OMP_NUM_THREADS=1 timeout 3600 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --dist loadfile
 
 docs-check: $(VENV)/.ready

@@ -7,6 +7,7 @@ from cesm_nb.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent/'shared'/'data'/'CDD-CESM'
+PATIENCE = 1700 # seconds after which a command hangs: a bound beyond what a slow, busy machine takes, never a claim
 
 
 @pytest.fixture(scope='session')

@@ -85,7 +85,10 @@ def test_a_leak_put_into_clinical_is_caught(tried):
 
 def test_the_network_reads_regions_where_nothing_else_is(tmp_path):
     "The four streams themselves, paper's protocol, no lesion visible; test_signal.py has the clinical side."
-    ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=8, batch_size=8, lr=1e-3, phantom_patients=160,
-                               phantom_signal=0., mixed_precision='no', run_dir=str(tmp_path))))
+    root = make_phantom(tmp_path/'phantom', 160, signal=0., clinical=0., size_px=200, progress=False)
+    ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=8, batch_size=8, lr=1e-3, data_root=str(root),
+                               mixed_precision='no', run_dir=str(tmp_path/'run'))))
     test = ran.predictions[ran.predictions.split == 'test']
-    assert interval_table(test.label.to_numpy(), test[PROBS].to_numpy(), test.patient_id.to_numpy()).low['auc'] > .55
+    found = interval_table(test.label.to_numpy(), test[PROBS].to_numpy(), test.patient_id.to_numpy()).loc['auc']
+    print(f'AUC {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]')
+    assert found.low > .5

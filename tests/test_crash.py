@@ -7,16 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import cesm_nb.tensorize
 from cesm_nb.phantom import make_phantom
 from cesm_nb.tensorize import TensorConfig, read_tensor, tensorize
+from conftest import PATIENCE, ROOT
+from mortal import die_at
 
 MB = 2**20
+PLACES = (cesm_nb.tensorize, 'make_tensor'), (os, 'replace') # whose calls are the moments at which a process is killed
 
 
 def content(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder).iterdir())}
@@ -24,44 +27,56 @@ def content(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder)
 
 @pytest.fixture(scope='module')
 def cfg(tmp_path_factory):
-    "Settings for a phantom of full-size tensors, and the folder of an uninterrupted run."
+    "Settings for a phantom of full-size tensors, the files of an uninterrupted run and the number of its events."
     d = tmp_path_factory.mktemp('crash')
     data = make_phantom(d/'data', n_patients=12, size_px=200, progress=False)
     cfg = TensorConfig(data_root=str(data), run_dir=str(d/'run'), tensor_dir=str(d/'whole'), image_size=224, n_jobs=1)
-    start = time.perf_counter()
+    with pytest.MonkeyPatch.context() as m:
+        events = die_at(0, *PLACES, patch=m.setattr)
+        tensorize(cfg)
+    return cfg, content(d/'whole'), events()
+
+
+def tensorize_until(cfg, n):
+    "Tensorise and die at event `n`."
+    die_at(n, *PLACES)
     tensorize(cfg)
-    return cfg, content(d/'whole'), time.perf_counter() - start
 
 
 def test_killed_at_ten_random_moments(cfg, tmp_path):
-    cfg, whole, seconds = cfg
-    rng, fork, unfinished = random.Random(0), multiprocessing.get_context('fork'), 0
-    for i in range(10):
-        mine = replace(cfg, tensor_dir=str(tmp_path/str(i)))
-        child = fork.Process(target=tensorize, args=(mine,))
+    "Before, in or after making a tensor or renaming a file: moments drawn from the run's own events."
+    cfg, whole, events = cfg
+    fork, left = multiprocessing.get_context('fork'), []
+    for n in random.Random(0).sample(range(1, events + 1), 10):
+        mine, folder = replace(cfg, tensor_dir=str(tmp_path/str(n))), tmp_path/str(n)
+        child = fork.Process(target=tensorize_until, args=(mine, n))
         child.start()
-        time.sleep(rng.uniform(.1, .9)*seconds)
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        unfinished += not (tmp_path/str(i)/'manifest.csv').exists()
-        for f in (tmp_path/str(i)).glob('*.pt'): read_tensor(f) # whole, or not there under its name
-        (tmp_path/str(i)).mkdir(exist_ok=True)
-        (tmp_path/str(i)/f'.P1_Left.pt.{os.uname().nodename}-{child.pid}.part').write_bytes(b'half') # as if in mid-write
+        child.join(PATIENCE)
+        assert child.exitcode == -signal.SIGKILL, f'event {n} of {events}'
+        left.append(len(list(folder.glob('*.pt'))))
+        for f in folder.glob('*.pt'): read_tensor(f) # whole, or not there under its name
+        (folder/f'.P1_Left.pt.{os.uname().nodename}-{child.pid}.part').write_bytes(b'half') # as if in mid-write
         tensorize(mine)
-        assert content(tmp_path/str(i)) == whole, f'kill {i}'
-    assert unfinished >= 5 # the kills did interrupt something
+        assert content(folder) == whole, f'killed at event {n} of {events}'
+    assert len(set(left)) > 5 and events > 40, left # the kills are spread over the run
 
 
 def test_killed_with_its_workers(cfg, tmp_path):
+    "A worker kills itself, the other worker and the command: as it renames its second tensor."
     cfg, whole, _ = cfg
+    (tmp_path/'sitecustomize.py').write_text(f'''
+import os, signal, sys
+sys.path.append({str(ROOT/'tests')!r})
+from mortal import die_at
+die_at(3, (os, 'replace'), kill=lambda: os.killpg(0, signal.SIGKILL))
+''')
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]))
     code = 'from cesm_nb.tensorize import main; main()'
     command = [sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', tmp_path/'t', '--image-size', '224', '--n-jobs', '2']
-    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 90
-    while not list((tmp_path/'t').glob('*.pt')) and run.poll() is None and time.monotonic() < end: time.sleep(.01)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    assert list((tmp_path/'t').glob('*.pt'))
+    run = subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert run.wait(PATIENCE) == -signal.SIGKILL
+    left = content(tmp_path/'t')
+    assert 0 < len(left) < len(whole) and 'manifest.csv' not in left
     tensorize(replace(cfg, tensor_dir=str(tmp_path/'t')))
     assert content(tmp_path/'t') == whole
 
@@ -82,7 +97,7 @@ def run_full(cfg, folder, limit=None):
     code = 'from cesm_nb.tensorize import main; main()'
     small = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
     command = [sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', folder, '--image-size', '224', '--n-jobs', '1']
-    done = subprocess.run(command, preexec_fn=small, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, preexec_fn=small, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     return done.stderr.replace('\r', '\n').strip().splitlines()[-1]
 
@@ -97,7 +112,7 @@ def test_disk_full(cfg, tmp_path):
     cfg, whole, _ = cfg
     disk = tmp_path/'small'
     disk.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk], capture_output=True).returncode:
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk], capture_output=True, timeout=PATIENCE).returncode:
         pytest.skip('cannot mount a small tmpfs here: needs root')
     try:
         said = run_full(cfg, disk/'t')
@@ -105,6 +120,6 @@ def test_disk_full(cfg, tmp_path):
         left = content(disk/'t')
         assert 4 < len(left) < len(whole) and all(whole[k] == v for k, v in left.items())
         shutil.copytree(disk/'t', tmp_path/'roomy')
-    finally: subprocess.run(['umount', disk], check=True)
+    finally: subprocess.run(['umount', disk], check=True, timeout=PATIENCE)
     tensorize(replace(cfg, tensor_dir=str(tmp_path/'roomy')))
     assert content(tmp_path/'roomy') == whole

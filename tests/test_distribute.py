@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import PATIENCE
+
 # What each process runs: a whole run whose writes are counted, then five steps in double precision. In single precision Adam's
 # first steps have the size of the learning rate however small a gradient is, so that biases before a batch norm, whose gradient
 # is rounding noise, move either way and the losses of the next steps differ by up to a few thousandths.
@@ -42,7 +44,7 @@ Path(out, f'said{team.process_index}.json').write_text(json.dumps(dict(losses=lo
 def train(phantom, out, *launcher):
     "Run `CODE` under a launcher; what each of its processes said."
     env = os.environ | dict(OMP_NUM_THREADS='1')
-    done = subprocess.run([sys.executable, *launcher, out.parent/'steps.py', phantom, out], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, *launcher, out.parent/'steps.py', phantom, out], capture_output=True, text=True, env=env, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(f.read_text()) for f in sorted(out.glob('said*.json'))]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from conftest import PATIENCE, ROOT
+
 sys.path.insert(0, str(ROOT/'tools'))
 import check_docs  # noqa: E402
 
@@ -268,7 +269,7 @@ def test_site_without_notebooks_is_reported(tmp_path):
 def run_check(root, *options):
     "Run the command on a working tree."
     command = [sys.executable, ROOT/'tools/check_docs.py', '--root', root, *options]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def times(root):
@@ -304,7 +305,7 @@ def test_config_is_one_file():
     link = ROOT/'nbs/_quarto.yml'
     assert os.path.islink(link) and os.readlink(link) == '../_quarto.yml'
     command = ['git', 'ls-files', '-s', 'nbs/_quarto.yml']
-    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE).stdout
     assert tracked.startswith('120000 ') or not tracked
 
 
@@ -323,7 +324,7 @@ def toy(tmp_path_factory):
              code(EXPORTED), text('[exported](#double) [absent](#triple) @fig-none'),
              code('#| hide\n1/0', ERROR)]
     (tree/'nbs/00_data.ipynb').write_text(notebook(cells))
-    subprocess.run(['git', 'init', '-q'], cwd=tree, check=True)
+    subprocess.run(['git', 'init', '-q'], cwd=tree, check=True, timeout=PATIENCE)
     return tree
 
 
@@ -366,7 +367,7 @@ def run_filter(tree, folder):
     source = (tree/'nbs/00_data.ipynb').read_text()
     (tree/folder).mkdir(exist_ok=True)
     command = [sys.executable, str(ROOT/'tools/quarto_filter.py')]
-    done = subprocess.run(command, cwd=tree/folder, input=source, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tree/folder, input=source, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return source, done.stdout
 

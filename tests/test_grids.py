@@ -24,7 +24,7 @@ from cesm_nb.grids import (
     write_results)
 from cesm_nb.ladder import WALK, ladder
 from cesm_nb.train import TrainConfig, fit
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
 from run_grid import queue_jobs, read_changes, read_grid, say_command
@@ -270,7 +270,7 @@ def command(folder, data, *args):
     "Run `tools/run_grid.py` on grids in a folder."
     words = [sys.executable, 'tools/run_grid.py', '--grid', *sorted(folder.glob('*.yaml')), '--data', data, '--runs', folder/'runs',
              '--out', folder/'out', *args]
-    return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=900)
+    return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_one_split_for_each_seed(phantom, tmp_path):
@@ -355,7 +355,7 @@ def list_processes():
     return {int(pid): (int(parent), state) for pid, parent, state in map(str.split, lines)}
 
 
-def wait_for(what, seconds=500):
+def wait_for(what, seconds=PATIENCE/2):
     "Wait until it is so; fail where it never is."
     end = time.monotonic() + seconds
     while not what():
@@ -378,7 +378,7 @@ def test_workers_end_with_the_command(phantom, tmp_path):
         assert started.wait() == -signal.SIGKILL, (tmp_path/'said').read_text()
     assert len(workers) >= 2
     def there(): return [p for p, (_, state) in list_processes().items() if p in workers and state[0] != 'Z']
-    try: wait_for(lambda: not there(), 120)
+    try: wait_for(lambda: not there())
     finally:
         for pid in there(): os.kill(pid, signal.SIGKILL) # where the test fails
 

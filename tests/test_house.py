@@ -13,7 +13,7 @@ import pytest
 
 from cesm_nb.tables import with_interval
 from cesm_nb.train import TrainConfig, check_parameters
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 ORDER = ('data', 'phantom', 'roi', 'check', 'tensorize', 'alter', 'model', 'distribute', 'train', 'stats', 'figures', 'inside', 'tables', 'evaluate', 'grids', 'audit', 'ladder', 'predict')
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 
 def tracked():
     "Files under version control, or those that would be."
-    said = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT, capture_output=True, check=True)
+    said = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT, capture_output=True, check=True, timeout=PATIENCE)
     return [f for f in said.stdout.decode().split('\0') if f and (ROOT/f).exists()]
 
 
@@ -32,13 +32,13 @@ def test_clean_and_export_leave_no_diff(tmp_path):
         (copy/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/f, copy/f, follow_symlinks=False)
     git = lambda *a: subprocess.run(
-        ['git', '-c', 'user.name=t', '-c', 'user.email=t@t', *a], cwd=copy, check=True, capture_output=True, text=True).stdout
+        ['git', '-c', 'user.name=t', '-c', 'user.email=t@t', *a], cwd=copy, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
     git('init', '-q'), git('add', '-A'), git('commit', '-qm', 'as it is')
-    for command in ('nbdev_clean', 'nbdev_export'): subprocess.run([BIN/command], cwd=copy, check=True, capture_output=True)
+    for command in ('nbdev_clean', 'nbdev_export'): subprocess.run([BIN/command], cwd=copy, check=True, capture_output=True, timeout=PATIENCE)
     assert git('status', '--porcelain') == ''
     notebook = copy/'nbs'/'00_data.ipynb' # the check can fail: a changed exported cell shows
     notebook.write_text(notebook.read_text().replace("VIEWS = ('CC', 'MLO')", "VIEWS = ('MLO', 'CC')"))
-    subprocess.run([BIN/'nbdev_export'], cwd=copy, check=True, capture_output=True)
+    subprocess.run([BIN/'nbdev_export'], cwd=copy, check=True, capture_output=True, timeout=PATIENCE)
     assert 'cesm_nb/data.py' in git('status', '--porcelain')
 
 
@@ -75,6 +75,39 @@ def test_nothing_of_a_patient_is_tracked():
     assert named == []
 
 
+CLOCKS = {'time', 'perf_counter', 'process_time', 'monotonic', 'thread_time', 'sleep', 'getrusage', 'timeit'}
+STARTS, WAITS = {'run', 'call', 'check_call', 'check_output', 'communicate'}, {'wait', 'join', 'communicate'}
+
+
+def hurried(source):
+    "Lines of a test file that read a clock, sleep, loop without a count, or start or await a process without a bound."
+    bad = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.While): bad.append((node.lineno, 'while'))
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            bad += [(node.lineno, a.name) for a in node.names if a.name in {'time', 'timeit', 'resource'} or getattr(node, 'module', '') == 'time']
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute): continue
+        name, owner = node.func.attr, getattr(node.func.value, 'id', '')
+        bounded = any(k.arg == 'timeout' for k in node.keywords)
+        if owner == 'subprocess' and name in STARTS and not bounded: bad.append((node.lineno, name))
+        if name in WAITS and not node.args and not bounded: bad.append((node.lineno, name))
+        if name in CLOCKS and owner in ('time', 'timeit', 'resource'): bad.append((node.lineno, name))
+    return bad
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'tests').glob('*.py')), ids=lambda p: p.stem)
+def test_no_test_depends_on_speed(path):
+    "No clock, no sleep, no loop without an end: a slow machine passes later, a fast one passes sooner."
+    allowed = {'resource'} if path.stem == 'test_crash' else set() # there it limits the size of a file
+    assert [b for b in hurried(path.read_text()) if b[1] not in allowed] == []
+
+
+def test_a_hurried_test_is_found():
+    for line in ('import time', 'from time import sleep', 'while True: pass', "subprocess.run(['ls'])", 'child.join()', 'run.wait()', 'time.sleep(1)'):
+        assert hurried(line), line
+    assert not hurried("subprocess.run(['ls'], timeout=9); child.join(9); ' '.join([]); run.wait(9)")
+
+
 def test_numbers_in_the_readme_are_results():
     "Every value with an interval in the README stands in a table of `results/`."
     told, there = re.findall(r'-?\d\.\d{3} \[[^\]]*\]', (ROOT/'README.md').read_text()), set()
@@ -104,7 +137,7 @@ def test_tag_survives_cleaning(tmp_path):
     for f in ('settings.ini', 'nbs/04_train_colab_t4.ipynb'):
         (tmp_path/f).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT/f, tmp_path/f)
-    subprocess.run([BIN/'nbdev_clean'], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([BIN/'nbdev_clean'], cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
     assert list(check_parameters(tmp_path/'nbs'/'04_train_colab_t4.ipynb', NAMES)) == NAMES
 
 

@@ -16,13 +16,13 @@ from torch.testing import assert_close
 import cesm_nb.model as model
 from cesm_nb.data import VIEWS
 from cesm_nb.model import ABLATIONS, PAPER_BACKBONES, FourStream, export_model, load_model, split_backbones
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 FACTS = dict(phantom=True, image_size=32)
 
 
 def tiny_backbone(name, width=512, pretrained=False, weights_dir='', in_chans=1):
-    "A backbone of one layer, so that all models are made in seconds."
+    "A backbone of one layer, so that all models are made quickly."
     return nn.Sequential(nn.Conv2d(in_chans, 4, 8, 8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(width))
 
 
@@ -171,7 +171,7 @@ print([str(w.message) for w in caught if 'FROM SCRATCH' in str(w.message)])
 print(net.weights_source)
 '''
     env = os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), PYTHONPATH=str(ROOT))
-    ran = subprocess.run([sys.executable, '-c', code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    ran = subprocess.run([sys.executable, '-c', code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
     refusal, warning, source = ran.stdout.strip().splitlines()
     assert 'no pretrained weights from the hub' in refusal and 'mobilenetv2_100.safetensors into a folder' in refusal and 'allow_scratch=True' in refusal
     assert warning.count('FROM SCRATCH') == 1 and source == 'scratch (weights not found)'

@@ -13,7 +13,7 @@ import torch
 from cesm_nb.data import share_with_twin
 from cesm_nb.evaluate import evaluate, read_run
 from cesm_nb.train import fit, make_config
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 BIN = Path(sys.executable).parent
 QUICK = dict(image_size=64, epochs=2, batch_size=8, mixed_precision='no')
@@ -34,9 +34,9 @@ def quick(phantom, tensors, run_dir, **more):
     return fit(make_config(QUICK | dict(data_root=str(phantom), run_dir=str(run_dir), tensor_dir=str(tensors/roi)) | more))
 
 
-def run(*args, **more):
+def run(*args):
     "A command, its output as text."
-    return subprocess.run([str(a) for a in args], capture_output=True, text=True, cwd=ROOT, **more)
+    return subprocess.run([str(a) for a in args], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
 
 
 def test_papermill_from_the_root(phantom, tmp_path):

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +13,23 @@ import pytest
 import torch
 
 from cesm_nb.model import ABLATIONS
+from cesm_nb.tensorize import TensorConfig, tensorize
 from cesm_nb.train import fit, load_run, make_config, predict_run
+from conftest import PATIENCE, ROOT
 
 SMALL = dict(image_size=32, epochs=1, batch_size=16, device='cpu', mixed_precision='no')
-CODE = '''
-import sys, torch
+CODE = f'''
+import os, sys, torch
 torch.set_num_threads(1)
-from cesm_nb.train import fit, make_config
-fit(make_config(dict(data_root=sys.argv[1], tensor_dir=sys.argv[2], run_dir=sys.argv[3], image_size=64, epochs=4, batch_size=8, lr=1e-3,
-                     device='cpu', mixed_precision='no')))
+sys.path.append({str(ROOT/'tests')!r})
+import cesm_nb.train as trainer
+from mortal import die_at
+data, tensors, run_dir, n = sys.argv[1:]
+events = die_at(int(n), (trainer, 'train_step'), (os, 'replace'))
+trainer.fit(trainer.make_config(dict(
+    data_root=data, tensor_dir=tensors, run_dir=run_dir, image_size=32, epochs=6, batch_size=8, lr=1e-3, device='cpu',
+    mixed_precision='no', backbones='mobilenetv2_100')))
+print(events())
 '''
 
 
@@ -32,10 +39,12 @@ def small(phantom, tmp_path_factory):
     return make_config(SMALL | dict(data_root=str(phantom), tensor_dir=str(tmp_path_factory.mktemp('tensors'))))
 
 
-def start(phantom, folder, name):
-    "Train in a process of its own."
-    args = [sys.executable, '-c', CODE, str(phantom), str(folder/'tensors'), str(folder/name)]
-    return subprocess.Popen(args, env=os.environ | dict(OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
+def train(phantom, folder, name, die_at=0):
+    "Train in a process of its own, which dies at an event: return code and number of events."
+    args = [sys.executable, '-c', CODE, phantom, folder/'tensors', folder/name, die_at]
+    done = subprocess.run(list(map(str, args)), env=os.environ | dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode, int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
 def results(run_dir):
@@ -48,28 +57,19 @@ def weights(run_dir):
     return torch.load(run_dir/'checkpoints'/'last'/'state.pt', weights_only=True)['model']
 
 
-def wait_for_epoch(process, run_dir, n, seconds=300):
-    "Wait until a run has kept `n` epochs (0: has its settings), or has ended."
-    state, until = run_dir/'checkpoints'/'last'/'state.pt', time.monotonic() + seconds
-    while process.poll() is None:
-        if n == 0 and (run_dir/'config.json').exists(): return
-        if n and state.exists() and len(torch.load(state, weights_only=True)['history']) >= n: return
-        assert time.monotonic() < until, f'no epoch {n} in {seconds} s'
-        time.sleep(.02)
-
-
 def test_killed_at_five_random_moments(phantom, tmp_path):
-    "Killed when it has its settings, after epochs 1, 2, 2 and 3 and a random while, it goes on to the same bytes."
-    assert start(phantom, tmp_path, 'whole').wait(600) == 0
-    draw, kills = random.Random(0), 0
-    for n in (0, 1, 2, 2, 3):
-        process = start(phantom, tmp_path, 'cut')
-        wait_for_epoch(process, tmp_path/'cut', n)
-        time.sleep(draw.uniform(0, .2)) # into the next epoch, wherever that is on this machine
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait(60) == -signal.SIGKILL # a run may end first: the next one has nothing left to do
-    assert kills >= 2
-    assert start(phantom, tmp_path, 'cut').wait(600) == 0
+    "Killed before, in or after a step or a file's renaming, in the first epoch of a session or in its second: it goes on to the same bytes."
+    tensorize(TensorConfig(data_root=str(phantom), run_dir=str(tmp_path), tensor_dir=str(tmp_path/'tensors'), image_size=32))
+    code, events = train(phantom, tmp_path, 'whole')
+    assert code == 0
+    epoch, draw, kept = events//6, random.Random(0), [] # a session keeps one epoch at most, so that five leave one of six to do
+    for i in range(5):
+        n = draw.randint(1, epoch) if i % 2 == 0 else draw.randint(3*epoch//2, 2*epoch)
+        assert train(phantom, tmp_path, 'cut', n)[0] == -signal.SIGKILL, f'event {n} of {events}'
+        state = tmp_path/'cut'/'checkpoints'/'last'/'state.pt'
+        kept.append(len(torch.load(state, weights_only=True)['history']) if state.exists() else 0)
+    assert kept[0] == 0 and 2 <= kept[-1] < 6, kept
+    assert train(phantom, tmp_path, 'cut')[0] == 0
     assert results(tmp_path/'cut') == results(tmp_path/'whole')
     last, whole = weights(tmp_path/'cut'), weights(tmp_path/'whole')
     assert all(torch.equal(last[k], v) for k, v in whole.items())
@@ -105,8 +105,9 @@ def test_loss_that_turns_nan_keeps_the_last_epoch(small, tmp_path):
 
 
 def test_rate_beyond_reason(small, tmp_path):
-    with pytest.raises(FloatingPointError, match=r'loss is (nan|inf) at .*: lower lr \(1000000000.0\) in another run_dir; no epoch is kept'):
-        fit(replace(small, run_dir=str(tmp_path), lr=1e9, epochs=3))
+    "A step of 1e30 in each weight: two layers on, the next batch is beyond single precision on any machine."
+    with pytest.raises(FloatingPointError, match=r'loss is (nan|inf) at epoch 1, .*: lower lr \(1e\+30\) in another run_dir; no epoch is kept'):
+        fit(replace(small, run_dir=str(tmp_path), lr=1e30, epochs=3))
 
 
 def with_split(small, folder, change):

@@ -1,0 +1,50 @@
+"The benchmarks run to their end on small data; what they print is measured, so that no number of it is asserted."
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from cesm_nb.data import REGIONS_NAME
+from cesm_nb.phantom import make_phantom
+from conftest import PATIENCE, ROOT
+
+PEER = ROOT.parent/'shared'/'bench'/'peer_tensorize.py'
+ASIDE = {'left': (-500, 40, 30), 'above': (40, -500, 30), 'right': (5000, 40, 30), 'below': (40, 5000, 30), 'edge': (0, 0, 9), 'dot': (50, 50, .2)}
+
+
+def bench(name, *args):
+    "What a benchmark prints; a crash below Python, such as a division by zero in OpenCV, is a negative return code."
+    command = [sys.executable, f'tools/{name}.py', *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory):
+    "A phantom with regions outside their image, on its corner and smaller than a pixel, each drawn on an image of its own."
+    root = make_phantom(tmp_path_factory.mktemp('odd')/'data', n_patients=8, size_px=100, progress=False)
+    drawn = pd.read_csv(root/REGIONS_NAME, dtype=str)
+    names = drawn['#filename'][drawn['#filename'].str.contains('_CM_')].unique()
+    assert len(names) >= len(ASIDE)
+    more = [drawn[drawn['#filename'] == name].iloc[[0]].assign(
+        region_shape_attributes='{"name":"circle","cx":%s,"cy":%s,"r":%s}' % place) for name, place in zip(names, ASIDE.values())]
+    pd.concat([drawn, *more]).to_csv(root/REGIONS_NAME, index=False)
+    return root
+
+
+def test_tensorize_with_regions_outside(odd):
+    "The plain reference, which the tensors are held against, leaves such a region out as the package does; the peer copes, too."
+    said = bench('bench_tensorize', '--data', odd, '--rounds', 1, '--peer', PEER)
+    assert float(re.search(r'largest difference from the plain reference: ([\d.]+) of 255', said)[1]) < .5
+    for ratio in ('one process / decode only', 'two processes / one process', *(['one process / peer'] if PEER.exists() else [])):
+        assert re.search(rf'{ratio}: [\d.]+', said), said
+    assert PEER.exists() or 'SKIPPED the peer' in said
+
+
+def test_commands(phantom):
+    "`cesm_check` and `cesm_audit` against decoding and growing alone."
+    said = bench('bench_commands', '--data', phantom, '--audit', '--n-repeats', 1, '--n-trees', 10, '--n-draws', 50)
+    assert re.search(r'cesm_check: .* x decoding them\ncesm_audit: .* with [1-9]\d* forests; [\d.]+ x growing them', said), said

@@ -1,0 +1,53 @@
+"""Time `cesm_check` and `cesm_audit` against what they cannot do without, in processor time and all in one run.
+
+usage: OMP_NUM_THREADS=1 python tools/bench_commands.py --data CDD-CESM
+The floor of the check is decoding each image once; that of the audit is growing its forests, counted while it runs.
+"""
+import os
+os.environ.setdefault('OMP_NUM_THREADS', '1') # before numpy is imported
+import argparse
+import io
+import tempfile
+import time
+from contextlib import redirect_stdout
+from unittest.mock import patch
+
+import cv2
+from sklearn.ensemble import RandomForestClassifier
+
+from cesm_nb import audit, check
+from cesm_nb.data import read_images
+
+
+def seconds(job):
+    "Processor seconds of one call in this process."
+    start = time.process_time()
+    with redirect_stdout(io.StringIO()): job()
+    return time.process_time() - start
+
+
+def main():
+    "Print seconds and ratios."
+    ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    ap.add_argument('--data', required=True, help='folder in the TCIA layout')
+    ap.add_argument('--audit', nargs=argparse.REMAINDER, default=[], help='options of cesm_audit, last on the line')
+    a = ap.parse_args()
+    cv2.setNumThreads(1)
+    files, grown, fit = read_images(a.data).path.dropna(), [], RandomForestClassifier.fit
+
+    def timed(self, *args, **more):
+        start = time.process_time()
+        fit(self, *args, **more)
+        grown.append(time.process_time() - start)
+        return self
+
+    with tempfile.TemporaryDirectory() as d:
+        decode = seconds(lambda: [cv2.imread(f, cv2.IMREAD_GRAYSCALE) is None for f in files])
+        looked = seconds(lambda: check.main([a.data, '--out', f'{d}/check']))
+        with patch.object(RandomForestClassifier, 'fit', timed):
+            asked = seconds(lambda: audit.main([a.data, '--out', f'{d}/audit', '--n-jobs', '1', *a.audit]))
+    print(f'cesm_check: {looked:.1f} s for {len(files)} images; {looked/decode:.1f} x decoding them')
+    print(f'cesm_audit: {asked:.1f} s with {len(grown)} forests; {asked/sum(grown):.1f} x growing them')
+
+
+if __name__ == '__main__': main()
