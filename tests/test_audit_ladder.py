@@ -24,7 +24,7 @@ BROKEN = {'clinical with regions': PROTOCOLS['clinical'] | dict(roi_source='anno
 def try_phantom(folder, name):
     "Scores and paired steps of the stand-in on one phantom."
     root = make_phantom(folder/name, 100, seed=1, size_px=100, progress=False, **PHANTOMS[name])
-    pooled = walk(root, folder/f'{name}-tensors', ladder() | BROKEN)
+    pooled = walk(root, folder/f'{name}-tensors', ladder() | BROKEN, seeds=(0, 1, 2, 3)) # of two, an interval says little
     rungs = list(ladder())[:5]
     pairs = tuple(zip(rungs, rungs[1:])) + (('clinical', 'clinical with regions'),)
     table = lambda t: t[t.score == 'auc'][['value', 'low', 'high']]
