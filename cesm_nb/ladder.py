@@ -96,5 +96,5 @@ def walk(
             dealt = make_splits(manifest, s['split_unit'], seeds[i], n_folds, k)
             test = (dealt.split == 'test').to_numpy()
             prob[i, test] = stand_in(data, numbers, missing, test, s, seeds[i])
-        out[name] = Pooled(manifest[KEYS], manifest.label.to_numpy(), prob)
+        out[name] = Pooled(manifest[KEYS], manifest.label.to_numpy(), prob, tuple(seeds))
     return out

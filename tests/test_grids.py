@@ -1,0 +1,395 @@
+"""Grids: their files, runs that are shared, resumed and rescored, results of what is finished, and the command.
+
+All on phantoms at 32 px and one epoch: what is tested is the machinery.
+"""
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from cesm_nb.data import PROTOCOLS, SWITCHES
+from cesm_nb.grids import (
+    find_results, list_finished, make_grid, plan_rescoring, plan_runs, read_results, rescored_path, run_grid, say_settings, show_results,
+    write_results)
+from cesm_nb.ladder import WALK, ladder
+from cesm_nb.train import TrainConfig, fit
+from conftest import PATIENCE, ROOT
+
+sys.path.insert(0, str(ROOT/'tools'))
+from run_grid import queue_jobs, read_changes, read_grid, say_command
+
+WITH_FOLDS = ('primary', 'ladder', 'regions', 'ablations', 'pretraining')
+NEW = {'split_seed', 'normalise_input'} - {f.name for f in fields(TrainConfig)}
+needs_fields = pytest.mark.skipif(bool(NEW), reason=f'TrainConfig has no {sorted(NEW)} yet')
+
+
+def read_yaml(name): return yaml.safe_load((ROOT/'configs'/f'{name}.yaml').read_text())
+
+
+def asked(data='CDD-CESM', changes=(), seeds=None, folds=None):
+    "A command line."
+    return argparse.Namespace(data=Path(data), set=list(changes), seeds=seeds, folds=folds)
+
+
+# --- the files
+
+@needs_fields
+def test_ladder_grid_is_the_ladder(phantom, tmp_path):
+    grid = make_grid(read_yaml('ladder'))
+    assert grid.variants == ladder()
+    where = ('run_dir', 'tensor_dir', 'data_root')
+    plan = plan_runs(replace(grid, base=grid.base | dict(pretrained=False)), phantom, tmp_path)
+    each = {p.variant: {f.name: getattr(p.cfg, f.name) for f in fields(p.cfg) if f.name not in where} for p in plan if p.cfg.seed == p.cfg.fold == 0}
+    names = list(each)
+    for a, b in zip(names[:4], names[1:5]): # each rung differs from the next in exactly one field
+        assert [k for k in each[a] if each[a][k] != each[b][k]] == [next(k for k, n in WALK.items() if n == b)]
+    assert {k: each['clinical'][k] for k in SWITCHES} == PROTOCOLS['clinical']
+
+
+@pytest.mark.parametrize('name', ['replication', *WITH_FOLDS])
+def test_grids_train_as_the_paper_says(name):
+    "What differs from configs/paper.yaml is written here, before any result."
+    content, small = read_yaml(name), name not in ('replication', 'primary')
+    base = read_yaml('paper') | dict(backbones='mobilenetv2_100,efficientnet_b0') | (dict(image_size=112, epochs=10) if small else {})
+    if name != 'replication': base |= dict(split_seed=0) # all seeds on the same folds
+    if name in ('regions', 'ablations'): base |= dict(split_unit='patient')
+    if name == 'regions': base |= dict(roi_source='annotation')
+    assert content['base'] == base
+    assert (content['n_folds'], content['seeds']) == ((0, [0, 1, 2, 3, 4]) if name == 'replication' else (5, [0, 1, 2]))
+
+
+@needs_fields
+@pytest.mark.parametrize('name', ['replication', *WITH_FOLDS])
+def test_grid_files_are_grids(name): make_grid(read_yaml(name))
+
+
+@pytest.mark.parametrize('name', ['regions', 'ablations'])
+def test_variants_differ_in_one_thing(name):
+    assert all(len(v) <= 1 for v in read_yaml(name)['variants'].values())
+
+
+def test_primary_compares_clinical_with_regions():
+    content = read_yaml('primary')
+    assert content['variants'] == dict(clinical=dict(protocol='clinical'), regions=dict(protocol='paper', split_unit='patient'))
+    assert content['pairs'][0] == ['clinical', 'regions']
+    assert {r['roi_source'] for r in content['rescore'].values() if r['of'] == 'regions'} == {'none', 'breast'}
+
+
+@needs_fields
+def test_other_backbones_take_the_place_of_the_files(tmp_path):
+    "A stand-in is called by its name everywhere, in variants that name one backbone too."
+    changes = ['backbones=mobilenetv2_100,efficientnet_lite0', 'weights_dir=../shared/weights']
+    g = read_grid(ROOT/'configs'/'ablations.yaml', asked(changes=changes))
+    assert g.base['backbones'] == 'mobilenetv2_100,efficientnet_lite0' and g.base['weights_dir'] == '../shared/weights'
+    assert g.variants['efficientnet_lite0 only'] == dict(backbones='efficientnet_lite0')
+    assert ('full', 'efficientnet_lite0 only') in g.pairs and 'efficientnet_b0' not in str(g)
+    assert say_command('ablations', g.seeds, asked(changes=changes)) == (
+        'python tools/run_grid.py --grid configs/ablations.yaml --data CDD-CESM --seeds 0 1 2 --set '
+        'backbones=mobilenetv2_100,efficientnet_lite0 weights_dir=weights')
+
+
+def test_changes_keep_their_type():
+    read = read_changes(['backbones=a,b', 'weights_dir=../x', 'lr=1e-4', 'epochs=3', 'pretrained=false', 'normalise_input=null'])
+    assert read == dict(backbones='a,b', weights_dir='../x', lr=1e-4, epochs=3, pretrained=False, normalise_input=None)
+    with pytest.raises(ValueError, match="--set 'epochs' has no =: write KEY=VALUE"): read_changes(['epochs'])
+
+
+# --- runs
+
+BASE = dict(image_size=32, epochs=1, mixed_precision='no')
+SMALL = dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(regions={}, none=dict(roi_source='none')),
+             rescore={'not at test': dict(of='regions', roi_source='none')}, pairs=[['regions', 'none'], ['none', 'not at test']])
+
+
+@pytest.fixture(scope='module')
+def ran(phantom, tmp_path_factory):
+    "A finished grid of two seeds: the grid, its plan, its folder."
+    runs = tmp_path_factory.mktemp('runs')
+    grid = make_grid(SMALL)
+    run_grid(grid, plan := plan_runs(grid, phantom, runs))
+    return grid, plan, runs
+
+
+def copy_runs(runs, to):
+    "Finished runs without what results do not need."
+    return shutil.copytree(runs, to, ignore=shutil.ignore_patterns('checkpoints', 'tensors'))
+
+
+def test_a_run_cut_off_goes_on_and_the_rest_is_kept(phantom, tmp_path):
+    "Cut off after the first of two epochs; later, one file of other scores lost."
+    grid = make_grid(SMALL | dict(base=BASE | dict(epochs=2), seeds=[0], variants=dict(regions={}), pairs=[]))
+    plan = plan_runs(grid, phantom, tmp_path)
+    def stop(history, epochs): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fit(plan[1].cfg, stop)
+    assert list_finished(grid, plan)['regions'] == ()
+    run_grid(grid, plan, n_jobs=2) # one thread each on two cores
+    sessions = json.loads((Path(plan[1].cfg.run_dir)/'config.json').read_text())['sessions']
+    assert [s['first_epoch'] for s in sessions] == [1, 2]
+    assert list_finished(grid, plan) == {'regions': (0,), 'not at test': (0,)}
+    lost = rescored_path(plan[0].cfg.run_dir, plan_rescoring(grid, plan)['not at test'][1].tensor_dir)
+    said = pd.read_csv(lost)
+    lost.unlink()
+    assert list_finished(grid, plan)['not at test'] == ()
+    when = {f: f.stat().st_mtime_ns for p in plan for f in Path(p.cfg.run_dir).rglob('*') if f.is_file()}
+    run_grid(grid, plan)
+    pd.testing.assert_frame_equal(pd.read_csv(lost), said, atol=1e-5) # other threads, other last digits
+    assert {f: f.stat().st_mtime_ns for f in when} == when
+
+
+def test_one_queue_holds_all_grids(ran, phantom, tmp_path):
+    "Seed by seed; a run that two grids share comes once, with what both score it on."
+    grid, plan, runs = ran
+    assert queue_jobs(dict(a=grid), dict(a=plan)) == []
+    other = make_grid(SMALL | dict(variants=dict(whole={}, none=dict(roi_source='none')), rescore={'breast at test': dict(of='whole', roi_source='breast')},
+                                   seeds=[1, 2], pairs=[]))
+    grids = dict(a=grid, b=other)
+    jobs = queue_jobs(grids, {k: plan_runs(g, phantom, tmp_path) for k, g in grids.items()})
+    assert [c.seed for c, _ in jobs] == [0]*6 + [1]*6 + [2]*6 and len({c.run_dir for c, _ in jobs}) == 18
+    assert [sorted(o.roi_source for o in others) for _, others in jobs[6:9]] == [['breast', 'none']]*3
+
+
+# --- results
+
+def test_results_of_complete_seeds(ran, tmp_path):
+    grid, plan, _ = ran
+    tables = write_results(grid, plan, tmp_path/'out', 'a trial', n_draws=100)
+    t = tables['table']
+    assert t.index.tolist() == ['regions', 'none', 'not at test'] and set(t.seeds) == {2}
+    assert all(re.fullmatch(r'0\.\d{3}, 0\.\d{3}', v) for v in t['each seed, AUC-ROC'])
+    assert {'AUC-ROC', 'AUC-ROC, mean of folds'} <= set(t)
+    s = tables['scores']
+    each = s[s.score == 'auc'][['seed 0', 'seed 1']]
+    assert (each.mean(axis=1) - s[s.score == 'auc'].value).abs().max() < 1e-9
+    d = tables['differences']
+    assert (d[d.score == 'auc'].p_holm >= d[d.score == 'auc'].p).all()
+    curves = pd.read_csv(tmp_path/'out'/'curves.csv')
+    assert len(curves) == 2*2*3 and {'train_loss', 'val_loss', 'train_accuracy', 'val_accuracy'} <= set(curves)
+    made = {f.name for f in (tmp_path/'out').iterdir()}
+    assert {f'{k}.{e}' for k in ('fig5_accuracy', 'fig6_loss', 'scores', 'differences') for e in ('png', 'svg')} <= made
+    for f in (tmp_path/'out').iterdir():
+        assert not re.search(rb'P\d+_[LR]|patient_id', f.read_bytes()), f.name
+        if f.suffix == '.md': assert f.read_text().startswith('PHANTOM. a trial: 3 folds, seeds 0, 1;')
+
+
+def test_unfinished_seeds_are_left_out_and_named(ran, tmp_path):
+    grid, plan, runs = ran
+    there = copy_runs(runs, tmp_path/'runs')
+    plan = plan_runs(grid, plan[0].cfg.data_root, there)
+    part = next(p.cfg for p in plan if p.variant == 'none' and p.cfg.seed == 1)
+    (Path(part.run_dir)/'predictions.csv').unlink()
+    tables = write_results(grid, plan, tmp_path/'out', n_draws=50)
+    assert tables['table'].seeds.to_dict() == {'regions': 2, 'none': 1, 'not at test': 2}
+    assert set(tables['changes'].seeds) == {1} # pairs rest on the seed that both have
+    assert set(tables['changes']['p, AUC-ROC']) == {'one seed: not tested'}
+    assert 'INCOMPLETE, finished of seeds 0, 1: regions; not at test: 0, 1 | none: 0' in (tmp_path/'out'/'table.md').read_text()
+    said = json.loads((tmp_path/'out'/'settings.json').read_text())
+    assert said['seeds'] == {'regions': [0, 1], 'none': [0], 'not at test': [0, 1]} and said['n_runs'] == 9
+    for p in plan: (Path(p.cfg.run_dir)/'predictions.csv').unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="no seed of any variant is complete: of 6 runs of each variant there are 'regions' 0; 'none' 0"):
+        write_results(grid, plan, tmp_path/'nothing')
+    assert not (tmp_path/'nothing').exists()
+
+
+def test_settings_say_everything_and_no_path(ran, tmp_path):
+    grid, plan, runs = ran
+    command = 'python tools/run_grid.py --grid configs/small.yaml --data phantom'
+    write_results(grid, plan, tmp_path/'out', command=command, n_draws=50)
+    text = (tmp_path/'out'/'settings.json').read_text()
+    s = json.loads(text)
+    manifest = pd.read_csv(Path(plan[0].cfg.run_dir)/'manifest.csv')
+    assert (s['command'], s['phantom'], s['weights_source']) == (command, True, 'scratch')
+    assert (s['n_breasts'], s['n_patients']) == (len(manifest), manifest.patient_id.nunique())
+    assert s['n_images'] == manifest.has_cc.sum() + manifest.has_mlo.sum()
+    assert s['variants']['none']['switches']['roi_source'] == 'none' and s['settings']['image_size'] == 32
+    gone = {'data_root', 'run_dir', 'tensor_dir', 'splits_csv', 'fold', 'seed', 'device', 'n_jobs', 'resume'}
+    assert {f.name for f in fields(TrainConfig)} - gone == {*s['settings'], *s['variants']['none']['settings']}
+    assert {'torch', 'timm'} <= set(s['versions']) and len(s['data_fingerprint']) > 8 and s['commit']
+    for path in (runs, tmp_path, ROOT): assert str(path) not in text
+
+
+def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
+    "Runs whose `config.json` says that they are of real images."
+    grid, plan, runs = ran
+    there = copy_runs(runs, tmp_path/'runs')
+    plan = plan_runs(grid, plan[0].cfg.data_root, there)
+    def say(commits):
+        for p, commit in zip(plan, commits):
+            path = Path(p.cfg.run_dir)/'config.json'
+            config = json.loads(path.read_text()) | dict(phantom=False, commit=commit)
+            for s in config['sessions']: s['commit'] = commit
+            path.write_text(json.dumps(config))
+    for commits, why in [
+            (['a1+changes'] + ['a1']*11, "runs were made at commit 'a1\\+changes', which nobody can check out: commit first and run again"),
+            (['a1'] + ['b2']*11, 'runs were made at 2 commits, a1, b2: run all of them at one')]:
+        say(commits)
+        with pytest.raises(ValueError, match=why): write_results(grid, plan, tmp_path/'out')
+        assert not (tmp_path/'out').exists()
+    say(['a1']*12)
+    write_results(grid, plan, tmp_path/'out', n_draws=50)
+    assert json.loads((tmp_path/'out'/'settings.json').read_text())['commit'] == 'a1'
+    assert 'PHANTOM' not in (tmp_path/'out'/'table.md').read_text()
+
+
+def test_published_results_are_of_a_clean_commit():
+    "What is in the repository."
+    published = [json.loads(f.read_text()) for f in sorted((ROOT/'results').glob('*/settings.json'))]
+    published = [s for s in published if 'grid' in s]
+    if not published: pytest.skip('no grid is published yet')
+    for s in published:
+        assert s['phantom'] is False and re.fullmatch('[0-9a-f]{40}', s['commit']), s['command']
+        assert '/' not in str([s['settings'].get('weights_dir'), s['grid']['base'].get('weights_dir')])
+
+
+def test_results_are_read_where_they_are(ran, tmp_path, monkeypatch):
+    grid, plan, _ = ran
+    write_results(grid, plan, tmp_path/'results'/'small', 'a trial', 'some command', n_draws=50)
+    monkeypatch.chdir(tmp_path)
+    found = read_results('small')
+    assert {'table', 'binary', 'changes', 'scores', 'differences', 'curves', 'settings'} == set(found)
+    assert show_results('small').loc['regions', 'compared with'] == '' # no NaN where a cell is empty
+    assert show_results('small', 'changes').index.tolist() == ['regions -> none', 'none -> not at test']
+    assert 'Made by `some command`' in say_settings('small') and 'weights: scratch' in say_settings('small')
+    assert 'not published yet' in say_settings('ladder') and 'configs/ladder.yaml' in show_results('ladder').data
+    with pytest.raises(ValueError, match='results/ladder is absent'): find_results('ladder')
+
+
+# --- the command
+
+def command(folder, data, *args):
+    "Run `tools/run_grid.py` on grids in a folder."
+    words = [sys.executable, 'tools/run_grid.py', '--grid', *sorted(folder.glob('*.yaml')), '--data', data, '--runs', folder/'runs',
+             '--out', folder/'out', *args]
+    return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def test_one_split_for_each_seed(phantom, tmp_path):
+    "`n_folds: 0`: other test breasts with each seed, a table of runs, means beside the paper, Figures 5 and 6 of all runs."
+    (tmp_path/'again.yaml').write_text(yaml.safe_dump(dict(base=BASE | dict(epochs=2), n_folds=0, seeds=[0, 1, 2], variants=dict(paper={}))))
+    said = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill')
+    assert said.returncode == 0, said.stderr
+    out = tmp_path/'out'/'again'
+    runs, summary = pd.read_csv(out/'runs.csv'), pd.read_csv(out/'summary.csv').set_index('score')
+    assert runs.seed.tolist() == [0, 1, 2] and {'test breasts', 'women', 'Accuracy', 'AUC-ROC', 'PR-AUC', 'F1-score'} <= set(runs)
+    tested = [tuple(pd.read_csv(f).query('split == "test"').patient_id) for f in sorted((tmp_path/'runs').glob('*/seed*/splits.csv'))]
+    assert len(set(tested)) == 3
+    assert [summary.published[k] for k in ('accuracy', 'auc', 'pr_auc')] == [.8721, .9676, .9458]
+    each = pd.read_csv(out/'scores.csv').query('score == "auc"').value
+    assert abs(summary.value['auc'] - each.mean()) < 1e-9 and summary.lowest['auc'] == each.min()
+    assert len(pd.read_csv(out/'curves.csv')) == 3*2
+    assert {'fig5_accuracy.png', 'fig6_loss.png'} <= {f.name for f in out.iterdir()}
+    assert ' 0.8721 |' in said.stdout and 'PHANTOM' in said.stdout
+
+
+TINY = SMALL | dict(variants={
+    'paper': ladder()['paper'], 'split by patient': ladder()['split by patient'], 'faked': dict(data='faked')},
+    data={'faked': dict(how='fake')}, rescore={'not at test': dict(of='paper', roi_source='none')},
+    pairs=[['paper', 'split by patient'], ['paper', 'not at test']])
+ONE = dict(base=BASE, n_folds=3, variants=dict(a={}), rescore=dict(b=dict(of='a', roi_source='none')), pairs=[['a', 'b']])
+
+
+def test_command_resumes_and_shares(phantom, tmp_path):
+    "Two grids, cut off, gone on with, tabulated; runs and tensors made alike are shared."
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(TINY))
+    part = TINY | dict(variants={'whole': ladder()['paper'], 'CC only': ladder()['paper'] | dict(views='CC')}, seeds=[0],
+                       rescore={}, pairs=[['whole', 'CC only']])
+    (tmp_path/'second.yaml').write_text(yaml.safe_dump(part))
+    plan = plan_runs(make_grid(TINY), phantom, tmp_path/'runs')
+    fit(replace(plan[0].cfg, n_jobs=1)) # one run is there already
+    there = Path(plan[0].cfg.run_dir)/'predictions.csv'
+    when = there.stat().st_mtime_ns
+    said = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # which costs seconds a run
+    assert said.returncode == 0, said.stderr
+    assert there.stat().st_mtime_ns == when
+    made = list((tmp_path/'runs').glob('*/seed*-fold*/predictions.csv'))
+    assert len(made) == 3*2*3 + 3 # of the second grid's six runs three are the first one's
+    assert len(list((tmp_path/'runs'/'tensors').iterdir())) == 3 # annotation, faked, none
+    assert 'not at test' in said.stdout and said.stdout.count('PHANTOM') == 2
+    settings = json.loads((tmp_path/'out'/'grid'/'settings.json').read_text())
+    assert settings['grid']['seeds'] == [0, 1] and settings['command'].endswith('--seeds 0 1')
+    assert {f.suffix for f in (tmp_path/'out'/'second').glob('table.*')} == {'.csv', '.md', '.tex'}
+
+
+def test_command_publishes_what_there_is(phantom, tmp_path):
+    "Of two grids one has nothing: the other is published, and one sentence says what is missing."
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE))
+    (tmp_path/'none.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e-3))))
+    grid = make_grid(ONE)
+    run_grid(grid, plan_runs(grid, phantom, tmp_path/'runs'))
+    said = command(tmp_path, phantom, '--only-results', '--seeds', 0, 1)
+    assert said.returncode != 0 and 'Traceback' not in said.stderr
+    assert "run_grid: none: no seed of any variant is complete: of 6 runs of each variant there are 'a' 0" in said.stderr
+    assert 'INCOMPLETE, finished of seeds 0, 1: a; b: 0' in (tmp_path/'out'/'grid'/'table.md').read_text()
+    assert not (tmp_path/'out'/'none').exists()
+
+
+def test_command_refuses_before_it_runs(phantom, tmp_path):
+    odd = TINY | dict(variants=TINY['variants'] | dict(odd=dict(epocs=3)))
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(odd))
+    said = command(tmp_path, phantom)
+    assert said.returncode != 0 and "run_grid: unknown parameter ['epocs']" in said.stderr and 'Traceback' not in said.stderr
+    assert not (tmp_path/'runs').exists()
+
+
+def test_a_run_that_stops_says_why(phantom, tmp_path):
+    "What stops in the notebook's own process is said in one sentence, with the executed notebook."
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e9, epochs=3))))
+    said = command(tmp_path, phantom)
+    assert said.returncode != 0 and 'run_grid: FloatingPointError' in said.stderr and 'notebook.ipynb' in said.stderr
+    assert 'Traceback' not in said.stderr
+
+
+def list_processes():
+    "pid -> (parent, state) of all that run here."
+    lines = subprocess.run(['ps', '-A', '-o', 'pid=,ppid=,stat='], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {int(pid): (int(parent), state) for pid, parent, state in map(str.split, lines)}
+
+
+def wait_for(what, seconds=PATIENCE/2):
+    "Wait until it is so; fail where it never is."
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f'still not so after {seconds} s'
+        time.sleep(.2)
+
+
+@pytest.mark.skipif(shutil.which('ps') is None, reason='no ps here')
+def test_workers_end_with_the_command(phantom, tmp_path):
+    "Killed while two seeds train side by side, for longer than this test lasts: nothing trains on."
+    endless = dict(base=BASE | dict(epochs=100_000, patience=100_000), n_folds=0, seeds=[0, 1], variants=dict(a={}))
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(endless))
+    words = [sys.executable, 'tools/run_grid.py', '--grid', tmp_path/'grid.yaml', '--data', phantom, '--runs', tmp_path/'runs', '--n-jobs', 2,
+             '--without-papermill']
+    with open(tmp_path/'said', 'w') as said: started = subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=said, stderr=said)
+    try: wait_for(lambda: started.poll() is not None or len(list((tmp_path/'runs').glob('*/seed*/checkpoints/last'))) == 2)
+    finally:
+        workers = [pid for pid, (parent, _) in list_processes().items() if parent == started.pid]
+        started.kill()
+        assert started.wait() == -signal.SIGKILL, (tmp_path/'said').read_text()
+    assert len(workers) >= 2
+    def there(): return [p for p, (_, state) in list_processes().items() if p in workers and state[0] != 'Z']
+    try: wait_for(lambda: not there())
+    finally:
+        for pid in there(): os.kill(pid, signal.SIGKILL) # where the test fails
+
+
+def test_grid_on_a_cluster(phantom, tmp_path):
+    "`--dask ADDRESS`: the workers of a cluster execute the runs through papermill."
+    distributed = pytest.importorskip('distributed', reason="pip install 'cesm_nb[dask]' to test a cluster")
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        said = command(tmp_path, phantom, '--dask', cluster.scheduler_address)
+    assert said.returncode == 0, said.stderr
+    executed = list((tmp_path/'runs').glob('*/seed*-fold*/notebook.ipynb'))
+    assert len(executed) == 3 and all('trainer.fit(cfg' in f.read_text() for f in executed)
+    assert 'change of AUC-ROC' in said.stdout

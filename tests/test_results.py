@@ -1,0 +1,253 @@
+"""What is published in `results/`: clean commits, no paths of a machine, counts that agree, and the README's table.
+
+Each check is tried on made-up files first, so that it can fail.
+"""
+import ast
+import json
+import re
+import shutil
+import sys
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from cesm_nb.grids import LEAD, NOT_RUN, _fold_tables, _repeat_tables, _write_tables, find_results, lead_table, make_grid, say_outcome
+from cesm_nb.stats import simulate
+from cesm_nb.tables import PROBS
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT/'tools'))
+from make_readme import END, START, fill, make_block
+
+PUBLISHED = sorted((ROOT/'results').rglob('settings.json'))
+names = lambda f: str(f.parent.relative_to(ROOT/'results'))
+
+
+def find_odd(
+    path, # settings.json
+): # list of sentences
+    "Say what is not fit to publish: the commit, paths of a machine, counts that do not agree."
+    s, out = json.loads(path.read_text()), []
+    if not re.fullmatch('[0-9a-f]{40}', str(s.get('commit'))): out.append(f'commit {s.get("commit")!r}')
+    for f in path.parent.iterdir():
+        if f.suffix in ('.json', '.csv', '.md', '.tex', '.html', '.svg'):
+            paths = re.findall(r'(?<![\w.:/])/(?:work|home|root|tmp|mnt|Users|data|content)/[^\s"<]*', f.read_text())
+            out += [f'{f.name} names {p}' for p in sorted(set(paths))]
+    return out + (odd_grid(s, path.parent) if 'grid' in s else odd_audit(s, path.parent))
+
+
+def odd_grid(s, folder):
+    "Counts of a grid: breasts, women, seeds, runs, epochs."
+    scores, curves, out = pd.read_csv(folder/'scores.csv'), pd.read_csv(folder/'curves.csv'), []
+    caption = (folder/'table.md').read_text().split('\n')[0]
+    if caption != s['caption'] or s['phantom']: out.append(f'caption {caption!r}')
+    seeds = {k: len(v) for k, v in s['seeds'].items() if v}
+    runs = sum(n*max(1, s['grid']['n_folds']) for k, n in seeds.items() if k in s['grid']['variants'])
+    if not runs == s['n_runs'] == len(curves[['variant', 'seed', 'fold']].drop_duplicates()): out.append(f'{s["n_runs"]} runs')
+    if set(scores.variant) != set(seeds): out.append(f'variants {sorted(set(scores.variant) ^ set(seeds))}')
+    for name, t in scores.groupby('variant'):
+        if s['grid']['n_folds']: ok = set(t.seeds) == {seeds[name]} and {*zip(t.breasts, t.patients)} == {(s['n_breasts'], s['n_patients'])}
+        else: ok = t.seed.nunique() == seeds[name] and t.breasts.max() < s['n_breasts'] and t.patients.max() < s['n_patients']
+        if not ok: out.append(f'counts of {name}')
+    return out
+
+
+def odd_audit(s, folder):
+    "Counts of the audit: no control has breasts or women that the files have not."
+    t, f, out = pd.read_csv(folder/'controls.csv'), s['files'], []
+    if f['phantom']: out.append('a phantom')
+    for label, part in t.groupby('label'):
+        n = sum(f[f'{c} ({label})'] for c in ('normal', 'benign', 'malignant'))
+        if set(part.breasts) != {n}: out.append(f'{label}: {n} breasts')
+    if t.patients.max() != f['patients'] or t.breasts.max() != f['breasts']: out.append(f'{f["patients"]} women')
+    if set(t.seeds) != {s['settings']['n_repeats']}: out.append(f'{s["settings"]["n_repeats"]} repeats')
+    return out
+
+
+@pytest.mark.parametrize('path', PUBLISHED, ids=names)
+def test_published_results_are_fit_to_quote(path): assert find_odd(path) == []
+
+
+def test_every_folder_says_what_made_it():
+    folders = [f for f in (ROOT/'results').iterdir() if f.is_dir()]
+    assert folders and [f.name for f in folders if not (f/'settings.json').exists()] == []
+    told = (ROOT/'results'/'README.md').read_text()
+    assert [f.name for f in folders if f'`{f.name}/`' not in told] == []
+
+
+# --- the checks themselves, on made-up files
+
+A_COMMIT = 'a1'*20
+PAPERS = dict(accuracy=.8721, auc=.9676, pr_auc=.9458)
+
+
+def write(folder, settings, **tables):
+    folder.mkdir(parents=True)
+    for name, t in tables.items(): (folder/f'{name}.csv').write_text(t.to_csv(index=False))
+    (folder/'table.md').write_text(settings.get('caption', '') + '\n')
+    (folder/'settings.json').write_text(json.dumps(settings))
+
+
+def made_up(root):
+    "Results of two splits and of five folds with three seeds, and controls, with numbers that can be told apart."
+    s = dict(commit=A_COMMIT, phantom=False, caption='made up', settings=dict(backbones='mobilenetv2_100,efficientnet_lite0'))
+    repeats = pd.DataFrame([dict(variant='paper', seed=i, score=k, value=.8 + i/10, low=.7, high=.95, breasts=80 + i, patients=70)
+                            for i in (0, 1) for k in LEAD])
+    summary = pd.DataFrame([dict(variant='paper', score=k, published=PAPERS.get(k), value=.85, low=.75, high=.95, lowest=.8, highest=.9, seeds=2)
+                            for k in LEAD])
+    runs = pd.DataFrame({'variant': 'paper', 'seed': [0, 1], 'test breasts': [80, 81], 'women': [70, 70]})
+    at = lambda variants, seeds, folds: pd.DataFrame([
+        dict(variant=v, seed=i, fold=k, epoch=1) for v in variants for i in range(seeds) for k in range(folds)])
+    one = dict(grid=dict(n_folds=0, variants=dict(paper={})), seeds=dict(paper=[0, 1]), variants=dict(paper=dict(settings={})))
+    write(root/'results'/'replication', s | one | dict(n_runs=2, n_breasts=452, n_patients=261), scores=repeats, summary=summary, runs=runs,
+          curves=at(['paper'], 2, 1))
+    scores = pd.DataFrame([dict(variant=v, score=k, value=m, low=m - .05, high=m + .05, breasts=452, patients=261, seeds=3)
+                           for v, m in (('clinical', .78), ('regions', .93)) for k in LEAD])
+    differences = pd.DataFrame([dict(change='clinical -> regions', score='auc', value=.15, low=.1, high=.2, p=1e-6, p_holm=1e-6, seeds=3,
+                                     **{f'seed {i}': .14 + i/100 for i in range(3)})])
+    two = dict(clinical=[0, 1, 2], regions=[0, 1, 2])
+    write(root/'results'/'primary', s | dict(grid=dict(n_folds=5, variants=dict.fromkeys(two, {})), seeds=two, variants=dict.fromkeys(
+        two, dict(settings={})), n_runs=30, n_breasts=452, n_patients=261), scores=scores, differences=differences, curves=at(two, 3, 5))
+    controls = pd.DataFrame([dict(control='mask shapes, CM', label='CM rows', split_unit='patient', score=k, value=.96, low=.95, high=.97,
+                                  breasts=566, patients=326, seeds=3) for k in LEAD if k != 'pr_auc'])
+    counts = {f'{c} (CM rows)': n for c, n in (('normal', 235), ('benign', 148), ('malignant', 183))}
+    write(root/'results'/'audit', dict(commit=A_COMMIT, settings=dict(n_repeats=3), files=dict(phantom=False, breasts=566, patients=326) | counts),
+          controls=controls)
+    return root
+
+
+def change(path, **new):
+    path.write_text(json.dumps(json.loads(path.read_text()) | new))
+
+
+def test_checks_pass_and_fail(tmp_path):
+    made_up(tmp_path)
+    at = {k: tmp_path/'results'/k/'settings.json' for k in ('replication', 'primary', 'audit')}
+    assert [find_odd(f) for f in at.values()] == [[], [], []]
+    change(at['replication'], commit=A_COMMIT + '+changes')
+    assert find_odd(at['replication']) == [f"commit '{A_COMMIT}+changes'"]
+    change(at['replication'], commit=A_COMMIT, n_breasts=81)
+    assert find_odd(at['replication']) == ['counts of paper']
+    change(at['primary'], n_runs=29, seeds=dict(clinical=[0, 1], regions=[0, 1, 2]))
+    assert find_odd(at['primary']) == ['29 runs', 'counts of clinical']
+    change(at['audit'], weights='/work/weights/a.safetensors', commit=None)
+    assert find_odd(at['audit']) == ['commit None', 'settings.json names /work/weights/a.safetensors']
+    change(at['audit'], weights='', commit=A_COMMIT, settings=dict(n_repeats=2))
+    assert find_odd(at['audit']) == ['2 repeats']
+
+
+# --- the README
+
+def test_lead_table_reads_each_column_from_its_folder(tmp_path):
+    t = lead_table((made_up(tmp_path),))
+    assert t.loc['AUC-ROC'].tolist() == ['0.9676', '0.850 [0.750, 0.950]; 0.800 to 0.900', '0.780 [0.730, 0.830]', '0.930 [0.880, 0.980]',
+                                         '0.960 [0.950, 0.970]']
+    assert t.loc['PR-AUC'].iloc[-1] == 'not scored' and t.loc['malignant or not: AUC-ROC'].iloc[0] == 'not reported'
+    assert t.loc['test breasts (women)'].tolist()[1:] == ['80 to 81 (70)', '452 (261)', '452 (261)', '566 (326)']
+    assert t.loc['seeds'].tolist() == ['', '2', '3', '3', '3']
+    assert t.loc['backbones'].tolist()[:2] == ['MobileNetV2, EfficientNet-B0', 'mobilenetv2_100, efficientnet_lite0']
+    assert say_outcome((tmp_path,)).endswith(
+        ': 0.150 [0.100, 0.200] (higher; corrected p < 0.0001; each seed: 0.140, 0.150, 0.160).')
+
+
+@pytest.mark.parametrize('absent, columns', [('replication', [1]), ('primary', [2, 3]), ('audit', [4])])
+def test_an_absent_folder_says_so(tmp_path, absent, columns):
+    shutil.rmtree(made_up(tmp_path)/'results'/absent)
+    t = lead_table((tmp_path,))
+    assert [i for i in range(5) if (t.iloc[:, i] == NOT_RUN).all()] == columns
+    assert 'not published yet' in say_outcome((tmp_path,)) or absent != 'primary'
+
+
+def test_a_control_that_is_gone_is_refused(tmp_path):
+    path = made_up(tmp_path)/'results'/'audit'/'controls.csv'
+    path.write_text(path.read_text().replace('mask shapes', 'other shapes'))
+    with pytest.raises(ValueError, match=r"controls.csv has no control \('mask shapes, CM'"): lead_table((tmp_path,))
+
+
+def test_block_stands_between_the_markers(tmp_path):
+    block = make_block(made_up(tmp_path))
+    text = fill(f'before\n{START}\nold\n{END}\nafter', block)
+    assert text.startswith(f'before\n{START}\n\n| score') and text.endswith(f'\n\n{END}\nafter') and 'old' not in text
+    assert fill(text, block) == text
+    for odd in ('no marker', f'{END} {START}', f'{START} {START} {END}'):
+        with pytest.raises(ValueError, match='README.md needs one <!-- results -->'): fill(odd, block)
+
+
+def test_readme_says_what_the_files_say():
+    text = (ROOT/'README.md').read_text()
+    assert fill(text, make_block(ROOT)) == text, 'run python tools/make_readme.py'
+
+
+def test_results_are_found_from_the_root_and_from_nbs(monkeypatch):
+    for folder in (ROOT, ROOT/'nbs'):
+        monkeypatch.chdir(folder)
+        assert (find_results('audit')/'settings.json').exists()
+
+
+# --- the chapters that read results
+
+def simulate_grid(root, name):
+    "Results of a grid of `configs/` with predictions that no network made."
+    grid = make_grid(yaml.safe_load((ROOT/'configs'/f'{name}.yaml').read_text()))
+    def draw(k, seed):
+        t = simulate(40, 0 if grid.n_folds else seed, signal=.5 + .1*k, twin=9*seed + k)
+        table = pd.DataFrame(t.prob, columns=PROBS).assign(label=t.label, patient_id=t.patient_id, side=['L', 'R']*40)
+        return table.assign(fold=np.arange(80)//2 % max(1, grid.n_folds))
+    drawn = {v: {s: draw(k, s) for s in grid.seeds} for k, v in enumerate([*grid.variants, *grid.rescore])}
+    read, numbers, _ = _fold_tables(grid, drawn, 20) if grid.n_folds else _repeat_tables(drawn, 20)
+    curves = pd.DataFrame([dict(variant=v, seed=s, fold=0, epoch=e, train_loss=1., val_loss=1., train_accuracy=.5, val_accuracy=.5, selected=e == 1)
+                           for v in grid.variants for s in grid.seeds for e in (1, 2)])
+    facts = dict(phantom=False, caption='simulated', seeds={v: list(s) for v, s in drawn.items()}, n_breasts=80, n_patients=40, command='a command',
+                 weights_source='a source', grid=dict(n_folds=grid.n_folds, variants=grid.variants), settings=grid.base,
+                 variants={v: dict(settings=change) for v, change in grid.variants.items()})
+    _write_tables(read, numbers | dict(curves=curves.set_index('variant')), facts, root/'results'/name)
+
+
+def run_cells(path, start):
+    "Run a chapter's imports and the cells from a heading on; what they show, as text, and the number of figures."
+    cells = nbformat.read(path, 4).cells
+    first = next(i for i, c in enumerate(cells) if c.source.startswith(start))
+    code = [c.source for i, c in enumerate(cells) if c.cell_type == 'code' and (i >= first or c.source.startswith(('#| export', '#| hide\nimport')))]
+    space, shown = {'__name__': 'chapter'}, []
+    for source in code:
+        if '#| export' not in source and re.search(r'\bmade\b|PHANTOM', source): continue # phantoms are made and drawn
+        body = ast.parse(source).body
+        last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), str(path), 'exec'), space)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), str(path), 'eval'), space)
+            shown.append(getattr(value, 'data', value))
+    figures = len(plt.get_fignums())
+    plt.close('all')
+    return '\n'.join(map(str, shown)), figures
+
+
+READ = {'06a_ladder': ('## With regions', ('primary', 'ladder', 'regions', 'pretraining')),
+        '05a_grids': ('## The front page', ('replication', 'primary', 'ablations', 'pretraining'))}
+
+
+@pytest.mark.parametrize('chapter', READ)
+@pytest.mark.parametrize('there', ['none', 'first', 'all'])
+def test_chapters_read_what_there_is(tmp_path, monkeypatch, chapter, there):
+    start, names = READ[chapter]
+    for name in dict(none=(), first=names[:1], all=names)[there]: simulate_grid(tmp_path, name)
+    monkeypatch.chdir(tmp_path)
+    text, figures = run_cells(ROOT/'nbs'/f'{chapter}.ipynb', start)
+    absent = [n for n in names if f'`results/{n}` is not published yet' in text]
+    if chapter == '05a_grids': names = [n for n in names if n != 'primary'] # a column of a table there
+    assert [n for n in absent if n in names] == dict(none=[*names], first=[*names[1:]], all=[])[there]
+    assert figures == (3 if chapter == '06a_ladder' else 2 + (there != 'none')) # two curves, or one sentence in their place
+    if there == 'all':
+        assert 'simulated' in text and 'not finished' not in text and 'not yet' not in text.replace(NOT_RUN, '')
+        assert len(re.findall('raises|lowers|is not shown to change|supported|contradicted|undecided', text)) > 8
+
+
+@pytest.mark.parametrize('chapter', READ)
+def test_no_result_is_typed(chapter):
+    "Text outside the code holds the rule for a claim, chance, and nothing else with a decimal point."
+    text = '\n'.join(c.source for c in nbformat.read(ROOT/'nbs'/f'{chapter}.ipynb', 4).cells if c.cell_type == 'markdown')
+    assert set(re.findall(r'\d\.\d+', re.sub(r'https?://\S+', '', text))) <= {'0.05', '0.5'}
