@@ -1,6 +1,8 @@
 "The phantom as a control: an honest pipeline is at chance without a signal and finds a strong one (about two minutes)."
+import numpy as np
+
 from cesm_nb.phantom import make_phantom
-from cesm_nb.stats import interval_table
+from cesm_nb.stats import bootstrap_weights, weighted_scores
 from cesm_nb.tables import PROBS
 from cesm_nb.train import fit, make_config
 
@@ -12,9 +14,11 @@ def above_chance(tmp_path, signal):
     root = make_phantom(tmp_path/'phantom', 120, signal=signal, clinical=min(1., signal), size_px=200, progress=False)
     ran = fit(make_config(SETTINGS | dict(data_root=str(root), run_dir=str(tmp_path/'run'))))
     test = ran.predictions[ran.predictions.split == 'test']
-    found = interval_table(test.label.to_numpy(), test[PROBS].to_numpy(), test.patient_id.to_numpy()).loc['auc']
-    print(f'AUC {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]')
-    return (found.value - .5)/((found.high - found.low)/(2*1.96))
+    label, women = test.label.to_numpy(), test.patient_id.to_numpy()
+    weights = np.r_[np.ones((1, len(test))), bootstrap_weights(women, 500, 0)]
+    value, *draws = weighted_scores(label, test[PROBS].to_numpy(), weights, names=('auc',))['auc']
+    print(f'AUC {value:.3f}, standard error {np.nanstd(draws):.3f}')
+    return (value - .5)/np.nanstd(draws)
 
 
 def test_no_signal_no_skill(tmp_path):
