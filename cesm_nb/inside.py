@@ -179,6 +179,7 @@ def play(
         rows.append(dict(breast=int(i), view=VIEWS[j]) | hits | dict(zip(CONTROLS, (random, spot, centre))))
     return pd.DataFrame(rows)
 
+# %% ../nbs/04c_inside.ipynb #86b8bb36
 def pointing_table(
     games:pd.DataFrame, # from `play`, with patient_id and side
     n_draws:int=2000, # bootstrap draws of women
