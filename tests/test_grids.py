@@ -4,17 +4,15 @@ All on phantoms at 32 px and one epoch: what is tested is the machinery.
 """
 import argparse
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 
@@ -349,21 +347,16 @@ def test_a_run_that_stops_says_why(phantom, tmp_path):
     assert 'Traceback' not in said.stderr
 
 
-def list_processes():
-    "pid -> (parent, state) of all that run here."
-    lines = subprocess.run(['ps', '-A', '-o', 'pid=,ppid=,stat='], capture_output=True, text=True, check=True).stdout.splitlines()
-    return {int(pid): (int(parent), state) for pid, parent, state in map(str.split, lines)}
+def trains_twice(runs, process):
+    "Wait until two runs have kept an epoch, or the process has ended."
+    for _ in range(PATIENCE*2):
+        if len(list(runs.glob('*/seed*/checkpoints/last'))) == 2: return True
+        try: process.wait(.4)
+        except subprocess.TimeoutExpired: continue
+        return False
+    return False
 
 
-def wait_for(what, seconds=PATIENCE/2):
-    "Wait until it is so; fail where it never is."
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, f'still not so after {seconds} s'
-        time.sleep(.2)
-
-
-@pytest.mark.skipif(shutil.which('ps') is None, reason='no ps here')
 def test_workers_end_with_the_command(phantom, tmp_path):
     "Killed while two seeds train side by side, for longer than this test lasts: nothing trains on."
     endless = dict(base=BASE | dict(epochs=100_000, patience=100_000), n_folds=0, seeds=[0, 1], variants=dict(a={}))
@@ -371,16 +364,15 @@ def test_workers_end_with_the_command(phantom, tmp_path):
     words = [sys.executable, 'tools/run_grid.py', '--grid', tmp_path/'grid.yaml', '--data', phantom, '--runs', tmp_path/'runs', '--n-jobs', 2,
              '--without-papermill']
     with open(tmp_path/'said', 'w') as said: started = subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=said, stderr=said)
-    try: wait_for(lambda: started.poll() is not None or len(list((tmp_path/'runs').glob('*/seed*/checkpoints/last'))) == 2)
+    try: assert trains_twice(tmp_path/'runs', started), (tmp_path/'said').read_text()
     finally:
-        workers = [pid for pid, (parent, _) in list_processes().items() if parent == started.pid]
+        workers = psutil.Process(started.pid).children()
         started.kill()
-        assert started.wait() == -signal.SIGKILL, (tmp_path/'said').read_text()
+        started.wait(PATIENCE)
     assert len(workers) >= 2
-    def there(): return [p for p, (_, state) in list_processes().items() if p in workers and state[0] != 'Z']
-    try: wait_for(lambda: not there())
-    finally:
-        for pid in there(): os.kill(pid, signal.SIGKILL) # where the test fails
+    alive = psutil.wait_procs(workers, timeout=PATIENCE)[1]
+    for worker in alive: worker.kill() # where the test fails
+    assert alive == []
 
 
 def test_grid_on_a_cluster(phantom, tmp_path):
