@@ -10,7 +10,7 @@ __all__ = ['KEYS', 'FOLDS', 'SHOWN', 'BINARY', 'LEAST_SEEDS', 'LEAD', 'CONTROL',
            'binary_table', 'change_table', 'grid_table', 'judge', 'say_change', 'score_repeats', 'repeats_table',
            'summarise_repeats', 'summary_table', 'read_curves', 'plot_all_curves', 'check_commits', 'gather_facts',
            'write_results', 'find_results', 'read_results', 'say_absent', 'say_settings', 'show_results', 'plot_absent',
-           'lead_table', 'say_outcome']
+           'lead_table', 'say_outcome', 'say_reach']
 
 # %% ../nbs/05a_grids.ipynb #8f21d809
 import hashlib
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from .alter import write_view
 from .evaluate import find_best_epoch, pool_tests, read_run
 from .figures import plot_curves, plot_forest, save_figure
-from .stats import holm, interval_table, nadeau_bengio, repeated_interval
+from .stats import detectable, holm, interval_table, nadeau_bengio, repeated_interval
 from .tables import (
     MORE_NAMES, PAPER, PROBS, PUBLISHED, SCORE_NAMES, SIZE, with_interval, write_table)
 from .tensorize import read_manifest, tensor_settings, tensorize, write_atomic
@@ -899,3 +899,21 @@ def say_outcome(
     said = say_change(found['differences'], 'clinical -> regions')
     return (f"{'PHANTOM. ' if found['settings']['phantom'] else ''}Primary outcome, macro AUC with "
             f"the radiologist's regions less that without: {said}.")
+
+# %% ../nbs/05a_grids.ipynb #b0095029
+def say_reach(
+    roots:tuple=('.', '..'), # where `results/` may be
+) -> str: # a sentence; empty where fewer than two seeds are finished
+    "Word the smallest difference that a comparison like the primary one is likely to find."
+    found = read_results('primary', roots)
+    if found is None: return ''
+    t = found['differences'].set_index('score', append=True)
+    key = 'clinical -> regions', 'auc'
+    if key not in t.index or not t.loc[key].se_seeds >= 0: return ''
+    r, n = t.loc[key], found['settings']['n_patients']
+    women, seed = r.se_women**2, r.seeds*r.se_seeds**2
+    one, three, ten = (f'{detectable(women, seed, n, k):.3f}' for k in (1, 3, 10))
+    return (f"{'PHANTOM. ' if found['settings']['phantom'] else ''}A comparison of this size finds a "
+            f'true difference of macro AUC in 80 of 100 repeats if it is {three} or more with three '
+            f'seeds of each model, {ten} with ten; with a single seed {one}, and only for somebody '
+            'who knows how much seeds differ.')

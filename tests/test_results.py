@@ -107,7 +107,7 @@ def made_up(root):
           curves=at(['paper'], 2, 1))
     scores = pd.DataFrame([dict(variant=v, score=k, value=m, low=m - .05, high=m + .05, breasts=452, patients=261, seeds=3)
                            for v, m in (('clinical', .78), ('regions', .93)) for k in LEAD])
-    differences = pd.DataFrame([dict(change='clinical -> regions', score='auc', value=.15, low=.1, high=.2, p=1e-6, p_holm=1e-6, seeds=3,
+    differences = pd.DataFrame([dict(change='clinical -> regions', score='auc', value=.15, low=.1, high=.2, p=1e-6, p_holm=1e-6, se_women=.02, se_seeds=.01, seeds=3,
                                      **{f'seed {i}': .14 + i/100 for i in range(3)})])
     two = dict(clinical=[0, 1, 2], regions=[0, 1, 2])
     write(root/'results'/'primary', s | dict(grid=dict(n_folds=5, variants=dict.fromkeys(two, {})), seeds=two, variants=dict.fromkeys(

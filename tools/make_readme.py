@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cesm_nb.grids import lead_table, say_outcome
+from cesm_nb.grids import lead_table, say_outcome, say_reach
 from cesm_nb.tables import to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,8 +18,9 @@ START, END = '<!-- results -->', '<!-- /results -->'
 def make_block(
     root:Path, # folder with `results/`
 ) -> str: # what stands between the markers
-    "Put the table and the primary outcome under each other."
-    return f'\n\n{to_markdown(lead_table((root,)))}\n\n{say_outcome((root,))}\n\n'
+    "Put the table, the primary outcome and what it could have found under each other."
+    words = ' '.join(filter(None, (say_outcome((root,)), say_reach((root,)))))
+    return f'\n\n{to_markdown(lead_table((root,)))}\n\n{words}\n\n'
 
 
 def fill(
