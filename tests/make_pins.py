@@ -32,7 +32,7 @@ def make(out):
         kept.mkdir(parents=True, exist_ok=True)
         for name in ('predictions.csv', 'history.csv', 'splits.csv', 'manifest.csv'): shutil.copy(run/name, kept)
         (kept/'config.json').write_text((run/'config.json').read_text().replace(f'{out}/', ''))
-        shutil.copy(sorted((run/'tensors').glob('*.pt'))[0], kept/'tensor.pt')
+        shutil.copy(sorted((run/'tensors').glob('*.pt'))[0], kept/'tensor.torch')
 
 
 def make_apart(out):

@@ -38,7 +38,7 @@ def test_predictions_are_those_of_the_pinned_run(today, protocol):
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 def test_tensors_are_those_of_the_pinned_run(today, protocol):
     "Pixel by pixel, and in the format of before."
-    was, now = (read_tensor(d/protocol/'tensor.pt') for d in (HERE/'pins', today))
+    was, now = (read_tensor(d/protocol/'tensor.torch') for d in (HERE/'pins', today))
     assert set(now) == set(was)
     torch.testing.assert_close(now['x'], was['x'], rtol=0, atol=1e-6)
     assert (now['label'], now['patient_id'], now['side']) == (was['label'], was['patient_id'], was['side'])
