@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from make_pins import HERE, make_apart
+from make_pins import HERE, find_processor, make_apart
 
 from cesm_nb.data import CLASSES
 from cesm_nb.tensorize import read_tensor
 from cesm_nb.train import fit, make_config
 
 PROTOCOLS = ['paper', 'clinical']
+EXACT = (HERE/'pins'/'processor.txt').read_text().strip() == find_processor() # rounding differs between kinds of processors
 
 
 @pytest.fixture(scope='module')
@@ -25,14 +26,15 @@ def today(tmp_path_factory):
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 def test_predictions_are_those_of_the_pinned_run(today, protocol):
-    "To 1e-6, from tensors to probabilities, after two epochs."
+    "To 1e-6 on the same kind of processor, from tensors to probabilities, after two epochs."
     was, now = (pd.read_csv(d/protocol/'predictions.csv') for d in (HERE/'pins', today))
     probs = [f'p_{c.lower()}' for c in CLASSES]
     pd.testing.assert_frame_equal(now.drop(columns=probs), was.drop(columns=probs))
-    np.testing.assert_allclose(now[probs], was[probs], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(now[probs], was[probs], rtol=0, atol=1e-6 if EXACT else 5e-3)
     assert np.ptp(was[probs].to_numpy(), axis=0).max() > 1e-4 # the network tells breasts apart
     was, now = (pd.read_csv(d/protocol/'history.csv') for d in (HERE/'pins', today))
-    np.testing.assert_allclose(now.to_numpy(), was.to_numpy(), rtol=1e-5)
+    losses = ['epoch', 'lr', 'train_loss', 'val_loss']
+    np.testing.assert_allclose(now[losses], was[losses], rtol=1e-5 if EXACT else .02)
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
@@ -40,7 +42,7 @@ def test_tensors_are_those_of_the_pinned_run(today, protocol):
     "Pixel by pixel, and in the format of before."
     was, now = (read_tensor(d/protocol/'tensor.torch') for d in (HERE/'pins', today))
     assert set(now) == set(was)
-    torch.testing.assert_close(now['x'], was['x'], rtol=0, atol=1e-6)
+    torch.testing.assert_close(now['x'], was['x'], rtol=0, atol=1e-6 if EXACT else 1.5/255)
     assert (now['label'], now['patient_id'], now['side']) == (was['label'], was['patient_id'], was['side'])
     a, b = (pd.read_csv(d/protocol/'manifest.csv') for d in (HERE/'pins', today))
     pd.testing.assert_frame_equal(b, a)
