@@ -109,12 +109,17 @@ def write_atomic(
         beside.unlink(missing_ok=True)
         raise OSError(f'cannot write {path}: {e.strerror}; what was finished is kept, run again once there is room') from e
 
+def _runs(pid):
+    "Whether a process is there that may still write; one that was killed and waits to be collected may not."
+    try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
 def remove_leftovers(
     folder:str|Path, # where `write_atomic` writes
 ):
     "Delete what processes of this machine that are dead had half written."
     for f in Path(folder).glob(f'.*.{socket.gethostname()}-*.part'):
-        if not psutil.pid_exists(int(f.stem.rpartition('-')[2])): f.unlink(missing_ok=True)
+        if not _runs(int(f.stem.rpartition('-')[2])): f.unlink(missing_ok=True)
 
 # %% ../nbs/02_tensorize.ipynb #2b6ca474
 def claim_folder(

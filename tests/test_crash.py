@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 import cesm_nb.tensorize
@@ -61,6 +62,12 @@ def test_killed_at_ten_random_moments(cfg, tmp_path):
     assert len(set(left)) > 5 and events > 40, left # the kills are spread over the run
 
 
+def in_session(process, leader):
+    "Whether a process that has not ended belongs to the session of `leader`."
+    try: return process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == leader
+    except (psutil.NoSuchProcess, ProcessLookupError): return False
+
+
 def test_killed_with_its_workers(cfg, tmp_path):
     "A worker kills itself, the other worker and the command: as it renames its second tensor."
     cfg, whole, _ = cfg
@@ -75,6 +82,8 @@ die_at(3, (os, 'replace'), kill=lambda: os.killpg(0, signal.SIGKILL))
     command = [sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', tmp_path/'t', '--image-size', '224', '--n-jobs', '2']
     run = subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert run.wait(PATIENCE) == -signal.SIGKILL
+    dying = [p for p in psutil.process_iter() if in_session(p, run.pid)] # a worker may outlive the command by a moment
+    assert psutil.wait_procs(dying, timeout=PATIENCE)[1] == []
     left = content(tmp_path/'t')
     assert 0 < len(left) < len(whole) and 'manifest.csv' not in left
     tensorize(replace(cfg, tensor_dir=str(tmp_path/'t')))
