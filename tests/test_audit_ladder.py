@@ -14,7 +14,9 @@ from cesm_nb.phantom import LEAKS, make_phantom
 from cesm_nb.stats import interval_table
 from cesm_nb.tables import PROBS
 from cesm_nb.train import fit, make_config
+from conftest import ROOT
 
+WEIGHTS = ROOT.parent/'shared'/'weights'
 CLOSES = dict(twin='split_unit', region='roi_source', density='density_missing', view='mask_missing_views')
 PHANTOMS = {'none': dict(leaks=(), signal=0., clinical=0.), **{k: dict(leaks=(k,), signal=0., clinical=0.) for k in LEAKS},
             'blind': dict(signal=0., clinical=0.), 'clear': dict(signal=2.)}
@@ -83,10 +85,12 @@ def test_a_leak_put_into_clinical_is_caught(tried):
         assert steps.low['clinical -> clinical with regions'] > .1
 
 
+@pytest.mark.skipif(not WEIGHTS.exists(), reason='no ImageNet weights beside the repository')
 def test_the_network_reads_regions_where_nothing_else_is(tmp_path):
-    "The four streams themselves, paper's protocol, no lesion visible; test_signal.py has the clinical side."
+    "The four streams, pretrained, paper's protocol, no lesion visible; test_signal.py has the clinical side."
     root = make_phantom(tmp_path/'phantom', 160, signal=0., clinical=0., size_px=200, progress=False)
-    ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=8, batch_size=8, lr=1e-3, data_root=str(root),
+    ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=6, batch_size=8, lr=3e-4, data_root=str(root),
+                               backbones='mobilenetv2_100,efficientnet_lite0', pretrained=True, weights_dir=str(WEIGHTS),
                                mixed_precision='no', run_dir=str(tmp_path/'run'))))
     test = ran.predictions[ran.predictions.split == 'test']
     found = interval_table(test.label.to_numpy(), test[PROBS].to_numpy(), test.patient_id.to_numpy()).loc['auc']
