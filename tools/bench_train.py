@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from cesm_nb.tensorize import TensorConfig, prepare, read_tensor, tensorize
-from cesm_nb.train import Training, check_config, make_config, predict, read_breasts, read_manifest, train_epoch
+from cesm_nb.tensorize import read_manifest
+from cesm_nb.train import Training, check_config, make_config, predict, read_breasts, train_epoch
 
 
 def make_breasts(

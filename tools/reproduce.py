@@ -14,7 +14,7 @@ import papermill as pm
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from cesm_nb.evaluate import banner, to_markdown
+from cesm_nb.tables import banner, to_markdown
 from cesm_nb.tensorize import prepare
 from cesm_nb.train import TrainConfig, check_config, make_config
 
