@@ -13,10 +13,12 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
-from .data import CLASSES, PROTOCOLS, make_splits
-from .grids import KEYS, Pooled
-from .tensorize import TensorConfig, tensorize
-from .train import Breasts, fill_density, read_breasts
+from .batches import Breasts, fill_density, read_breasts
+from .data import CLASSES, KEYS
+from .pooled import Pooled
+from .settings import PROTOCOLS, TensorConfig
+from .splits import make_splits
+from .tensorize import tensorize
 
 # %% ../nbs/06a_ladder.ipynb #4ab31b69
 WALK = dict( # switch -> name of the rung where it is turned from `paper` to `clinical`

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from .data import SWITCHES
+from .settings import SWITCHES
 
 # %% ../nbs/01_roi_clahe.ipynb #616f388a
 POINT_RADIUS_PX = 10 # original pixels: a point marks a place, four of 2,971 regions are points

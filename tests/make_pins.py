@@ -29,7 +29,8 @@ def make(out):
     "Make both runs; keep predictions, history, settings, splits and a tensor of each."
     import torch
     from cesm_nb.phantom import make_phantom
-    from cesm_nb.train import fit, make_config
+    from cesm_nb.settings import make_config
+    from cesm_nb.train import fit
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     (out/'processor.txt').write_text(find_processor() + '\n')
@@ -38,7 +39,7 @@ def make(out):
         run = out/'runs'/protocol
         fit(make_config(dict(
             data_root=str(root), run_dir=str(run), protocol=protocol, image_size=32, epochs=2, batch_size=4, pretrained=False,
-            device='cpu', mixed_precision='no', lr=1e-3)))
+            device='cpu', mixed_precision='no', lr=1e-5)))
         kept = out/protocol
         kept.mkdir(parents=True, exist_ok=True)
         for name in ('predictions.csv', 'history.csv', 'splits.csv', 'manifest.csv'): shutil.copy(run/name, kept)

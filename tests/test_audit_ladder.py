@@ -7,13 +7,14 @@ import pytest
 from joblib import Parallel, delayed
 
 from cesm_nb.audit import check_clinical, find_leaks
-from cesm_nb.data import PROTOCOLS
-from cesm_nb.grids import paired_differences, score_variants
+from cesm_nb.settings import PROTOCOLS
+from cesm_nb.pooled import paired_differences, score_variants
 from cesm_nb.ladder import WALK, ladder, walk
 from cesm_nb.phantom import LEAKS, make_phantom
-from cesm_nb.stats import interval_table
-from cesm_nb.tables import PROBS
-from cesm_nb.train import fit, make_config
+from cesm_nb.intervals import interval_table
+from cesm_nb.data import PROBS
+from cesm_nb.settings import make_config
+from cesm_nb.train import fit
 from conftest import ROOT
 
 WEIGHTS = ROOT.parent/'shared'/'weights'

@@ -15,7 +15,8 @@ import pytest
 
 import cesm_nb.tensorize
 from cesm_nb.phantom import make_phantom
-from cesm_nb.tensorize import TensorConfig, read_tensor, tensorize
+from cesm_nb.settings import TensorConfig
+from cesm_nb.tensorize import read_tensor, tensorize
 from conftest import PATIENCE, ROOT
 from mortal import die_at
 

@@ -12,8 +12,13 @@ import pytest
 
 from cesm_nb.evaluate import evaluate
 from cesm_nb.inside import look_inside
-from cesm_nb.stats import calibration_bins, coverage_repeated, debiased_ece, heat, interval_table, simulate
-from cesm_nb.train import fit, make_config
+from cesm_nb.choose import heat
+from cesm_nb.coverage import coverage_repeated
+from cesm_nb.intervals import interval_table
+from cesm_nb.simulate import simulate
+from cesm_nb.stats import calibration_bins, debiased_ece
+from cesm_nb.settings import make_config
+from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
 
 BIN = Path(sys.executable).parent

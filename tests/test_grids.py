@@ -16,12 +16,13 @@ import psutil
 import pytest
 import yaml
 
-from cesm_nb.data import PROTOCOLS, SWITCHES
+from cesm_nb.settings import PROTOCOLS, SWITCHES
 from cesm_nb.grids import (
-    find_results, list_finished, make_grid, plan_rescoring, plan_runs, read_results, rescored_path, run_grid, say_settings, show_results,
-    write_results)
+    list_finished, make_grid, plan_rescoring, plan_runs, rescored_path, run_grid)
+from cesm_nb.results import find_results, read_results, say_settings, show_results, write_results
 from cesm_nb.ladder import WALK, ladder
-from cesm_nb.train import TrainConfig, fit
+from cesm_nb.settings import TrainConfig
+from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))

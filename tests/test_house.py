@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 
 from cesm_nb.tables import with_interval
-from cesm_nb.train import TrainConfig, check_parameters
+from cesm_nb.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
-ORDER = ('data', 'phantom', 'roi', 'check', 'tensorize', 'alter', 'model', 'distribute', 'train', 'stats', 'figures', 'inside', 'tables', 'evaluate', 'grids', 'audit', 'ladder', 'predict')
+ORDER = ('data', 'settings', 'runs', 'splits', 'quality', 'anatomy', 'phantom', 'roi', 'check', 'tensorize', 'alter', 'batches', 'augment', 'share', 'model',
+         'draw', 'devices', 'simulate', 'stats', 'watch', 'train', 'rates', 'finished', 'intervals', 'compare', 'choose', 'coverage',
+         'figures', 'tables', 'inside', 'evaluate', 'grids', 'pooled', 'results', 'findings', 'controls', 'audit', 'ladder', 'predict')
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 BIN = Path(sys.executable).parent
 
@@ -57,6 +59,7 @@ def test_notebook_runs_no_hidden_training(path):
 
 
 def test_modules_import_only_from_those_before_them():
+    assert {p.stem for p in (ROOT/'cesm_nb').glob('[!_]*.py')} <= set(ORDER)
     for module in ORDER:
         path = ROOT/'cesm_nb'/f'{module}.py'
         if not path.exists(): continue
@@ -144,7 +147,8 @@ def test_tag_survives_cleaning(tmp_path):
 @pytest.mark.parametrize('name', ['smoke', 'paper', 'clinical'])
 def test_configs_are_settings(name):
     import yaml
-    from cesm_nb.train import check_config, make_config
+    from cesm_nb.settings import make_config
+    from cesm_nb.train import check_config
     cfg = make_config(yaml.safe_load((ROOT/'configs'/f'{name}.yaml').read_text()))
     check_config(cfg)
 

@@ -15,7 +15,9 @@ from torch.testing import assert_close
 
 import cesm_nb.model as model
 from cesm_nb.data import VIEWS
-from cesm_nb.model import ABLATIONS, PAPER_BACKBONES, FourStream, export_model, load_model, split_backbones
+from cesm_nb.model import ABLATIONS, FourStream, load_model, split_backbones
+from cesm_nb.settings import PAPER_BACKBONES
+from cesm_nb.share import export_model
 from conftest import PATIENCE, ROOT
 
 FACTS = dict(phantom=True, image_size=32)
@@ -189,7 +191,9 @@ def test_weights_of_version_0_1_0_load():
 @pytest.mark.skipif(not (ROOT.parent/'shared'/'weights').exists(), reason='no ImageNet weights beside the repository')
 def test_one_epoch_from_imagenet_weights(phantom, tmp_path):
     "The pretrained path: one epoch at 64 px on a phantom, read back with normalised input; a mistyped folder is refused."
-    from cesm_nb.train import fit, load_run, make_config
+    from cesm_nb.finished import load_run
+    from cesm_nb.settings import make_config
+    from cesm_nb.train import fit
     settings = dict(data_root=str(phantom), image_size=64, epochs=1, mixed_precision='no', device='cpu', pretrained=True,
                     backbones='mobilenetv2_100,efficientnet_lite0')
     weights = str(ROOT.parent/'shared'/'weights')

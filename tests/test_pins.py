@@ -10,7 +10,8 @@ from make_pins import HERE, find_processor, make_apart
 
 from cesm_nb.data import CLASSES
 from cesm_nb.tensorize import read_tensor
-from cesm_nb.train import fit, make_config
+from cesm_nb.settings import make_config
+from cesm_nb.train import fit
 
 PROTOCOLS = ['paper', 'clinical']
 EXACT = (HERE/'pins'/'processor.txt').read_text().strip() == find_processor() # rounding differs between kinds of processors

@@ -15,9 +15,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from cesm_nb.grids import LEAD, NOT_RUN, _fold_tables, _repeat_tables, _write_tables, find_results, lead_table, make_grid, say_outcome
-from cesm_nb.stats import simulate
-from cesm_nb.tables import PROBS
+from cesm_nb.findings import LEAD, NOT_RUN, lead_table, say_outcome
+from cesm_nb.grids import make_grid
+from cesm_nb.results import fold_tables, repeat_tables, write_tables, find_results
+from cesm_nb.simulate import simulate
+from cesm_nb.data import PROBS
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
@@ -198,13 +200,13 @@ def simulate_grid(root, name):
         table = pd.DataFrame(t.prob, columns=PROBS).assign(label=t.label, patient_id=t.patient_id, side=['L', 'R']*40)
         return table.assign(fold=np.arange(80)//2 % max(1, grid.n_folds))
     drawn = {v: {s: draw(k, s) for s in grid.seeds} for k, v in enumerate([*grid.variants, *grid.rescore])}
-    read, numbers, _ = _fold_tables(grid, drawn, 20) if grid.n_folds else _repeat_tables(drawn, 20)
+    read, numbers, _ = fold_tables(grid, drawn, 20) if grid.n_folds else repeat_tables(drawn, 20)
     curves = pd.DataFrame([dict(variant=v, seed=s, fold=0, epoch=e, train_loss=1., val_loss=1., train_accuracy=.5, val_accuracy=.5, selected=e == 1)
                            for v in grid.variants for s in grid.seeds for e in (1, 2)])
     facts = dict(phantom=False, caption='simulated', seeds={v: list(s) for v, s in drawn.items()}, n_breasts=80, n_patients=40, command='a command',
                  weights_source='a source', grid=dict(n_folds=grid.n_folds, variants=grid.variants), settings=grid.base,
                  variants={v: dict(settings=change) for v, change in grid.variants.items()})
-    _write_tables(read, numbers | dict(curves=curves.set_index('variant')), facts, root/'results'/name)
+    write_tables(read, numbers | dict(curves=curves.set_index('variant')), facts, root/'results'/name)
 
 
 def run_cells(path, start):
@@ -227,7 +229,7 @@ def run_cells(path, start):
 
 
 READ = {'06a_ladder': ('## With regions', ('primary', 'ladder', 'regions', 'pretraining')),
-        '05a_grids': ('## The front page', ('replication', 'primary', 'ablations', 'pretraining'))}
+        '05i_grids': ('## The front page', ('replication', 'primary', 'ablations', 'pretraining'))}
 
 
 @pytest.mark.parametrize('chapter', READ)
@@ -238,7 +240,7 @@ def test_chapters_read_what_there_is(tmp_path, monkeypatch, chapter, there):
     monkeypatch.chdir(tmp_path)
     text, figures = run_cells(ROOT/'nbs'/f'{chapter}.ipynb', start)
     absent = [n for n in names if f'`results/{n}` is not published yet' in text]
-    if chapter == '05a_grids': names = [n for n in names if n != 'primary'] # a column of a table there
+    if chapter == '05i_grids': names = [n for n in names if n != 'primary'] # a column of a table there
     assert [n for n in absent if n in names] == dict(none=[*names], first=[*names[1:]], all=[])[there]
     assert figures == (3 if chapter == '06a_ladder' else 2 + (there != 'none')) # two curves, or one sentence in their place
     if there == 'all':

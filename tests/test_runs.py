@@ -10,9 +10,11 @@ import papermill as pm
 import pytest
 import torch
 
-from cesm_nb.data import share_with_twin
-from cesm_nb.evaluate import evaluate, read_run
-from cesm_nb.train import fit, make_config
+from cesm_nb.splits import share_with_twin
+from cesm_nb.evaluate import evaluate
+from cesm_nb.runs import read_run
+from cesm_nb.settings import make_config
+from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
 
 BIN = Path(sys.executable).parent

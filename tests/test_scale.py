@@ -8,7 +8,8 @@ import joblib
 import pytest
 
 from cesm_nb.phantom import make_phantom
-from cesm_nb.tensorize import TensorConfig, tensorize
+from cesm_nb.settings import TensorConfig
+from cesm_nb.tensorize import tensorize
 from conftest import PATIENCE
 
 

@@ -2,9 +2,11 @@
 import numpy as np
 
 from cesm_nb.phantom import make_phantom
-from cesm_nb.stats import bootstrap_weights, weighted_scores
-from cesm_nb.tables import PROBS
-from cesm_nb.train import fit, make_config
+from cesm_nb.intervals import bootstrap_weights
+from cesm_nb.stats import weighted_scores
+from cesm_nb.data import PROBS
+from cesm_nb.settings import make_config
+from cesm_nb.train import fit
 
 SETTINGS = dict(protocol='clinical', image_size=64, epochs=6, batch_size=8, lr=5e-4, mixed_precision='no')
 

@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from cesm_nb.model import ABLATIONS
-from cesm_nb.tensorize import TensorConfig, tensorize
-from cesm_nb.train import fit, load_run, make_config, predict_run
+from cesm_nb.settings import TensorConfig
+from cesm_nb.tensorize import tensorize
+from cesm_nb.finished import load_run, predict_run
+from cesm_nb.settings import make_config
+from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
 
 SMALL = dict(image_size=32, epochs=1, batch_size=16, device='cpu', mixed_precision='no')

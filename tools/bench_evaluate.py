@@ -10,7 +10,9 @@ import time
 
 import numpy as np
 
-from cesm_nb.stats import bootstrap_weights, interval_table, simulate, sklearn_scores, weighted_scores
+from cesm_nb.intervals import bootstrap_weights, interval_table
+from cesm_nb.simulate import simulate
+from cesm_nb.stats import sklearn_scores, weighted_scores
 
 
 def main():

@@ -18,7 +18,8 @@ import numpy as np
 import simplejpeg
 
 from cesm_nb.roi import fit_tiles, outline, resize_area
-from cesm_nb.tensorize import TensorConfig, _read_tasks, read_tensor, save_tensors, tensor_name, tensor_settings
+from cesm_nb.settings import TensorConfig
+from cesm_nb.tensorize import _read_tasks, read_tensor, save_tensors, tensor_name, tensor_settings
 
 
 def reference_view(

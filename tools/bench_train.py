@@ -16,9 +16,13 @@ from pathlib import Path
 
 import torch
 
-from cesm_nb.tensorize import TensorConfig, prepare, read_tensor, tensorize
+from cesm_nb.settings import TensorConfig
+from cesm_nb.tensorize import prepare, read_tensor, tensorize
 from cesm_nb.tensorize import read_manifest
-from cesm_nb.train import Training, check_config, make_config, predict, read_breasts, train_epoch
+from cesm_nb.batches import read_breasts
+from cesm_nb.settings import make_config
+from cesm_nb.train import check_config
+from cesm_nb.train import Training, predict, train_epoch
 
 
 def make_breasts(

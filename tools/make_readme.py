@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cesm_nb.grids import lead_table, say_outcome, say_reach
+from cesm_nb.findings import lead_table, say_outcome, say_reach
 from cesm_nb.tables import to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,7 +16,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from cesm_nb.tables import banner, to_markdown
 from cesm_nb.tensorize import prepare
-from cesm_nb.train import TrainConfig, check_config, make_config
+from cesm_nb.settings import TrainConfig, make_config
+from cesm_nb.train import check_config
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ('00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures')

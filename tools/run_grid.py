@@ -23,7 +23,8 @@ from pathlib import Path
 import joblib
 import yaml
 
-from cesm_nb.grids import join_jobs, list_jobs, make_grid, plan_runs, run_jobs, write_results
+from cesm_nb.grids import join_jobs, list_jobs, make_grid, plan_runs, run_jobs
+from cesm_nb.results import write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT/'nbs'/'04_train_colab_t4.ipynb'

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from joblib import Parallel, delayed
 
-from cesm_nb.stats import coverage, coverage_repeated
+from cesm_nb.coverage import coverage, coverage_repeated
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ('accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant',

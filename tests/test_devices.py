@@ -18,7 +18,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 import cesm_nb.train as trainer
-from cesm_nb.distribute import add_up, find_team
+from cesm_nb.devices import add_up, find_team
 torch.set_num_threads(1)
 root, out = sys.argv[1:]
 team = find_team(cpu=True)
