@@ -1,4 +1,6 @@
 "What several test files share: where things are, and a small phantom made once."
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,14 @@ from cesm_nb.phantom import make_phantom
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent/'shared'/'data'/'CDD-CESM'
 PATIENCE = 1700 # seconds after which a command hangs: a bound beyond what a slow, busy machine takes, never a claim
+
+
+@pytest.fixture(scope='module')
+def module_path():
+    "A folder for the fixtures of one test file, gone when its tests are over: runs hold 160 MB each."
+    folder = Path(tempfile.mkdtemp(prefix='cesm_test_'))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope='session')

@@ -35,9 +35,9 @@ def try_phantom(folder, name):
 
 
 @pytest.fixture(scope='module')
-def tried(tmp_path_factory):
+def tried(module_path):
     "All phantoms, two at a time."
-    folder = tmp_path_factory.mktemp('phantoms')
+    folder = module_path
     return dict(zip(PHANTOMS, Parallel(2)(delayed(try_phantom)(folder, n) for n in PHANTOMS)))
 
 

@@ -22,9 +22,9 @@ CSV_NAME = SHEET_NAME.replace('.xlsx', '.csv')
 
 
 @pytest.fixture(scope='module')
-def phantom(tmp_path_factory):
+def phantom(module_path):
     "A small phantom as bytes: name -> content, its sheet as CSV (quicker to read than .xlsx)."
-    root = make_phantom(tmp_path_factory.mktemp('phantom')/'data', n_patients=6, size_px=72, progress=False)
+    root = make_phantom(module_path/'phantom'/'data', n_patients=6, size_px=72, progress=False)
     files = {str(f.relative_to(root)): f.read_bytes() for f in root.rglob('*') if f.is_file()}
     book = files.pop(SHEET_NAME)
     files[CSV_NAME] = pd.read_excel(BytesIO(book), sheet_name='all', dtype=str, keep_default_na=False).to_csv(index=False).encode()

@@ -23,9 +23,9 @@ def bench(name, *args):
 
 
 @pytest.fixture(scope='module')
-def odd(tmp_path_factory):
+def odd(module_path):
     "A phantom with regions outside their image, on its corner and smaller than a pixel, each drawn on an image of its own."
-    root = make_phantom(tmp_path_factory.mktemp('odd')/'data', n_patients=8, size_px=100, progress=False)
+    root = make_phantom(module_path/'odd'/'data', n_patients=8, size_px=100, progress=False)
     drawn = pd.read_csv(root/REGIONS_NAME, dtype=str)
     names = drawn['#filename'][drawn['#filename'].str.contains('_CM_')].unique()
     assert len(names) >= len(ASIDE)

@@ -28,9 +28,9 @@ def content(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder)
 
 
 @pytest.fixture(scope='module')
-def cfg(tmp_path_factory):
+def cfg(module_path):
     "Settings for a phantom of full-size tensors, the files of an uninterrupted run and the number of its events."
-    d = tmp_path_factory.mktemp('crash')
+    d = module_path
     data = make_phantom(d/'data', n_patients=12, size_px=200, progress=False)
     cfg = TensorConfig(data_root=str(data), run_dir=str(d/'run'), tensor_dir=str(d/'whole'), image_size=224, n_jobs=1)
     with pytest.MonkeyPatch.context() as m:

@@ -50,9 +50,9 @@ def train(phantom, out, *launcher):
 
 
 @pytest.fixture(scope='module')
-def runs(phantom, tmp_path_factory):
+def runs(phantom, module_path):
     "The same training by one process and by two."
-    d = tmp_path_factory.mktemp('processes')
+    d = module_path
     (d/'steps.py').write_text(CODE)
     launch = ('-m', 'torch.distributed.run', '--nproc_per_node', '2', '--standalone') # accelerate launch --cpu starts one process
     return d, train(phantom, d/'one'), train(phantom, d/'two', *launch)

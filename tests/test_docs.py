@@ -279,9 +279,10 @@ def times(root):
 
 
 @pytest.fixture(scope='session')
-def repository(tmp_path_factory):
+def repository(module_path):
     "The check on this repository, run once, with its preview."
-    preview, before = tmp_path_factory.mktemp('preview'), times(ROOT)
+    preview, before = module_path/'preview', times(ROOT)
+    preview.mkdir()
     return run_check(ROOT, '--html', preview), preview, before
 
 
@@ -310,9 +311,10 @@ def test_config_is_one_file():
 
 
 @pytest.fixture(scope='session')
-def toy(tmp_path_factory):
+def toy(module_path):
     "A git working tree with one exported chapter and faults that must survive nbdev."
-    tree = tmp_path_factory.mktemp('toy')
+    tree = module_path/'toy'
+    tree.mkdir()
     for folder in ('nbs', 'cesm_nb'):
         (tree/folder).mkdir()
     for name in ('settings.ini', '_quarto.yml', 'nbs/styles.css', 'nbs/references.bib'):

@@ -30,9 +30,9 @@ PROBE = '''<script>addEventListener('load', () => { const said = {
 
 
 @pytest.fixture(scope='module')
-def runs(phantom, tmp_path_factory):
+def runs(phantom, module_path):
     "Two short runs on the same split, another seed of weights."
-    out, made = tmp_path_factory.mktemp('runs'), []
+    out, made = module_path, []
     splits = ''
     for seed in (0, 1):
         made.append(fit(make_config(dict(

@@ -112,9 +112,9 @@ SMALL = dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(regions={}, none=
 
 
 @pytest.fixture(scope='module')
-def ran(phantom, tmp_path_factory):
+def ran(phantom, module_path):
     "A finished grid of two seeds: the grid, its plan, its folder."
-    runs = tmp_path_factory.mktemp('runs')
+    runs = module_path
     grid = make_grid(SMALL)
     run_grid(grid, plan := plan_runs(grid, phantom, runs))
     return grid, plan, runs

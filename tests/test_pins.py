@@ -18,9 +18,9 @@ EXACT = (HERE/'pins'/'processor.txt').read_text().strip() == find_processor() # 
 
 
 @pytest.fixture(scope='module')
-def today(tmp_path_factory):
+def today(module_path):
     "Both runs, made by the code of today in the arithmetic of the files."
-    out = tmp_path_factory.mktemp('pins')
+    out = module_path
     make_apart(out)
     return out
 

@@ -14,9 +14,9 @@ from conftest import PATIENCE
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
+def made(module_path):
     "Settings for a phantom and the folder that one process makes of it."
-    d = tmp_path_factory.mktemp('scale')
+    d = module_path
     cfg = TensorConfig(data_root=str(make_phantom(d/'data', n_patients=10, size_px=150, progress=False)), run_dir=str(d), n_jobs=1)
     return replace(cfg, tensor_dir=str(d/'one')), tensorize(replace(cfg, tensor_dir=str(d/'one')))
 

@@ -37,9 +37,9 @@ print(events())
 
 
 @pytest.fixture(scope='module')
-def small(phantom, tmp_path_factory):
+def small(phantom, module_path):
     "Settings of a short run whose tensors are shared."
-    return make_config(SMALL | dict(data_root=str(phantom), tensor_dir=str(tmp_path_factory.mktemp('tensors'))))
+    return make_config(SMALL | dict(data_root=str(phantom), tensor_dir=str(module_path/'tensors')))
 
 
 def train(phantom, folder, name, die_at=0):
