@@ -30,7 +30,7 @@ from .data import (
 from .phantom import make_phantom
 from .roi import enhance, read_image, resize_area
 from .runs import remove_leftovers, write_atomic
-from .settings import TensorConfig, check_ranges, parse_settings, resolve_protocol
+from .settings import TensorConfig, parse_settings, resolve_protocol
 
 # %% ../nbs/02_tensorize.ipynb #92d72f4a
 def encode_rows(
@@ -54,7 +54,6 @@ def prepare(
     cfg:TensorConfig, # or a dataclass that extends it
 ): # the same with data_root, run_dir and tensor_dir filled in
     "Make the run folder, and the phantom in it where no data are named."
-    check_ranges(cfg)
     run_dir = Path(cfg.run_dir or tempfile.mkdtemp(prefix='cesm_run_')).expanduser()
     run_dir.mkdir(parents=True, exist_ok=True)
     data_root = cfg.data_root or make_phantom(

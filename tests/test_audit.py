@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cesm_nb.phantom import main
+from cesm_nb.audit import main
 from cesm_nb.data import read_images
 from conftest import PATIENCE, REAL, ROOT
 

@@ -1,6 +1,6 @@
 """The audit on trial: phantoms with one leak at a time, and the network itself.
 
-On a phantom whose lesions cannot be seen, whatever is found comes from a leak. Each leak of chapter 00a must move the rung that
+On a phantom whose lesions cannot be seen, whatever is found comes from a leak. Each leak of chapter 00d must move the rung that
 closes it, and no other; without a leak no rung may do better than chance; with lesions to be seen both protocols must find them.
 """
 import pytest

@@ -17,20 +17,24 @@ CODE = '''
 import json, os, sys
 from pathlib import Path
 import torch
+import cesm_nb.runs as runs
 import cesm_nb.train as trainer
+from cesm_nb.batches import read_breasts
 from cesm_nb.devices import add_up, find_team
+from cesm_nb.settings import make_config
+from cesm_nb.tensorize import read_manifest
 torch.set_num_threads(1)
 root, out = sys.argv[1:]
 team = find_team(cpu=True)
 settings = dict(data_root=root, run_dir=out, image_size=64, epochs=2, batch_size=16, lr=1e-4, drop_rate=0., device='cpu', mixed_precision='no')
-written, write = [], trainer.write_atomic
+written, write = [], runs.write_atomic
 def counted(path, content):
     written.append(str(Path(path).relative_to(out)))
     write(path, content)
-trainer.write_atomic = counted
-run = trainer.fit(trainer.make_config(settings))
-cfg = trainer.make_config(settings | dict(tensor_dir=f'{out}/tensors', metadata=False)) # age and density are single precision
-data = trainer.read_breasts(cfg.tensor_dir, trainer.read_manifest(cfg.tensor_dir))
+runs.write_atomic = trainer.write_atomic = counted
+run = trainer.fit(make_config(settings))
+cfg = make_config(settings | dict(tensor_dir=f'{out}/tensors', metadata=False)) # age and density are single precision
+data = read_breasts(cfg.tensor_dir, read_manifest(cfg.tensor_dir))
 torch.set_default_dtype(torch.float64)
 t = trainer.Training(cfg, dict(mask_missing_views=False), torch.device('cpu'))
 t.model.train()

@@ -278,7 +278,7 @@ def times(root):
     return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def repository(module_path):
     "The check on this repository, run once, with its preview."
     preview, before = module_path/'preview', times(ROOT)
@@ -310,7 +310,7 @@ def test_config_is_one_file():
     assert tracked.startswith('120000 ') or not tracked
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def toy(module_path):
     "A git working tree with one exported chapter and faults that must survive nbdev."
     tree = module_path/'toy'

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cesm_nb import data, roi
+from cesm_nb import data, quality, roi, splits
 from conftest import REAL
 
 pytestmark = pytest.mark.skipif(not REAL.exists(), reason=f'real images are not at {REAL}')
@@ -31,7 +31,7 @@ FACTS = {
 
 
 @pytest.fixture(scope='module')
-def report(): return data.quality_report(REAL)
+def report(): return quality.quality_report(REAL)
 
 
 @pytest.fixture(scope='module')
@@ -62,9 +62,9 @@ def test_trailing_blank_finds_its_file(images):
 
 def test_split_by_breast_leaves_twins_in_training(images):
     table = data.breasts(images)
-    by_breast = [data.share_with_twin(data.make_splits(table, 'breast', seed)) for seed in range(5)]
+    by_breast = [splits.share_with_twin(splits.make_splits(table, 'breast', seed)) for seed in range(5)]
     assert .5 < sum(by_breast)/5 < .7 # design: 60 %
-    assert data.share_with_twin(data.make_splits(table, 'patient')) == 0
+    assert splits.share_with_twin(splits.make_splits(table, 'patient')) == 0
 
 
 def regions_of(images, modality='CM'):

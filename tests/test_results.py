@@ -229,7 +229,7 @@ def run_cells(path, start):
 
 
 READ = {'06a_ladder': ('## With regions', ('primary', 'ladder', 'regions', 'pretraining')),
-        '05i_grids': ('## The front page', ('replication', 'primary', 'ablations', 'pretraining'))}
+        '05l_findings': ('## The front page', ('replication', 'primary', 'ablations', 'pretraining'))}
 
 
 @pytest.mark.parametrize('chapter', READ)
@@ -240,7 +240,7 @@ def test_chapters_read_what_there_is(tmp_path, monkeypatch, chapter, there):
     monkeypatch.chdir(tmp_path)
     text, figures = run_cells(ROOT/'nbs'/f'{chapter}.ipynb', start)
     absent = [n for n in names if f'`results/{n}` is not published yet' in text]
-    if chapter == '05i_grids': names = [n for n in names if n != 'primary'] # a column of a table there
+    if chapter == '05l_findings': names = [n for n in names if n != 'primary'] # a column of a table there
     assert [n for n in absent if n in names] == dict(none=[*names], first=[*names[1:]], all=[])[there]
     assert figures == (3 if chapter == '06a_ladder' else 2 + (there != 'none')) # two curves, or one sentence in their place
     if there == 'all':

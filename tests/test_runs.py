@@ -156,13 +156,13 @@ def test_the_whole_road(tmp_path):
 
 def test_road_refuses_before_anything_runs(tmp_path):
     said = run(sys.executable, 'tools/reproduce.py', '--run-dir', tmp_path/'r', '--set', 'epocs=3')
-    assert said.returncode != 0 and "unknown parameter ['epocs']" in said.stderr and 'Traceback' not in said.stderr
+    assert said.returncode != 0 and "unknown parameter 'epocs': did you mean epochs?" in said.stderr and 'Traceback' not in said.stderr
     assert not (tmp_path/'r').exists()
 
 
 @pytest.mark.parametrize('change, says', [
     ('epocs=3', 'unknown parameter'), ('epochs=three', "epochs='three' is not of type int"), ('epochs', 'write KEY=VALUE'),
-    ('lr=-1', 'lr=-1 is not above 0'), ('protocol=clinic', "'clinic' is unknown")])
+    ('lr=-1', 'lr=-1 is not above 0'), ('protocol=clinic', "protocol='clinic' is not one of 'paper', 'clinical'")])
 def test_road_reads_settings(monkeypatch, change, says):
     monkeypatch.syspath_prepend(ROOT/'tools')
     from reproduce import read_settings

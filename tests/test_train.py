@@ -26,10 +26,11 @@ import os, sys, torch
 torch.set_num_threads(1)
 sys.path.append({str(ROOT/'tests')!r})
 import cesm_nb.train as trainer
+from cesm_nb.settings import make_config
 from mortal import die_at
 data, tensors, run_dir, n = sys.argv[1:]
 events = die_at(int(n), (trainer, 'train_step'), (os, 'replace'))
-trainer.fit(trainer.make_config(dict(
+trainer.fit(make_config(dict(
     data_root=data, tensor_dir=tensors, run_dir=run_dir, image_size=32, epochs=6, batch_size=8, lr=1e-3, device='cpu',
     mixed_precision='no', backbones='mobilenetv2_100')))
 print(events())
