@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .data import REGIONS_NAME, SIZE, find_layout, read_images, read_regions
+from .data import REGIONS_NAME, SIZE, DataSet, read_dataset
 from .roi import fill, outline, read_image, segment_breast
 from .runs import write_atomic
 
@@ -168,8 +168,8 @@ def _faked(table, sized, names, rng):
 
 # %% ../nbs/01a_alter.ipynb #3ce30d22
 def alter_regions(
-    images:pd.DataFrame, # from `read_images`, with original sizes
-    regions:pd.DataFrame, # from `read_regions`
+    images:pd.DataFrame, # of `DataSet`, with original sizes
+    regions:pd.DataFrame, # of `DataSet`
     how:str, # one of `HOW`
     amount:float=1., # dilate: factor; drop, fake: share of images; box, shift: unused
     seed:int=0, # of places and choices: another seed, another draw
@@ -191,7 +191,7 @@ def alter_regions(
     return kept.assign(geometry=[_change(g, how, amount) for g in kept.geometry])
 
 def count_changes(
-    images:pd.DataFrame, # from `read_images`
+    images:pd.DataFrame, # of `DataSet`
     regions:pd.DataFrame, # as drawn
     altered:pd.DataFrame, # from `alter_regions`
 ) -> dict: # counts over images of known size
@@ -205,21 +205,21 @@ def count_changes(
 
 # %% ../nbs/01a_alter.ipynb #40a76f21
 def write_view(
-    root:str|Path, # data set
+    data:DataSet|str|Path, # a data set, or its folder
     out:str|Path, # folder to make; kept where it is there already
     how:str, # see `alter_regions`
     amount:float=1., # see `alter_regions`
     seed:int=0, # see `alter_regions`
 ) -> Path: # `out`
     "Link a data set's sheet and images into `out`, beside altered regions and their count."
-    layout, out = find_layout(root), Path(out)
-    images, regions = read_images(root), read_regions(layout['regions'])
+    data, out = read_dataset(data), Path(out)
+    images, regions = data.images, data.regions
     altered = alter_regions(images, regions, how, amount, seed)
     said = dict(how=how, amount=amount, seed=seed) | count_changes(images, regions, altered)
     rows = [(f'{n}.jpg', json.dumps(g)) for n, g in altered.to_numpy()]
     via = pd.DataFrame(rows, columns=['#filename', 'region_shape_attributes'])
     out.mkdir(parents=True, exist_ok=True)
-    for k, target in layout.items():
+    for k, target in data.files.items():
         if target and k != 'regions' and not (out/target.name).exists():
             (out/target.name).symlink_to(target.resolve())
     write_atomic(out/'altered.json', f'{json.dumps(said, indent=1)}\n'.encode())

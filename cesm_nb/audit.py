@@ -30,9 +30,8 @@ from tqdm import tqdm
 
 from .compare import repeated_interval
 from .controls import (
-    BOTH, MASK_NUMBERS, SIZED, Control, find_annotations, label_columns, make_controls,
-    read_annotations)
-from .data import CLASSES, KEYS, PHANTOM_NAME, SIZE, SIZES_NAME
+    BOTH, MASK_NUMBERS, SIZED, Control, label_columns, make_controls, read_annotations)
+from .data import CLASSES, KEYS, SIZE, DataSet
 from .figures import save_figure
 from .runs import find_commit, write_atomic
 from .settings import PROTOCOLS, resolve_protocol
@@ -131,8 +130,8 @@ def score_control(
 
 # %% ../nbs/06_leakage_audit.ipynb #692761f7
 def run_controls(
-    images:pd.DataFrame, # from `read_annotations`
-    regions:pd.DataFrame, # from `read_annotations`
+    images:pd.DataFrame, # of `DataSet`
+    regions:pd.DataFrame, # of `DataSet`
     cfg:AuditConfig=AuditConfig(), # how often
     progress:bool=True, # show progress bars
 ) -> pd.DataFrame: # one row per control, label, split unit and score
@@ -251,7 +250,7 @@ def _embed(fig):
     return base64.b64encode(buffer.getvalue()).decode()
 
 def presence_rule(
-    images:pd.DataFrame, # from `read_annotations`
+    images:pd.DataFrame, # of `DataSet`
     rows:str, # 'all rows', 'DM rows' or 'CM rows'
     label:pd.Series, # (n,) int, of these rows
 ) -> float: # 0..1
@@ -261,23 +260,21 @@ def presence_rule(
     return round(float((drawn == (label > 0)).mean()), 4)
 
 def describe_files(
-    sheet:Path, # annotation sheet
-    drawn:Path, # region file
-    images:pd.DataFrame, # from `read_annotations`
-    regions:pd.DataFrame, # from `read_annotations`
+    found:DataSet, # from `read_annotations`
 ) -> dict: # counts, and what identifies the files
     "Collect what the controls were run on."
+    images, regions = found.images, found.regions
     _, labels = label_columns(images)
     table = labels['all rows'].rename('label').reset_index()
     shared = np.mean([share_with_twin(make_splits(table, 'breast', seed)) for seed in range(5)])
-    files = [sheet, drawn, *(f for f in [sheet.parent/SIZES_NAME] if f.is_file())]
+    files = [found.files[k] for k in ('sheet', 'regions', 'sizes') if found.files[k]]
     digest = hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()[:16]
     present = {k: presence_rule(images, k, y) for k, y in labels.items() if k != SIZED}
     return dict(
         rows=len(images), regions=len(regions), breasts=len(labels['all rows']),
         sizes=int(images[SIZE[0]].notna().sum()),
         patients=images.patient_id.nunique(), fingerprint=digest,
-        phantom=(sheet.parent/PHANTOM_NAME).exists(), share_with_twin=round(float(shared), 3),
+        phantom=found.phantom, share_with_twin=round(float(shared), 3),
         region_is_abnormal=present,
         **{f'{c.lower()} ({k})': int((y == i).sum())
            for k, y in labels.items() for i, c in enumerate(CLASSES)})
@@ -290,11 +287,10 @@ def write_audit(
     cfg:AuditConfig=AuditConfig(), # how often
     progress:bool=True, # show progress bars
 ) -> tuple: # (table of `run_controls`, path of the page, verdict)
-    "Audit annotation files; raise as `find_annotations`, `read_annotations` and `run_controls` do."
-    sheet, drawn = find_annotations(data, regions)
-    images, regions = read_annotations(sheet, drawn)
-    table, out = run_controls(images, regions, cfg, progress), Path(out)
-    facts = describe_files(sheet, drawn, images, regions)
+    "Audit annotation files; raise as `read_annotations` and `run_controls` do."
+    found, out = read_annotations(data, regions), Path(out)
+    table = run_controls(found.images, found.regions, cfg, progress)
+    facts = describe_files(found)
     said, ax = verdict(table, facts['phantom']), plot_controls(table)
     write_table(table.set_index('control'), out/'controls', said)
     versions = dict(python=platform.python_version(), **{'scikit-learn': sklearn.__version__})
@@ -303,7 +299,7 @@ def write_audit(
     write_atomic(out/'settings.json', f'{json.dumps(made, indent=1)}\n'.encode())
     name = [f'{facts[k]} {k}' for k in ('patients', 'breasts', 'rows', 'regions')]
     page = _PAGE.render(
-        name=sheet.name, verdict=said, facts=', '.join(name), figure=_embed(ax.figure), cfg=cfg,
+        name=found.files['sheet'].name, verdict=said, facts=', '.join(name), figure=_embed(ax.figure), cfg=cfg,
         tables={'patient': show_controls(table), 'breast': show_controls(table, unit='breast')},
         made=f'cesm_audit, seed {cfg.seed}, annotation files {facts["fingerprint"]}')
     write_atomic(out/'index.html', page.encode())

@@ -18,7 +18,7 @@ from jinja2 import Environment
 from tyro import cli
 from tyro.conf import Positional
 
-from .data import find_layout, is_phantom, read_images, read_regions
+from .data import SIZE, DataSet, read_dataset
 from .quality import quality_report
 from .roi import read_image, region_problem, resize_area, segment_breast
 
@@ -54,18 +54,18 @@ def _wrong_side(seen):
 
 def _region_problems(images, regions):
     "Kind, image and detail of each region that is not simply used."
-    sizes = images.set_index('image_name')[['original_width_px', 'original_height_px']]
+    sizes = images.set_index('image_name')[SIZE]
     for r in regions[regions.image_name.isin(sizes.index)].itertuples():
         size = sizes.loc[r.image_name]
         said = region_problem(r.geometry, tuple(size) if size.notna().all() else (1e5, 1e5)) # no image, no known border
         if said: yield f"region {said.partition(': ')[0]}", r.image_name, said.partition(': ')[2]
 
 def find_problems(
-    root:str|Path, # folder with the data set
+    data:DataSet|str|Path, # a data set, or its folder
 ) -> tuple: # (facts: dict, problems: DataFrame kind, image_name, detail; thumbs: dict image_name -> uint8 image)
-    "Open every image and region of a data set; raise as `read_images` does."
-    facts, named = quality_report(root)
-    images, regions = read_images(root), read_regions(find_layout(root)['regions'])
+    "Open every image and region of a data set; raise as `read_dataset` does."
+    data = read_dataset(data)
+    (facts, named), images, regions = quality_report(data), data.images, data.regions
     there = images.dropna(subset='path').reset_index(drop=True)
     seen = there[['image_name', 'side']].join(pd.DataFrame(map(look_at, there.path), columns=['path', 'problem', 'digest', 'wall', 'thumb']))
     bad, good = seen[seen.problem != ''], seen[seen.problem == '']
@@ -96,11 +96,12 @@ def _contact_sheet(thumbs):
     return base64.b64encode(cv2.imencode('.png', cv2.hconcat(thumbs[:12]))[1]).decode() if thumbs else ''
 
 def write_report(
-    root:str|Path, # folder with the data set
+    data:DataSet|str|Path, # a data set, or its folder
     out:str|Path, # folder for `index.html`, `problems.csv` and `facts.csv`, made where absent
 ) -> Path: # the page
     "Check a data set and write what was found."
-    facts, problems, thumbs = find_problems(root)
+    data = read_dataset(data)
+    facts, problems, thumbs = find_problems(data)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     pd.Series(facts, name='value').rename_axis('fact').to_csv(out/'facts.csv')
@@ -108,7 +109,7 @@ def write_report(
     groups = [(k, list(zip(g.image_name, g.detail))) for k, g in problems.groupby('kind', sort=False)]
     sheets = {k: _contact_sheet([thumbs[n] for n, _ in rows if n in thumbs]) for k, rows in groups}
     clean = [k for k in LOOKED_FOR if k not in sheets]
-    page = _PAGE.render(clean=clean, root=Path(root).name, phantom=is_phantom(root), groups=groups, sheets=sheets, facts=facts)
+    page = _PAGE.render(clean=clean, root=data.root.name, phantom=data.phantom, groups=groups, sheets=sheets, facts=facts)
     (out/'index.html').write_text(page, encoding='utf-8')
     return out/'index.html'
 
@@ -124,8 +125,8 @@ def main(
 ):
     "Run `cesm_check`."
     cfg = cli(CheckConfig, args=args)
-    try: page = write_report(cfg.data, cfg.out)
+    try: page = write_report(data := read_dataset(cfg.data), cfg.out)
     except (ValueError, OSError) as e: raise SystemExit(f'cesm_check: {e}') from None
     counts = pd.read_csv(page.parent/'problems.csv').kind.value_counts()
     print('\n'.join(f'{n:6d} {k}' for k, n in counts.items()))
-    print(f'{"PHANTOM, " if is_phantom(cfg.data) else ""}all of it is in {page}')
+    print(f'{"PHANTOM, " if data.phantom else ""}all of it is in {page}')

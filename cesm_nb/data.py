@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'MODALITIES', 'CLASSES', 'PROBS', 'KEYS', 'SIZE', 'CLASS_COLORS', 'SIDES', 'DENSITY', 'SHEET_NAME',
-           'REGIONS_NAME', 'SIZES_NAME', 'PHANTOM_NAME', 'FOLDERS', 'SHEET_COLUMNS', 'parse_name', 'find_layout',
-           'read_sheet', 'check_sheet', 'read_regions', 'read_images', 'data_fingerprint', 'is_phantom', 'breasts',
-           'plot_breast', 'plot_contact_sheet']
+           'REGIONS_NAME', 'SIZES_NAME', 'PHANTOM_NAME', 'FOLDERS', 'SHEET_COLUMNS', 'READERS', 'parse_name',
+           'find_layout', 'read_sheet', 'check_sheet', 'read_regions', 'DataSet', 'read_cdd_cesm', 'read_dataset',
+           'breasts', 'plot_breast', 'plot_contact_sheet']
 
 # %% ../nbs/00_data.ipynb #6129b4fb
 import csv
@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import cv2
 import matplotlib.pyplot as plt
@@ -58,18 +58,21 @@ def parse_name(
 def _spelled(name): return re.sub(r'[-_ ]+', ' ', Path(name).name).lower()
 
 def find_layout(
-    root:str|Path, # folder with the data set, or one or two levels above it
+    root:str|Path, # folder with the data set, one or two levels above it, or the sheet itself
+    with_images:bool=True, # refuse a data set without image folders
 ) -> dict: # paths: 'sheet', 'regions' or None, 'sizes' or None, 'phantom' or None, 'DM' or None, 'CM' or None
     "Locate sheet, region file and image folders under `root`; raise FileNotFoundError where sheet or images are absent."
     root = Path(root).expanduser()
     places = [root, root/'CDD-CESM', root/'PKG - CDD-CESM', root/'PKG - CDD-CESM'/'CDD-CESM']
+    if root.is_file(): places = [root.parent]
     there = {}
     for f in (f for p in places if p.is_dir() for f in sorted(p.iterdir())): there.setdefault(_spelled(f), f)
     sheets = [SHEET_NAME, SHEET_NAME.replace('.xlsx', '.csv')]
     wanted = dict(regions=[REGIONS_NAME], sizes=[SIZES_NAME], phantom=[PHANTOM_NAME], sheet=sheets,
                   DM=[FOLDERS['DM']], CM=[FOLDERS['CM']])
     out = {k: next((there[_spelled(n)] for n in names if _spelled(n) in there), None) for k, names in wanted.items()}
-    if out['sheet'] is None or not (out['DM'] or out['CM']):
+    if root.is_file(): out['sheet'] = root
+    if out['sheet'] is None or with_images and not (out['DM'] or out['CM']):
         raise FileNotFoundError(
             f'{root} lacks ' + ('the annotation sheet' if out['sheet'] is None else 'both image folders') +
             f': looked for {sheets} and folders {list(FOLDERS.values())} there and in {[str(p) for p in places[1:]]}; '
@@ -186,36 +189,65 @@ def _original_sizes(images, layout):
     sizes = sizes.loc[~sizes.index.duplicated(), ['width', 'height']].apply(pd.to_numeric, errors='coerce')
     return pd.DataFrame(sizes.where((sizes >= 1) & (sizes <= 1e5)).reindex(images.image_name).to_numpy(), images.index)
 
-def read_images(
-    root:str|Path, # folder with the data set: see `find_layout`
-) -> pd.DataFrame: # one row an annotated image; `path` is missing where the file is absent
-    "Join sheet, region file and image folders into the image table; raise as `find_layout`, `read_sheet`, `check_sheet` do."
-    layout = find_layout(root)
+def _join_images(layout, regions, with_images):
+    "Join sheet, regions and image files into the image table."
     images = check_sheet(read_sheet(layout['sheet']))
-    files = {m: _files(layout[m]) for m in MODALITIES}
-    images['path'] = pd.Series([files[m].get(n) for m, n in zip(images.modality, images.image_name)], dtype=object)
-    images['path'] = images.path.map(lambda p: None if p is None else str(p))
-    images[['original_width_px', 'original_height_px']] = _original_sizes(images, layout)
-    counts = read_regions(layout['regions']).image_name.value_counts()
+    files = {m: _files(layout[m] if with_images else None) for m in MODALITIES}
+    found = [files[m].get(n) for m, n in zip(images.modality, images.image_name)]
+    images['path'] = pd.Series([f and str(f) for f in found], dtype=object)
+    images[SIZE] = _original_sizes(images, layout)
+    counts = regions.image_name.value_counts()
     images['n_regions'] = images.image_name.map(counts).fillna(0).astype(int)
     return images
 
 # %% ../nbs/00_data.ipynb #9881e953
-def data_fingerprint(
-    root:str|Path, # folder with the data set
-) -> str: # 16 hex digits
+class DataSet(NamedTuple):
+    "A data set as every chapter sees it: read once, then handed on."
+    root: Path # the folder it was read from
+    images: pd.DataFrame # one row per annotated image; `path` is missing where the file is absent
+    regions: pd.DataFrame # one row per region: image_name, shape, geometry
+    files: dict # what was found, name -> path or None: 'sheet', 'regions', 'sizes', 'DM', 'CM', ...
+    phantom: bool # made up
+    fingerprint: str # 16 hex digits: annotation files, and names and sizes in bytes of all images
+
+    def __repr__(self): return f'DataSet({self.root.name}: {len(self.images)} images, {len(self.regions)} regions)'
+
+def _fingerprint(layout):
     "Hash the sheet, the region file and the list of image files with their sizes in bytes."
-    layout, h = find_layout(root), hashlib.sha256()
+    h = hashlib.sha256()
     for k in ('sheet', 'regions', 'sizes'): h.update(layout[k].read_bytes() if layout[k] else b'-')
     for m in MODALITIES:
         for n, f in sorted(_files(layout[m]).items()): h.update(f'{m}/{n}{f.suffix}:{f.stat().st_size};'.encode())
     return h.hexdigest()[:16]
 
-def is_phantom(
-    root:str|Path, # folder with the data set
-) -> bool: # True for a made-up data set
-    "Say whether `root` was made by `cesm_nb.phantom`."
-    return find_layout(root)['phantom'] is not None
+def read_cdd_cesm(
+    root:Path, # see `find_layout`
+    regions:str|Path='', # another region file than the one beside the sheet
+    with_images:bool=True, # False: annotations alone
+) -> DataSet:
+    "Read CDD-CESM as the archive has it; raise as `find_layout`, `read_sheet`, `check_sheet`, `read_regions` do."
+    layout = find_layout(root, with_images)
+    if regions: layout['regions'] = Path(regions).expanduser()
+    if regions and not layout['regions'].is_file():
+        raise FileNotFoundError(f'{regions} is absent: name the region file (VIA export, CSV)')
+    drawn = read_regions(layout['regions'])
+    return DataSet(root, _join_images(layout, drawn, with_images), drawn, layout, layout['phantom'] is not None, _fingerprint(layout))
+
+# %% ../nbs/00_data.ipynb #ac1614d9
+READERS = {'CDD-CESM': read_cdd_cesm} # name -> reader; the first that knows the folder reads it
+
+def read_dataset(
+    data:DataSet|str|Path, # folder with a data set; a record is handed back as it is
+    regions:str|Path='', # another region file
+    with_images:bool=True, # False: annotations alone, images may be absent
+) -> DataSet: # as its reader made it
+    "Read a data set; raise FileNotFoundError where no reader knows the folder, ValueError where it cannot be used."
+    if isinstance(data, DataSet): return data
+    refused = []
+    for reader in READERS.values():
+        try: return reader(Path(data).expanduser(), regions, with_images)
+        except FileNotFoundError as e: refused.append(str(e))
+    raise FileNotFoundError('; or '.join(refused))
 
 # %% ../nbs/00_data.ipynb #3bfbd945
 def _density(images):
@@ -237,7 +269,7 @@ def _view(group, view, view_copy):
 
 # %% ../nbs/00_data.ipynb #96079adc
 def breasts(
-    images:pd.DataFrame, # from `read_images`
+    images:pd.DataFrame, # of `DataSet`
     modality:str='CM', # which images the breast is made of: 'CM' subtracted, 'DM' low energy
     label_scope:str='modality', # whose rows give the label: 'modality' or 'breast' (all its rows)
     view_copy:int=1, # which copy of a view is used where there are two

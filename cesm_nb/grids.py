@@ -24,7 +24,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from .alter import write_view
-from .data import KEYS
+from .data import KEYS, read_dataset
 from .finished import predict_run
 from .model import find_weights, split_backbones
 from .runs import pool_tests, read_run, write_atomic
@@ -110,28 +110,30 @@ def digest_weights(
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest()[:12] for f in files}
 
 # %% ../nbs/05i_grids.ipynb #26179cc2
-def _tensor_dir(cfg, runs):
+def _tensor_dir(cfg, data, runs):
     "The folder that all runs with tensors like these share."
-    return str(Path(runs)/'tensors'/_digest(tensor_settings(cfg)))
+    return str(Path(runs)/'tensors'/_digest(tensor_settings(cfg, data)))
 
-def _data_root(grid, name, root, runs):
+def _data_root(grid, name, data, runs):
     "The data set, or an altered copy of it."
-    if not name: return str(Path(root).resolve())
-    return str(write_view(root, Path(runs)/'data'/_digest(grid.data[name]), **grid.data[name]))
+    if not name: return str(data.root.resolve())
+    return str(write_view(data, Path(runs)/'data'/_digest(grid.data[name]), **grid.data[name]))
 
 def plan_runs(
     grid:Grid, # from `make_grid`
-    root:str|Path, # data set
+    root:str|Path, # folder of the data set
     runs:str|Path, # folder for all runs
 ) -> list: # of `Planned`
     "Lay out all runs of a grid; altered data sets are written."
-    out = []
+    data, out = read_dataset(root), []
+    at = {k: _data_root(grid, k, data, runs) for k in (None, *grid.data)}
+    read = {k: read_dataset(folder) if k else data for k, folder in at.items()}
     for name, change in grid.variants.items():
-        at = _data_root(grid, change.get('data'), root, runs)
+        which = change.get('data')
         own = {k: v for k, v in change.items() if k != 'data'}
-        cfg = make_config(grid.base | own | dict(data_root=at, n_folds=grid.n_folds))
+        cfg = make_config(grid.base | own | dict(data_root=at[which], n_folds=grid.n_folds))
         where = str(Path(cfg.weights_dir).expanduser().resolve()) if cfg.weights_dir else ''
-        cfg = replace(cfg, tensor_dir=_tensor_dir(cfg, runs), weights_dir=where)
+        cfg = replace(cfg, tensor_dir=_tensor_dir(cfg, read[which], runs), weights_dir=where)
         cfg = replace(cfg, **check_config(cfg)[0])
         what = dict(tensors=Path(cfg.tensor_dir).name, weights=digest_weights(cfg))
         folder = Path(runs)/_digest(_changed(cfg) | what)
@@ -150,9 +152,9 @@ def plan_rescoring(
     for name, r in grid.rescore.items():
         of = first[r['of']]
         runs = Path(of.tensor_dir).parent.parent
-        at = _data_root(grid, r.get('data'), of.data_root, runs)
+        at = _data_root(grid, r.get('data'), read_dataset(of.data_root), runs)
         cfg = replace(of, data_root=at, roi_source=r.get('roi_source', of.roi_source))
-        out[name] = r['of'], replace(cfg, tensor_dir=_tensor_dir(cfg, runs))
+        out[name] = r['of'], replace(cfg, tensor_dir=_tensor_dir(cfg, read_dataset(at), runs))
     return out
 
 def rescore(

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .batches import assemble
-from .data import CLASSES, VIEWS, breasts, find_layout, read_images, read_regions
+from .data import CLASSES, VIEWS, breasts, read_dataset
 from .figures import mark_phantom
 from .finished import load_run
 from .intervals import bootstrap_weights, interval_ends
@@ -100,10 +100,10 @@ def region_masks(
     "Draw the regions of breasts; raise ValueError where the data set is not there."
     s = json.loads((Path(run_dir)/'config.json').read_text())['settings']
     size, root = s['image_size'], s['data_root']
-    try: layout, images = find_layout(root), read_images(root)
+    try: data = read_dataset(root)
     except FileNotFoundError as e: raise ValueError(f'the data set is not at {root}') from e
-    every = breasts(images, s['modality'], s['label_scope'], s['view_copy'])
-    tasks = make_tasks(every, images, read_regions(layout['regions']))
+    every = breasts(data.images, s['modality'], s['label_scope'], s['view_copy'])
+    tasks = make_tasks(every, data.images, data.regions)
     tasks = {(t['patient_id'], t['side']): t for t in tasks}
     out = np.zeros((len(table), 2, size, size), bool)
     for i, key in enumerate(zip(table.patient_id, table.side)):

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import (
-    CLASSES, CLASS_COLORS, MODALITIES, breasts, find_layout, read_images, read_regions)
+from .data import CLASSES, CLASS_COLORS, MODALITIES, DataSet, breasts, read_dataset
 
 # %% ../nbs/00e_quality.ipynb #70d43cb3
 def _class_counts(labels): return {c: int((labels == i).sum()) for i, c in enumerate(CLASSES)}
@@ -53,11 +52,11 @@ def _breast_facts(images):
 
 # %% ../nbs/00e_quality.ipynb #771e399d
 def quality_report(
-    root:str|Path, # folder with the data set
+    data:DataSet|str|Path, # a data set, or its folder
 ) -> tuple: # (facts: dict name -> number, problems: DataFrame of kind, image_name)
-    "Count what is there and name what is not; raise as `read_images` does."
-    layout, images = find_layout(root), read_images(root)
-    regions = read_regions(layout['regions'])
+    "Count what is there and name what is not; raise as `read_dataset` does."
+    data = read_dataset(data)
+    images, regions = data.images, data.regions
     facts = {'rows': len(images), 'patients': images.patient_id.nunique()}
     names, problems = images.set_index('image_name'), []
     for m in MODALITIES:
@@ -66,7 +65,7 @@ def quality_report(
                   f'rows without density ({m})': int(rows.density.isna().sum()),
                   f'breasts with a file ({m})': int(rows.dropna(subset='path').groupby(['patient_id', 'side']).ngroups)}
         problems += [(f'file absent ({m})', n) for n in rows.index[rows.path.isna()]]
-        problems += [(f'file that no row uses ({m})', f) for f in _unused(layout[m], rows.path)]
+        problems += [(f'file that no row uses ({m})', f) for f in _unused(data.files.get(m), rows.path)]
     problems += [('trailing blank in the name', n) for n in names.index[names.trailing_blank]]
     problems += [('second copy of a view', n) for n in names.index[names['copy'] > 1]]
     rows = images.groupby(['patient_id', 'side', 'modality']).label.transform('nunique') > 1
@@ -81,7 +80,7 @@ def quality_report(
 
 # %% ../nbs/00e_quality.ipynb #8820ae75
 def cohort_tables(
-    images:pd.DataFrame, # from `read_images`
+    images:pd.DataFrame, # of `DataSet`
 ) -> dict: # title -> counts, (category, class)
     "Count breasts and images of each class by what the sheet says about them."
     every = breasts(images.assign(modality='CM'), label_scope='breast') # all rows as one modality

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .compare import holm, paired_table
-from .data import CLASSES, PROBS, read_images
+from .data import CLASSES, PROBS, read_dataset
 from .intervals import interval_table
 from .runs import write_atomic
 
@@ -290,7 +290,7 @@ _AGES, _AGE_NAMES = [0, 40, 50, 60, 200], ['< 40', '40-49', '50-59', '60 +'] # y
 def _from_sheet(config):
     "Machine and finding of each breast, from the sheet; a table indexed by patient_id and side."
     s = config['settings']
-    images = read_images(s['data_root'])
+    images = read_dataset(s['data_root']).images
     used = images[images.modality == s['modality']].groupby(['patient_id', 'side'])
     return pd.DataFrame(dict(
         machine=used.machine.first().map('machine {}'.format),

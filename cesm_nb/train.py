@@ -38,7 +38,7 @@ from .settings import (
     TrainConfig, check_ranges, normalises_input, parse_settings, switches_of)
 from .splits import SPLITS, split_breasts
 from .stats import score
-from .tensorize import prepare, tensor_settings, tensorize
+from .tensorize import prepare, read_tensor_settings, tensorize
 from .watch import ShowEpochs, in_notebook
 
 # %% ../nbs/04_train_colab_t4.ipynb #d2ae3f3b
@@ -329,7 +329,7 @@ def describe_run(
     splits:pd.DataFrame, # patient_id, side, split
 ) -> dict: # `config.json`
     "Collect everything that made a run."
-    tensors, chip = tensor_settings(cfg), platform.processor() or platform.machine()
+    tensors, chip = read_tensor_settings(cfg.tensor_dir), platform.processor() or platform.machine()
     if device.type == 'cuda': chip = torch.cuda.get_device_name(device)
     packages = {p: sys.modules[p].__version__ for p in ('torch', 'timm', 'cv2', 'numpy', 'pandas')}
     return dict(

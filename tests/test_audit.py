@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cesm_nb.audit import main
-from cesm_nb.data import read_images
+from cesm_nb.data import read_dataset
 from conftest import PATIENCE, REAL, ROOT
 
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
@@ -133,7 +133,7 @@ def test_sizes_beside_the_sheet_are_a_control(phantom, tmp_path):
     "Sizes that tell the class are found out; a file without the columns is refused by name."
     for f in ('Radiology-manual-annotations.xlsx', 'Radiology_hand_drawn_segmentations_v2.csv', 'phantom.json'):
         shutil.copy(phantom/f, tmp_path/f)
-    images = read_images(phantom)
+    images = read_dataset(phantom).images
     sizes = pd.DataFrame(dict(filename=images.image_name + '.jpg', width=1000 + 100*images.label, height=2000))
     sizes.to_csv(tmp_path/'image_sizes.csv', index=False)
     assert audit_here(tmp_path, '--out', tmp_path/'out', '--n-jobs', 1, *QUICK)[0] == 0

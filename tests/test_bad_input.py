@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cesm_nb.check import find_problems
-from cesm_nb.data import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME, read_images
+from cesm_nb.data import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME, read_dataset
 from cesm_nb.phantom import make_phantom
 from cesm_nb.tensorize import main
 from cesm_nb.settings import TensorConfig
@@ -166,7 +166,7 @@ def test_absent_and_surplus_files_are_counted(phantom, tmp_path):
 
 
 def test_region_of_an_image_without_a_size_is_named(phantom, tmp_path):
-    images = read_images(lay_out(phantom, tmp_path/'lay'))
+    images = read_dataset(lay_out(phantom, tmp_path/'lay')).images
     sizes = images.dropna(subset='path')[['image_name', 'original_width_px', 'original_height_px']].set_axis(['filename', 'width', 'height'], axis=1)
     name = images[(images.n_regions > 0) & (images.modality == 'CM') & images.path.notna()].image_name.iloc[0]
     sizes = sizes.assign(filename=sizes.filename + '.jpg', width=sizes.width.astype(str).where(sizes.filename != name, '=B7'))

@@ -35,7 +35,7 @@ def report(): return quality.quality_report(REAL)
 
 
 @pytest.fixture(scope='module')
-def images(): return data.read_images(REAL)
+def images(): return data.read_dataset(REAL).images
 
 
 @pytest.mark.parametrize('fact', FACTS)
@@ -52,7 +52,7 @@ def test_breast_tables(images):
     for scope, counts in [('modality', [235, 148, 183]), ('breast', [189, 194, 183])]:
         table = data.breasts(images, 'CM', scope)
         assert table.label.value_counts().sort_index().tolist() == counts
-    assert len(table) == 566 and not data.is_phantom(REAL)
+    assert len(table) == 566 and not data.read_dataset(REAL).phantom
 
 
 def test_trailing_blank_finds_its_file(images):
@@ -69,7 +69,7 @@ def test_split_by_breast_leaves_twins_in_training(images):
 
 def regions_of(images, modality='CM'):
     "Images that are there and drawn on, with outlines in the file's pixels."
-    drawn = data.read_regions(data.find_layout(REAL)['regions']).groupby('image_name').geometry.apply(list)
+    drawn = data.read_dataset(REAL).regions.groupby('image_name').geometry.apply(list)
     for row in images[(images.modality == modality) & images.path.notna() & images.image_name.isin(drawn.index)].itertuples():
         image, original = roi.read_image(row.path), (row.original_width_px, row.original_height_px)
         yield image, roi.scaled_outlines(drawn[row.image_name], image.shape, original)[0], original

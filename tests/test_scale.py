@@ -58,10 +58,13 @@ def test_memory_of_a_process(made, tmp_path):
     code = '''
 import re, sys, tempfile
 from pathlib import Path
-from cesm_nb.tensorize import TensorConfig, _read_tasks, save_tensors, tensor_settings
+from cesm_nb.data import read_dataset
+from cesm_nb.settings import TensorConfig
+from cesm_nb.tensorize import list_tasks, save_tensors, tensor_settings
 peak_mib = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])//1024 # ru_maxrss would count pytest's too
 cfg = TensorConfig(data_root=sys.argv[1], image_size=224)
-tasks, settings, base = _read_tasks(cfg), tensor_settings(cfg), peak_mib() # the libraries' own size differs between builds
+data = read_dataset(cfg.data_root)
+tasks, settings, base = list_tasks(cfg, data), tensor_settings(cfg, data), peak_mib() # the libraries' own size differs between builds
 for i in range(20):
     with tempfile.TemporaryDirectory() as d: save_tensors(tasks, settings, d)
     if i == 0: first = peak_mib()

@@ -16,7 +16,7 @@ import cv2
 from sklearn.ensemble import RandomForestClassifier
 
 from cesm_nb import audit, check
-from cesm_nb.data import read_images
+from cesm_nb.data import read_dataset
 
 
 def seconds(job):
@@ -33,7 +33,7 @@ def main():
     ap.add_argument('--audit', nargs=argparse.REMAINDER, default=[], help='options of cesm_audit, last on the line')
     a = ap.parse_args()
     cv2.setNumThreads(1)
-    files, grown, fit = read_images(a.data).path.dropna(), [], RandomForestClassifier.fit
+    files, grown, fit = read_dataset(a.data).images.path.dropna(), [], RandomForestClassifier.fit
 
     def timed(self, *args, **more):
         start = time.process_time()

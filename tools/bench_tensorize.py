@@ -19,7 +19,8 @@ import simplejpeg
 
 from cesm_nb.roi import fit_tiles, outline, resize_area
 from cesm_nb.settings import TensorConfig
-from cesm_nb.tensorize import _read_tasks, read_tensor, save_tensors, tensor_name, tensor_settings
+from cesm_nb.data import read_dataset
+from cesm_nb.tensorize import list_tasks, read_tensor, save_tensors, tensor_name, tensor_settings
 
 
 def reference_view(
@@ -98,9 +99,9 @@ def main():
     a = ap.parse_args()
     cv2.setNumThreads(1)
     cfg = TensorConfig(data_root=a.data, image_size=224)
-    settings = tensor_settings(cfg)
     start = time.perf_counter()
-    tasks = _read_tasks(cfg)
+    data = read_dataset(cfg.data_root)
+    settings, tasks = tensor_settings(cfg, data), list_tasks(cfg, data)
     n = sum(v is not None for t in tasks for v in t['views'])
     print(f'{n} images of {len(tasks)} breasts; sheet, regions and headers read in {time.perf_counter() - start:.2f} s')
     with tempfile.TemporaryDirectory() as d:
