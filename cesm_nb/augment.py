@@ -13,10 +13,10 @@ from .settings import TrainConfig
 
 # %% ../nbs/04c_augment.ipynb #a7f5755d
 def _affine(u, cfg):
-    "Affine maps from output to input coordinates, (B*2, 2, 3), from uniform numbers (B, 2, 8)."
+    "Affine maps from output to input coordinates, (B*V, 2, 3), from uniform numbers (B, V, 8)."
     side = torch.sqrt(cfg.crop_min + (1 - cfg.crop_min)*u[..., 0]) # of a crop of this area
     angle = torch.deg2rad(cfg.rotation_deg*(2*u[..., 1] - 1))
-    flips = u[:, :1, 2:4].expand(-1, 2, -1) < .5 # one draw for both views
+    flips = u[:, :1, 2:4].expand(-1, u.shape[1], -1) < .5 # one draw for all views
     fx = torch.where(flips[..., 0] & cfg.flip_lr, -1., 1.)
     fy = torch.where(flips[..., 1] & cfg.flip_ud, -1., 1.)
     shift = (1 - side)[..., None]*(2*u[..., 4:6] - 1)
@@ -29,22 +29,23 @@ def _affine(u, cfg):
 def draw_changes(
     n_breasts:int, # how many are augmented
     generator:torch.Generator, # on the CPU
-) -> torch.Tensor: # (n_breasts, 2, 8) uniform in [0, 1): for each view area, angle, flips, place, light
+    n_views:int=2, # of each
+) -> torch.Tensor: # (n_breasts, n_views, 8) uniform in [0, 1): for each view area, angle, flips, place, light
     "Draw what decides the augmentation of each breast."
-    return torch.rand(n_breasts, 2, 8, generator=generator)
+    return torch.rand(n_breasts, n_views, 8, generator=generator)
 
 def augment_views(
-    views:torch.Tensor, # (B, 2, S, S) float in [0, 1]
+    views:torch.Tensor, # (B, V, S, S) float in [0, 1]
     cfg:TrainConfig, # which and how much
-    u:torch.Tensor, # (B, 2, 8) in [0, 1), from `draw_changes`
-) -> torch.Tensor: # (B, 2, S, S) float in [0, 1]
+    u:torch.Tensor, # (B, V, 8) in [0, 1), from `draw_changes`
+) -> torch.Tensor: # (B, V, S, S) float in [0, 1]
     "Flip, rotate, crop and jitter each breast by a draw of its own; a black view stays black."
-    b, _, h, w = views.shape
+    b, n, h, w = views.shape
     u = u.to(views.device)
-    flat = views.reshape(b*2, 1, h, w)
+    flat = views.reshape(b*n, 1, h, w)
     grid = F.affine_grid(_affine(u, cfg), flat.shape, align_corners=False)
     flat = F.grid_sample(flat, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
     change = 1 + cfg.jitter*(2*u[..., 6:8] - 1)
-    bright, contrast = change.reshape(b*2, 2, 1, 1, 1).unbind(1)
+    bright, contrast = change.reshape(b*n, 2, 1, 1, 1).unbind(1)
     mean = flat.mean((1, 2, 3), keepdim=True)
-    return (((flat - mean)*contrast + mean)*bright).clamp(0, 1).reshape(b, 2, h, w)
+    return (((flat - mean)*contrast + mean)*bright).clamp(0, 1).reshape(b, n, h, w)

@@ -19,9 +19,9 @@ from .tensorize import decode_rows, read_tensor
 # %% ../nbs/02a_batches.ipynb #3acbf56c
 class Breasts(NamedTuple):
     "All breasts of a run, in the order of the manifest."
-    views: torch.Tensor # (N, 2, S, S) uint8, CC and MLO
+    views: torch.Tensor # (N, V, S, S) uint8, in the order of `CHANNELS`: CC, MLO
     rows: torch.Tensor # (N, 2) float32, age/100 and density step
-    real: torch.Tensor # (N, 2) bool, which views are there
+    real: torch.Tensor # (N, V) bool, which views are there
     label: torch.Tensor # (N,) int64, index into CLASSES
 
     def to(self, device): return Breasts(*(t.to(device) for t in self))
@@ -34,9 +34,9 @@ def read_breasts(
     "Read tensors into memory as bytes; raise ValueError where a pixel is no multiple of 1/255."
     files = tqdm(manifest.file, 'reading', unit='breast', leave=False)
     read = [read_tensor(Path(tensor_dir)/f) for f in files]
-    x = torch.stack([(d['x'][:2]*255).round().to(torch.uint8) for d in read])
+    x = torch.stack([(d['x'][:-1]*255).round().to(torch.uint8) for d in read])
     for file, d, v in zip(manifest.file, read, x):
-        if not torch.equal(v/np.float32(255), d['x'][:2]):
+        if not torch.equal(v/np.float32(255), d['x'][:-1]):
             raise ValueError(f'{file} has pixels that are no multiples of 1/255: make it again')
     return Breasts(
         x, torch.stack([decode_rows(d['x']) for d in read]), torch.stack([d['real'] for d in read]),
@@ -58,9 +58,9 @@ def fill_density(
 
 # %% ../nbs/02a_batches.ipynb #8ef71096
 def assemble(
-    views:torch.Tensor, # (B, 2, S, S) float in [0, 1]
+    views:torch.Tensor, # (B, V, S, S) float in [0, 1]
     rows:torch.Tensor, # (B, 2) age/100 and density step
-) -> torch.Tensor: # (B, 3, S, S)
+) -> torch.Tensor: # (B, V + 1, S, S)
     "Put the third channel back: even rows age, odd rows density."
     height, width = views.shape[-2:]
     column = rows.repeat(1, height//2 + 1)[:, :height]

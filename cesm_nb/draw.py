@@ -36,7 +36,8 @@ def count_flops(
 ) -> dict: # part -> floating-point operations of a forward pass of one breast, and 'all'
     "Count the operations of each part of a model, streams singly."
     training, device = model.training, next(model.parameters()).device
-    x = torch.zeros(1, 3, image_size, image_size, device=device)
+    n = len(model.settings['channels'].split(',')) + 1
+    x = torch.zeros(1, n, image_size, image_size, device=device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.eval()(x) # with gradients: without, attention is one fused operation, not counted
     model.train(training)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from .devices import pick_device
-from .model import MODEL_FIELDS, FourStream
+from .model import FourStream, model_settings
 from .settings import normalises_input
 from .share import export_model
 from .tensorize import read_manifest
@@ -31,7 +31,7 @@ def load_run(
     if absent: raise ValueError(f'{absent[0]} is absent: expected a folder that cesm_train made')
     config = json.loads(file.read_text())
     model = FourStream(
-        **{k: config['settings'][k] for k in MODEL_FIELDS},
+        **model_settings(config['settings']),
         normalise_input=normalises_input(config['settings']),
         mask_missing_views=config['switches']['mask_missing_views'])
     try: model.load_state_dict(load_file(best))

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .batches import assemble
-from .data import CLASSES, VIEWS, breasts, read_dataset
+from .data import CLASSES, VIEWS, breasts, name_channels, read_dataset
 from .figures import mark_phantom
 from .finished import load_run
 from .intervals import bootstrap_weights, interval_ends
@@ -36,8 +36,9 @@ from .train import load_inputs
 class Cases(NamedTuple):
     "Breasts as a model sees them."
     table: pd.DataFrame # patient_id, side, label, split, one row a breast
-    x: torch.Tensor # (N, 3, S, S) float in [0, 1]
-    real: torch.Tensor # (N, 2) bool, which views are there
+    x: torch.Tensor # (N, V + 1, S, S) float in [0, 1]
+    real: torch.Tensor # (N, V) bool, which views are there
+    channels: tuple = VIEWS # names of the views
 
 def load_cases(
     run_dir:str|Path, # run folder of `cesm_nb.train`
@@ -54,7 +55,8 @@ def load_cases(
     table = manifest.merge(splits, on=['patient_id', 'side'], how='left', validate='1:1')
     at = np.flatnonzero(table.split == split)
     x = assemble(data.views[at]/255, data.rows[at])
-    return Cases(table.loc[at].reset_index(drop=True), x, data.real[at])
+    channels = name_channels(config['settings']['modality'])
+    return Cases(table.loc[at].reset_index(drop=True), x, data.real[at], channels)
 
 # %% ../nbs/05d_inside.ipynb #2cc0322f
 LEAST_CELLS = 14 # along a side; 16 px each at 224 px
@@ -72,7 +74,7 @@ def find_layer(
 def _map_names(stream, n_maps, views):
     "The (backbone, view) of each map that a stream's layer gives."
     backbone, _, view = stream.rpartition('_')
-    return [(backbone, view)] if view in VIEWS else [(stream, v) for v in views[:n_maps]]
+    return [(backbone, view)] if view in views else [(stream, v) for v in views[:n_maps]]
 
 def gradcam(
     model:nn.Module, # in eval mode, with `streams`
@@ -96,7 +98,7 @@ def gradcam(
 def region_masks(
     run_dir:str|Path, # run folder of `cesm_nb.train`
     table:pd.DataFrame, # breasts with patient_id, side
-) -> np.ndarray: # (N, 2, S, S) bool, CC and MLO; all False without a region
+) -> np.ndarray: # (N, V, S, S) bool; all False without a region
     "Draw the regions of breasts; raise ValueError where the data set is not there."
     s = json.loads((Path(run_dir)/'config.json').read_text())['settings']
     size, root = s['image_size'], s['data_root']
@@ -105,7 +107,7 @@ def region_masks(
     every = breasts(data.images, s['modality'], s['label_scope'], s['view_copy'])
     tasks = make_tasks(every, data.images, data.regions)
     tasks = {(t['patient_id'], t['side']): t for t in tasks}
-    out = np.zeros((len(table), 2, size, size), bool)
+    out = np.zeros((len(table), len(name_channels(s['modality'])), size, size), bool)
     for i, key in enumerate(zip(table.patient_id, table.side)):
         for j, view in enumerate(tasks[key]['views']):
             if not view or not view['geometries'] or not view['original_px']: continue
@@ -165,20 +167,21 @@ def _of_view(maps, i, view):
 
 def play(
     maps:dict, # (backbone, view) -> (B, S, S), from `gradcam`
-    views:np.ndarray, # (B, 2, S, S) float in [0, 1], CC and MLO
-    masks:np.ndarray, # (B, 2, S, S) bool, from `region_masks`
+    views:np.ndarray, # (B, V, S, S) float in [0, 1]
+    masks:np.ndarray, # (B, V, S, S) bool, from `region_masks`
     untrained:list, # as `maps`, of networks with random weights
+    names:tuple=VIEWS, # of the views
 ) -> pd.DataFrame: # one row per game: breast (its position), view, then hits in [0, 1] of each player
     "Play the pointing game on every view that has a region."
     rows = []
     for i, j in np.argwhere(masks.any((2, 3))):
-        mine, mask, view = _of_view(maps, i, VIEWS[j]), masks[i, j], views[i, j]
+        mine, mask, view = _of_view(maps, i, names[j]), masks[i, j], views[i, j]
         if not mine: continue
         hits = {k: float(is_hit(peak(m), mask)) for k, m in mine.items()}
-        last = [[*_of_view(u, i, VIEWS[j]).values()][-1] for u in untrained]
+        last = [[*_of_view(u, i, names[j]).values()][-1] for u in untrained]
         random = np.mean([is_hit(peak(m), mask) for m in last])
         spot, centre = (float(is_hit(at(view), mask)) for at in (brightest_spot, breast_centre))
-        rows.append(dict(breast=int(i), view=VIEWS[j]) | hits | dict(zip(CONTROLS, (random, spot, centre))))
+        rows.append(dict(breast=int(i), view=names[j]) | hits | dict(zip(CONTROLS, (random, spot, centre))))
     return pd.DataFrame(rows)
 
 # %% ../nbs/05d_inside.ipynb #86b8bb36
@@ -210,15 +213,16 @@ def _show(ax, view, mask, title):
     ax.set_title(title, fontsize=8)
 
 def plot_maps(
-    views:np.ndarray, # (2, S, S) float in [0, 1], CC and MLO
+    views:np.ndarray, # (V, S, S) float in [0, 1]
     maps:dict, # (backbone, view) -> (S, S) >= 0
-    masks:np.ndarray, # (2, S, S) bool, regions
-    axs:list, # 2 + len(maps) axes
+    masks:np.ndarray, # (V, S, S) bool, regions
+    axs:list, # V + len(maps) axes
+    names:tuple=VIEWS, # of the views
 ): # the axes
     "Draw a breast and its maps: region in blue, hottest point as a cross."
-    for j, v in enumerate(VIEWS): _show(axs[j], views[j], masks[j], v)
-    for ax, ((backbone, v), heat) in zip(axs[2:], maps.items()):
-        j, strength = VIEWS.index(v), np.asarray(heat)/max(float(heat.max()), 1e-12)
+    for j, v in enumerate(names): _show(axs[j], views[j], masks[j], v)
+    for ax, ((backbone, v), heat) in zip(axs[len(names):], maps.items()):
+        j, strength = names.index(v), np.asarray(heat)/max(float(heat.max()), 1e-12)
         _show(ax, views[j], masks[j], f'{backbone} {v}')
         ax.imshow(strength, cmap='inferno', vmin=0, vmax=1, alpha=.7*strength)
         row, column = peak(strength)
@@ -270,7 +274,7 @@ def _all_maps(model, cases):
 def _play(model, cases, maps, masks):
     "The game of a run, with the women it is played on."
     untrained = [_all_maps(untrain(model, seed), cases) for seed in range(N_RANDOM)]
-    games = play(maps, cases.x[:, :2].numpy(), masks, untrained)
+    games = play(maps, cases.x[:, :-1].numpy(), masks, untrained, cases.channels)
     return games.join(cases.table[['patient_id', 'side']], on='breast') if len(games) else games
 
 # %% ../nbs/05d_inside.ipynb #b37350ab
@@ -283,7 +287,8 @@ def look_inside(
     (model, config), cases = load_run(run_dir), load_cases(run_dir, split)
     if len(cases.table) > max_breasts:
         some = np.sort(np.random.default_rng(0).permutation(len(cases.table))[:max_breasts])
-        cases = Cases(cases.table.loc[some].reset_index(drop=True), cases.x[some], cases.real[some])
+        cases = cases._replace(
+            table=cases.table.loc[some].reset_index(drop=True), x=cases.x[some], real=cases.real[some])
     masks, maps = region_masks(run_dir, cases.table), _all_maps(model, cases)
     note = GIVEN_AWAY if config['switches']['roi_source'] == 'annotation' else ''
     games = pd.DataFrame() if note else _play(model, cases, maps, masks)
@@ -308,11 +313,11 @@ def plot_examples(
         own = np.flatnonzero((table.label == i).to_numpy() & inside.cases.real.all(1).numpy())
         own = own[drawn[own]] if drawn[own].any() else own
         rows += rng.permutation(own)[:n_per_class].tolist()
-    n = 2 + len(inside.maps)
+    n = len(inside.cases.channels) + len(inside.maps)
     fig, axs = plt.subplots(len(rows), n, figsize=(1.6*n, 1.75*len(rows)), squeeze=False)
     for ax, i in zip(axs, rows):
         each = {k: m[i] for k, m in inside.maps.items()}
-        plot_maps(inside.cases.x[i, :2].numpy(), each, inside.masks[i], ax)
+        plot_maps(inside.cases.x[i, :-1].numpy(), each, inside.masks[i], ax, inside.cases.channels)
         ax[0].set_ylabel(CLASSES[table.label[i]], fontsize=9)
     fig.tight_layout(pad=.3)
     mark_phantom(fig, phantom)

@@ -127,7 +127,7 @@ def gather_facts(
     return dict(
         command=command, commit=commit, **{k: _agreed([c[k] for c in configs]) for k in _FACTS},
         seeds={k: list(v) for k, v in done.items()}, n_runs=len(runs), n_breasts=len(m),
-        n_patients=int(m.patient_id.nunique()), n_images=int(m.has_cc.sum() + m.has_mlo.sum()),
+        n_patients=int(m.patient_id.nunique()), n_images=int(m.filter(like='has_').sum().sum()),
         grid=asked, settings=settings, variants=variants)
 
 # %% ../nbs/05k_results.ipynb #b8089979

@@ -49,7 +49,7 @@ class TensorConfig:
     run_dir:str = '' # run folder; empty: a temporary one
     tensor_dir:str = '' # tensors made or reused there; empty: 'tensors' in the run folder
     protocol:Literal['paper', 'clinical'] = 'paper' # four switches at once
-    modality:Literal['CM', 'DM'] = 'CM' # subtracted or low energy
+    modality:Literal['CM', 'DM', 'DM+CM'] = 'CM' # subtracted, low energy, or both
     image_size:int = 64 # side of a view in pixels; the paper has 224
     roi_source:Optional[RoiSource] = None # where CLAHE is applied; None: by protocol
     label_scope:Literal['modality', 'breast'] = 'modality' # worst label over which rows

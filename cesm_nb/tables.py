@@ -296,6 +296,12 @@ def _from_sheet(config):
         machine=used.machine.first().map('machine {}'.format),
         finding=used.findings.agg(lambda f: group_findings(list(f)))))
 
+def _say_views(m):
+    "'CC and MLO', 'MLO alone', ... for each row of a manifest."
+    has = {c.removeprefix('has_').upper().replace('_', ' '): m[c].astype(bool) for c in m if c.startswith('has_')}
+    names = [[v for v, h in has.items() if h[i]] for i in m.index]
+    return [' and '.join(n) if len(n) > 1 else f'{n[0]} alone' for n in names]
+
 def describe_breasts(
     run_dir:str|Path, # run folder of `cesm_nb.train`
 ) -> tuple: # (patient_id, side and a column a grouping, a row a breast; notes)
@@ -308,7 +314,7 @@ def describe_breasts(
     out = m[['patient_id', 'side']].assign(
         density=m.density.replace('', 'missing'),
         age=age.cat.add_categories('missing').fillna('missing'), # in order of age
-        views=np.select([m.has_cc & m.has_mlo, m.has_cc], ['CC and MLO', 'CC alone'], 'MLO alone'))
+        views=_say_views(m))
     try: out = out.join(_from_sheet(config), on=['patient_id', 'side'])
     except (OSError, ValueError, KeyError):
         root = config['settings'].get('data_root')

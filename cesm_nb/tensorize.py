@@ -24,8 +24,7 @@ from joblib import Parallel, delayed
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .data import (
-    CLASSES, CLASS_COLORS, DENSITY, SIDES, VIEWS, DataSet, breasts, read_dataset)
+from .data import CLASSES, CLASS_COLORS, DENSITY, SIDES, DataSet, breasts, read_dataset
 from .phantom import make_phantom
 from .roi import enhance, read_image, resize_area
 from .runs import remove_leftovers, write_atomic
@@ -43,10 +42,10 @@ def encode_rows(
     return channel
 
 def decode_rows(
-    x:torch.Tensor, # (..., 3, S, S) float, one tensor or a batch
+    x:torch.Tensor, # (..., C, S, S) float, one tensor or a batch; the last channel holds them
 ) -> torch.Tensor: # (..., 2) float32: age/100 and density step as stored
     "Read age and density back from the third channel."
-    return torch.stack([x[..., 2, 0, 0], x[..., 2, 1, 0]], -1).float()
+    return torch.stack([x[..., -1, 0, 0], x[..., -1, 1, 0]], -1).float()
 
 # %% ../nbs/02_tensorize.ipynb #5239232a
 def prepare(
@@ -107,10 +106,11 @@ def make_tasks(
     def view(name, path):
         if not isinstance(path, str): return None
         return dict(path=path, geometries=drawn.get(name, []), original_px=None if np.isnan(sizes[name]).any() else sizes[name])
+    columns = [k.removesuffix('_path') for k in table if k.endswith('_path')]
     return [
         dict(patient_id=int(b.patient_id), side=b.side, label=int(b.label), age_years=float(b.age_years),
              density=b.density if isinstance(b.density, str) else '', density_source=b.density_source,
-             views=[view(b.cc_name, b.cc_path), view(b.mlo_name, b.mlo_path)])
+             channels=columns, views=[view(getattr(b, f'{c}_name'), getattr(b, f'{c}_path')) for c in columns])
         for b in table.itertuples() if b.n_views > 0]
 
 def tensor_name(
@@ -136,15 +136,16 @@ def _make_view(view, side, s):
 def make_tensor(
     task:dict, # from `make_tasks`
     settings:dict, # from `tensor_settings`
-) -> dict: # x (3, S, S) float32 in [0, 1], label, ids, age, density, real (2,) bool, problems
+) -> dict: # x (views + 1, S, S) float32 in [0, 1], label, ids, age, density, real (views,) bool, problems
     "Turn one breast into its tensor; a missing view stays black."
-    size = settings['image_size']
-    x, real, problems = torch.zeros(3, size, size), torch.zeros(2, dtype=torch.bool), []
+    size, n = settings['image_size'], len(task['views'])
+    x, real, problems = torch.zeros(n + 1, size, size), torch.zeros(n, dtype=torch.bool), []
     for i, view in enumerate(task['views']):
         image, said = _make_view(view, task['side'], settings)
-        problems += [f'{VIEWS[i]}: {p}' for p in said]
+        name = task['channels'][i].upper().replace('_', ' ')
+        problems += [f'{name}: {p}' for p in said]
         if image is not None: x[i], real[i] = torch.from_numpy(image/np.float32(255)), True
-    x[2] = encode_rows(task['age_years'], task['density'], size)
+    x[-1] = encode_rows(task['age_years'], task['density'], size)
     return dict(x=x, real=real, problems=problems,
                 **{k: task[k] for k in ('label', 'patient_id', 'side', 'age_years', 'density', 'density_source')})
 
@@ -164,16 +165,16 @@ def check_tensor(
     image_size:int, # side in pixels
 ) -> list: # sentences; empty where all is well
     "Hold one tensor against its breast: shape, dtype, range, label, ids, rows that decode, views that are real."
-    x, wrong = d['x'], []
-    if tuple(x.shape) != (3, image_size, image_size): return [f'shape {tuple(x.shape)}, expected {(3, image_size, image_size)}']
+    x, wrong, shape = d['x'], [], (len(task['views']) + 1, image_size, image_size)
+    if tuple(x.shape) != shape: return [f'shape {tuple(x.shape)}, expected {shape}']
     if x.dtype != torch.float32: wrong.append(f'dtype {x.dtype}, expected float32')
-    low, high = x.amin((1, 2)), x.amax((1, 2)) # (3,)
-    if not (0 <= low.min() and high[2] <= 1.2): wrong.append(f'values from {low.min()} to {high.max()}') # age/100 may pass 1
-    if not high[:2].max() <= 1: wrong.append(f'image values up to {high[:2].max()}, expected at most 1')
+    low, high = x.amin((1, 2)), x.amax((1, 2)) # one per channel
+    if not (0 <= low.min() and high[-1] <= 1.2): wrong.append(f'values from {low.min()} to {high.max()}') # age/100 may pass 1
+    if not high[:-1].max() <= 1: wrong.append(f'image values up to {high[:-1].max()}, expected at most 1')
     wrong += [f'{k} {d[k]!r}, the sheet says {task[k]!r}' for k in ('label', 'patient_id', 'side') if d[k] != task[k]]
-    if not torch.equal(x[2], encode_rows(task['age_years'], task['density'], image_size)):
+    if not torch.equal(x[-1], encode_rows(task['age_years'], task['density'], image_size)):
         wrong.append(f"third channel decodes to {decode_rows(x).tolist()}, not to age {task['age_years']} and density {task['density']!r}")
-    if (~d['real'] & (high[:2] > 0)).any(): wrong.append('a view that is missing is not black')
+    if (~d['real'] & (high[:-1] > 0)).any(): wrong.append('a view that is missing is not black')
     return wrong
 
 # %% ../nbs/02_tensorize.ipynb #6080acda
@@ -181,8 +182,8 @@ def _manifest_row(d, task, image_size, name):
     "Check a tensor and say what is in it; `file` is empty where no view could be read."
     wrong = check_tensor(d, task, image_size)
     if wrong: raise ValueError(f'{name}: {"; ".join(wrong)}; delete the file and run again')
-    cc, mlo = d['real'].tolist()
-    return dict(file=name if cc or mlo else '', problems='; '.join(d['problems']), has_cc=cc, has_mlo=mlo,
+    there = {f'has_{c}': r for c, r in zip(task['channels'], d['real'].tolist())}
+    return dict(file=name if any(there.values()) else '', problems='; '.join(d['problems']), **there,
                 **{k: d[k] for k in ('patient_id', 'side', 'label', 'age_years', 'density', 'density_source')})
 
 def save_tensor(
@@ -242,7 +243,7 @@ def list_tasks(
     return tasks
 
 # %% ../nbs/02_tensorize.ipynb #6a701615
-_MANIFEST = ['file', 'patient_id', 'side', 'label', 'age_years', 'density', 'density_source', 'has_cc', 'has_mlo', 'problems']
+_MANIFEST = ['file', 'patient_id', 'side', 'label', 'age_years', 'density', 'density_source'] # then has_cc, ...
 
 def tensorize(
     cfg:TensorConfig, # settings
@@ -252,7 +253,7 @@ def tensorize(
     folder, data = Path(cfg.tensor_dir), read_dataset(cfg.data_root)
     settings, tasks = tensor_settings(cfg, data), list_tasks(cfg, data)
     claim_folder(folder, settings)
-    rows = pd.DataFrame(save_tensors(tasks, settings, folder, cfg.n_jobs or (1 if len(tasks) < 200 else -1)), columns=_MANIFEST)
+    rows = pd.DataFrame(save_tensors(tasks, settings, folder, cfg.n_jobs or (1 if len(tasks) < 200 else -1)), columns=[*_MANIFEST, *(f'has_{c}' for c in tasks[0]['channels']), 'problems'])
     odd = rows.loc[rows.problems != '', ['patient_id', 'side', 'problems']]
     write_atomic(folder/'problems.csv', odd.to_csv(index=False).encode())
     if cfg.strict and len(odd):
@@ -313,7 +314,7 @@ def plot_tensor_sheet(
     for row, (label, c) in zip(axs, enumerate(CLASSES)):
         rows = dataset.manifest.index[dataset.manifest.label == label]
         for ax, i in zip(row, np.random.default_rng(seed).permutation(rows)):
-            ax.imshow(torch.cat(list(dataset[i]['x'][:2]), 1), cmap='gray', vmin=0, vmax=1)
+            ax.imshow(torch.cat(list(dataset[i]['x'][:-1]), 1), cmap='gray', vmin=0, vmax=1)
         for ax in row:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set(color=CLASS_COLORS[c], linewidth=2)

@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from .augment import augment_views, draw_changes
 from .batches import Breasts, assemble, fill_density, read_breasts
-from .data import CLASSES
+from .data import CLASSES, name_channels
 from .devices import (
     add_up, find_team, join_team, pick_device, speed_up_depthwise, take_share, tell_all)
 from .draw import count_parameters
 from .model import (
-    MODEL_FIELDS, FourStream, check_batch, check_model, find_weights, split_backbones)
+    FourStream, check_batch, check_model, find_weights, model_settings, split_backbones)
 from .runs import find_commit, find_run, write_atomic, write_csv, write_json
 from .settings import (
     TrainConfig, check_ranges, normalises_input, parse_settings, switches_of)
@@ -49,7 +49,7 @@ def check_config(
     check_ranges(cfg)
     if cfg.splits_csv and cfg.n_folds:
         raise ValueError(f'splits_csv and n_folds={cfg.n_folds} both make a split: use one of them')
-    check_model({k: getattr(cfg, k) for k in MODEL_FIELDS})
+    check_model(model_settings(asdict(cfg)))
     if cfg.pretrained and cfg.weights_dir:
         for name in split_backbones(cfg.backbones): find_weights(name, cfg.weights_dir)
     return switches_of(cfg), *pick_device(cfg.device, cfg.mixed_precision)
@@ -68,7 +68,7 @@ class Training:
         self.dtype, self.team = dtype, team or find_team(device.type == 'cpu')
         torch.manual_seed(cfg.seed)
         self.model = FourStream(
-            **{k: getattr(cfg, k) for k in MODEL_FIELDS}, pretrained=cfg.pretrained,
+            **model_settings(asdict(cfg)), pretrained=cfg.pretrained,
             weights_dir=cfg.weights_dir, allow_scratch=cfg.allow_scratch,
             normalise_input=normalises_input(asdict(cfg)),
             mask_missing_views=switches['mask_missing_views'])
@@ -149,7 +149,7 @@ def train_step(
 ) -> tuple: # this process's part of the loss (), its logits (b, 3), which of the batch they are
     "Augment, look, learn."
     mine = take_share(len(idx), t.team)
-    drawn, own = draw_changes(len(idx), generator)[mine], idx[mine]
+    drawn, own = draw_changes(len(idx), generator, data.views.shape[1])[mine], idx[mine]
     views = data.views[own]/255
     if cfg.augment: views = augment_views(views, cfg, drawn)
     out = _forward(t.stepper, data, own, t.dtype, views)
@@ -392,7 +392,8 @@ def _train_and_predict(t, cfg, data, splits, report):
 def _check_steps(cfg, splits, n_processes):
     "Raise ValueError where a step has too few breasts for batch norm."
     n = min(cfg.batch_size, int((splits.split == 'train').sum()))//n_processes
-    n_views = 2 if cfg.views == 'both' and cfg.share_views else 1
+    seen = [c for c in name_channels(cfg.modality) if cfg.views in ('both', c.split()[-1])]
+    n_views = len(seen) if cfg.share_views else 1
     check_batch(max(n, 1)*n_views, cfg.image_size)
 
 def _join(cfg):
