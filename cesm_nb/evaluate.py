@@ -9,7 +9,6 @@ __all__ = ['CAPTIONS', 'score_test', 'find_best_epoch', 'list_figures', 'write_f
 # %% ../nbs/05_eval_and_figures.ipynb #719800ba
 import base64
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -415,19 +414,15 @@ def evaluate_all(
     each = [describe(e) for e in found.values()]
     return '\n'.join([*each, *compare(found, joint, n_draws)])
 
-def main():
-    "Console script `cesm_evaluate`."
-    import tyro # only the commands need it
-    @dataclass(frozen=True)
-    class Evaluate:
-        "Tables, figures and a page of each run; folds are joined, other runs compared."
-        run_dirs:tyro.conf.Positional[tuple[str, ...]] # run folders
-        out_dir:str = '' # for what runs have in common; empty: 'joint' beside the first
-        n_draws:int = 2000 # bootstrap draws
-        inside:bool = True # maps, attention and pointing game, where tensors are there
-    args = tyro.cli(Evaluate)
+def main(
+    run_dirs:list, # run folders
+    out_dir:str='', # for what runs have in common; empty: 'joint' beside the first
+    n_draws:int=2000, # bootstrap draws
+    inside:bool=True, # maps, attention and pointing game, where tensors are there
+):
+    "What `cesm_evaluate` does; raise SystemExit with a sentence where it cannot."
     try:
-        if not args.run_dirs: raise ValueError('no run folder is named: name at least one')
-        print(evaluate_all(list(args.run_dirs), args.out_dir, args.n_draws, args.inside))
+        if not run_dirs: raise ValueError('no run folder is named: name at least one')
+        print(evaluate_all(run_dirs, out_dir, n_draws, inside))
     except (ValueError, OSError) as e:
         raise SystemExit(f'cesm_evaluate: {e}') from None

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RoiSource', 'SplitUnit', 'Fill', 'SWITCHES', 'PROTOCOLS', 'PAPER_BACKBONES', 'RANGES', 'WHERE', 'GROUPS',
            'resolve_protocol', 'TensorConfig', 'ModelConfig', 'TrainConfig', 'make_config', 'check_ranges',
-           'normalises_input', 'settings_that_count', 'switches_of', 'group_settings', 'explain_settings',
-           'parse_settings', 'check_parameters']
+           'normalises_input', 'AuditConfig', 'settings_that_count', 'switches_of', 'group_settings',
+           'explain_settings', 'parse_settings', 'check_parameters']
 
 # %% ../nbs/00a_settings.ipynb #029e5bef
 import inspect
@@ -174,6 +174,17 @@ def normalises_input(
     "Say whether the backbones are given normalised input."
     value = settings.get('normalise_input', False)
     return settings['pretrained'] if value is None else value
+
+# %% ../nbs/00a_settings.ipynb #79373693
+@dataclass(frozen=True)
+class AuditConfig:
+    "How often the controls of the audit are repeated."
+    n_repeats:int = 3 # seeds: repeats of each cross-validation, with folds and forests of their own
+    n_folds:int = 5 # folds; the smallest class needs at least as many breasts
+    n_trees:int = 50 # trees of each forest
+    n_draws:int = 1000 # bootstrap draws of each interval
+    seed:int = 0 # of folds, forests and draws: same seed, same numbers
+    n_jobs:int = -1 # processes; -1: all cores; changes no number
 
 # %% ../nbs/00a_settings.ipynb #0190658c
 WHERE = frozenset((

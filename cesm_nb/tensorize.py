@@ -28,7 +28,7 @@ from .data import CLASSES, CLASS_COLORS, DENSITY, SIDES, DataSet, breasts, read_
 from .phantom import make_phantom
 from .roi import enhance, read_image, resize_area
 from .runs import remove_leftovers, write_atomic
-from .settings import TensorConfig, parse_settings, resolve_protocol
+from .settings import TensorConfig, resolve_protocol
 
 # %% ../nbs/02_tensorize.ipynb #92d72f4a
 def encode_rows(
@@ -323,9 +323,10 @@ def plot_tensor_sheet(
     return fig
 
 # %% ../nbs/02_tensorize.ipynb #2e5dc579
-def main():
-    "Console script `cesm_tensorize`."
-    cfg = parse_settings(TensorConfig, 'Make the tensors of every breast, and list what is odd about them.')
+def main(
+    cfg:TensorConfig, # settings
+):
+    "What `cesm_tensorize` does; raise SystemExit with a sentence where it cannot."
     try: manifest = tensorize(cfg := prepare(cfg))
     except (ValueError, OSError) as e: raise SystemExit(f'cesm_tensorize: {e}') from None
     source = 'PHANTOM' if read_tensor_settings(cfg.tensor_dir)['phantom'] else 'real images'

@@ -34,8 +34,7 @@ from .draw import count_parameters
 from .model import (
     FourStream, check_batch, check_model, find_weights, model_settings, split_backbones)
 from .runs import find_commit, find_run, write_atomic, write_csv, write_json
-from .settings import (
-    TrainConfig, check_ranges, normalises_input, parse_settings, switches_of)
+from .settings import TrainConfig, check_ranges, normalises_input, switches_of
 from .splits import SPLITS, split_breasts
 from .stats import score
 from .tensorize import prepare, read_tensor_settings, tensorize
@@ -431,11 +430,11 @@ def fit(
     return Run(run_dir, config, history, predictions)
 
 # %% ../nbs/04_train_colab_t4.ipynb #5514aaf4
-def main():
-    "Console script `cesm_train`."
-    cfg = parse_settings(TrainConfig, 'Train the model of the paper and predict every breast.')
-    try:
-        run = fit(cfg, ShowEpochs())
+def main(
+    cfg:TrainConfig, # settings
+):
+    "What `cesm_train` does; raise SystemExit with a sentence where it cannot."
+    try: run = fit(cfg, ShowEpochs())
     except (ValueError, OSError, FloatingPointError) as e:
         raise SystemExit(f'cesm_train: {e}') from None
     if not find_team().is_main_process: return

@@ -11,14 +11,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cesm_nb.audit import main
+from cesm_nb.commands import cesm_audit as main
 from cesm_nb.data import read_dataset
 from conftest import PATIENCE, REAL, ROOT
 
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
 SIZES = REAL/'image_sizes.csv'
 QUICK = ('--n-repeats', 1, '--n-trees', 10, '--n-draws', 100)
-CODE = 'from cesm_nb.audit import main; main()'
+CODE = 'from cesm_nb.commands import cesm_audit; cesm_audit()'
 
 
 def audit(*args):
