@@ -89,6 +89,9 @@ FAULTS = { # what is planted -> the cell, and the line that must be printed
     'link to no anchor of the host':
         (text(f'[x]({SITE}/data.html#x)'), f'link to {SITE}/data.html#x: 00_data.ipynb has no anchor x'),
     'link to no file': (text(f'[x]({FILES}/none.md)'), f'link to {FILES}/none.md: none.md does not exist'),
+    'link to no notebook in Colab':
+        (text(f'[x]({COLAB}github/cesm-nb/cesm_nb/blob/main/nbs/x.ipynb)'),
+         f'link to {COLAB}github/cesm-nb/cesm_nb/blob/main/nbs/x.ipynb: nbs/x.ipynb does not exist'),
     'link out of the site':
         (text('[x](../README.md)'), 'link to ../README.md: ../README.md is not on the site: give its address on GitHub'),
     'link in HTML': (text('<a href="x.html">x</a>'), 'link to x.html: x.html does not exist'),
