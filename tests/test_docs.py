@@ -1,389 +1,181 @@
-"The documentation site: this repository passes `tools/check_docs.py`; no planted fault does."
-import json
+"The documentation: this repository passes `tools/check_docs.py`, and so does a toy site without a fault; each planted fault is found."
 import os
+import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import nbformat
 import pytest
-import yaml
+from nbformat.v4 import new_code_cell as code
+from nbformat.v4 import new_markdown_cell as text
+from nbformat.v4 import new_notebook, new_output
 
 from conftest import PATIENCE, ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
 import check_docs  # noqa: E402
 
-HOME = 'https://colab.research.google.com/github/cesm-nb/cesm_nb/blob/main/nbs'
+COLAB = 'https://colab.research.google.com/'
 FILES = 'https://github.com/cesm-nb/cesm_nb/blob/main'
-IMAGE = {'output_type': 'display_data', 'metadata': {}, 'data': {'image/png': 'iVBORw0KGgo='}}
-TABLE = {'output_type': 'display_data', 'metadata': {}, 'data': {'text/html': '<table></table>'}}
-ERROR = {'output_type': 'error', 'ename': 'ValueError', 'evalue': 'no', 'traceback': []}
-FIGURE = '#| label: fig-one\n#| fig-cap: One curve, n = 3.\nplot()'
-
-EXPORTED = """#| export
-print('noise')
-def double(
-    x:int, # a number
-) -> int: # twice it
-    "Double `x`."
-    return 2*x"""
-
-
-def text(source):
-    "A Markdown cell."
-    return dict(cell_type='markdown', metadata={}, source=source)
-
-
-def code(source, *outputs):
-    "A code cell."
-    more = dict(outputs=list(outputs), execution_count=None)
-    return dict(cell_type='code', metadata={}, source=source, **more)
+SITE = 'https://cesm-nb.github.io/cesm_nb'
+NOT_SHOWN = ' is neither the label of something shown on this page nor in references.bib'
+NO_ALT = 'fig-b has no fig-alt of its own: say what is to be seen'
+CURVE = '#| label: fig-one\n#| fig-cap: "Loss, n = 3."\n#| fig-alt: "A falling line."\nplot()'
+IMAGE = new_output('display_data', data={'image/png': 'iVBORw0KGgo=', 'text/plain': '<Figure size 640x480>'})
+TABLE = new_output('display_data', data={'text/html': '<table></table>'})
 
 
 def badge(name):
     "The cell with the Colab badge."
-    return text(f'[![Open in Colab]({check_docs.BADGE})]({HOME}/{name})')
+    return text(f'[![Open in Colab]({COLAB}assets/colab-badge.svg)]({COLAB}github/cesm-nb/cesm_nb/blob/main/nbs/{name})')
 
 
-def front(title, **more):
-    "The cell nbdev writes on top."
-    meta = dict(title=title, description='A claim.', **{'output-file': f'{title}.html'}) | more
-    return dict(cell_type='raw', metadata={}, source=f'---\n{yaml.dump(meta)}\n---\n\n')
+def prints(words, name='stdout'):
+    "A cell that has written `words`."
+    return code('work()', outputs=[new_output('stream', name=name, text=words)])
 
 
-def notebook(cells):
-    "A notebook as JSON."
-    cells = [dict(cell, id=f'cell{i}') for i, cell in enumerate(cells)]
-    kernel = {'kernelspec': {'name': 'python3', 'language': 'python', 'display_name': 'Python 3'}}
-    return json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5))
+def shows(**data):
+    "A cell that has shown text of these kinds."
+    return code('show()', outputs=[new_output('display_data', data={f'text/{k}': v for k, v in data.items()})])
 
 
-def good():
-    "A small site without a fault: processed pages, notebooks and configuration."
-    index = [front('index'), badge('index.ipynb'), text('See [data](00_data.ipynb#first-group).')]
-    data = [front('data'), badge('00_data.ipynb'), text('## First group {.x}'),
-            text('As @fig-one and [@khaled2022] show.'), code(FIGURE, IMAGE),
-            text('::: {.callout-note}\nShort.\n:::')]
-    pages = {'index.ipynb': index, '00_data.ipynb': data}
-    config = yaml.safe_load((ROOT/'_quarto.yml').read_text())
-    return dict(pages=pages, notebooks=list(pages), config=config, sidebar=list(pages),
-                settings='', copied=True)
+def toy(root, *cells, badges=(badge('index.ipynb'), badge('00_data.ipynb')), more=text('End.'), readme=''):
+    "Write a small site: an index with `more` as cell 4, and a chapter with `cells` from its cell 6 on."
+    pages = {'index.ipynb': [text('# toy'), badges[0], text('See [data](00_data.ipynb#first-group) and [@khaled2022].'), more],
+             '00_data.ipynb': [text('# data'), badges[1], text('## First group {.x}'), text('As @fig-one shows.'),
+                           code(CURVE, outputs=[IMAGE]), *cells]}
+    (root/'nbs').mkdir()
+    for name, those in pages.items(): nbformat.write(new_notebook(cells=those), root/'nbs'/name)
+    (root/'README.md').write_text(f'# toy\n\n[index](nbs/index.ipynb)\n\n## To use 1.0\n\n[own](#to-use-10) {readme}\n')
+    for name in ('settings.ini', 'nbs/references.bib'): shutil.copy(ROOT/name, root/name)
+    return root
 
 
-def write(site, tree):
-    "Write `site` as nbdev would leave it, and read it back."
-    proc, nbs = tree/'_proc', tree/'nbs'
-    for folder in (proc, nbs, tree/'tools'):
-        folder.mkdir()
-    shutil.copy(ROOT/'tools/quarto_filter.py', tree/'tools')
-    (tree/'settings.ini').write_text((ROOT/'settings.ini').read_text() + site['settings'])
-    (tree/'_quarto.yml').write_text(yaml.dump(site['config']))
-    (proc/'_quarto.yml').write_text(yaml.dump(site['config'] if site['copied'] else {}))
-    (proc/'styles.css').touch()
-    shutil.copy(ROOT/'nbs/references.bib', proc)
-    sidebar = {'website': {'sidebar': {'contents': site['sidebar']}}}
-    (proc/'nbdev.yml').write_text(yaml.dump({'website': {'title': 'cesm_nb'}}))
-    (proc/'sidebar.yml').write_text(yaml.dump(sidebar))
-    for name, cells in site['pages'].items():
-        (proc/name).write_text(notebook(cells))
-    for name in site['notebooks']:
-        (nbs/name).write_text(notebook(site['pages'].get(name, [])))
-    return check_docs.read_site(tree)
+@pytest.fixture
+def check(capsys):
+    "Exit code and lines of the check."
+    return lambda root: (check_docs.main(root), capsys.readouterr().out.splitlines())
 
-
-def add(*cells, page='00_data.ipynb'):
-    "A fault that consists of further cells."
-    return lambda site: site['pages'][page].extend(cells)
-
-
-def replace(page, number, cell):
-    "A fault that consists of another cell."
-    return lambda site: site['pages'][page].__setitem__(number, cell)
-
-
-def change(key, value):
-    "A fault in `_quarto.yml`; no value removes the key."
-    def fault(site):
-        *path, last = key.split('.')
-        part = site['config']
-        for name in path:
-            part = part[name]
-        part.pop(last) if value is None else part.update({last: value})
-    return fault
-
-
-def change_site(**values):
-    "A fault in anything else."
-    return lambda site: site.update(values)
-
-
-FAULTS = { # the one check that must find it -> what is planted -> how, and words of the message
-    'check_config': {
-        'key missing': (change('website.navbar', None), 'website.navbar: is None'),
-        'key of wrong type': (change('format.html.toc', 'yes'), 'set it to a bool'),
-        'render list short': (change('project.render', ['/nbs/*.ipynb']), 'lacks "/*.ipynb"'),
-        'metadata files':
-            (change('metadata-files', ['nbdev.yml']), 'make it nbdev.yml, sidebar.yml'),
-        'output folder': (change('project.output-dir', '_site'), 'nbdev sets its own'),
-        'nbdev deletes config':
-            (change_site(settings='\ncustom_quarto_yml = False\n'), 'custom_quarto_yml'),
-        'two configs': (change_site(copied=False), 'make it a symlink'),
-    },
-    'check_config_files': {
-        'css absent': (change('format.html.css', 'none.css'), 'none.css is absent'),
-        'filter absent':
-            (change('format.html.ipynb-filters', ['tools/f.py']), 'tools/f.py is absent'),
-    },
-    'check_settings_agree': {
-        'title differs': (change('website.title', 'other'), "is 'other'"),
-    },
-    'check_navigation': {
-        'page not in sidebar':
-            (change_site(sidebar=['index.ipynb']), '00_data.ipynb: is not listed'),
-        'navbar leads nowhere':
-            (change('website.navbar.left', [{'href': 'about.ipynb'}]), 'about.ipynb'),
-        'menu leads nowhere': (change('website.navbar.left', [{'menu': ['x.ipynb']}]), 'x.ipynb'),
-    },
-    'check_pages': {
-        'notebook without page': (lambda s: s['notebooks'].append('09_x.ipynb'), 'became no page'),
-        'page without notebook': (lambda s: s['notebooks'].pop(), 'page without a notebook'),
-        'no claim': (replace('index.ipynb', 0, front('index', description='')), 'no claim'),
-        'list in title cell': (replace('index.ipynb', 0, front('index', CC='view')), '`CC` became'),
-        'same HTML file': (replace('index.ipynb', 0, front('data')), 'also written by'),
-    },
-    'check_options': {
-        'options no mapping': (add(code('#| fig-cap: a: b\n1')), 'no YAML mapping'),
-        'options after code': (add(code('x = 1\n#| echo: false')), 'comes after code'),
-    },
-    'check_directives': {
-        'directive misspelled': (add(code('#| echo: false\n#| exprot: true\n1')), 'exprot'),
-        'option on two lines': (add(code('#| fig-cap: >\n#|   words: two\n1')), 'words: two'),
-    },
-    'check_labels': {
-        'label twice': (add(code(FIGURE, IMAGE)), 'fig-one is set twice'),
-        'label twice in Markdown':
-            (add(text('## A {#sec-a}'), text('## B {#sec-a}')), 'sec-a is set twice'),
-    },
-    'check_crossrefs': {
-        'reference unresolved': (add(text('See @tbl-none.')), '@tbl-none names no label'),
-        'reference to other page':
-            (add(text('See @fig-one.'), page='index.ipynb'), '@fig-one names no'),
-        'unnumbered section':
-            (add(text('## A {#sec-a}\n\nSee @sec-a.')), 'needs numbered sections'),
-    },
-    'check_citations': {
-        'citation unknown':
-            (add(text('Shown [see @khaled2022; @nobody2020, p. 3].')), '@nobody2020'),
-    },
-    'check_links': {
-        'link to absent page': (add(text('[x](09_x.ipynb)')), '09_x.ipynb is not on the site'),
-        'link to absent anchor':
-            (add(text('[x](index.ipynb#none)')), '#none is not on index.ipynb'),
-        'link to absent own anchor': (add(text('[x](#none)')), '#none is not on 00_data.ipynb'),
-        'link to absent image':
-            (add(text('![x](images/x.png)')), 'images/x.png is not on the site'),
-        'link to own host':
-            (add(text('[x](https://cesm-nb.github.io/cesm_nb/x.html)')), 'x.html is not'),
-        'link to absent file':
-            (add(text(f'[x]({FILES}/none.md)')), 'none.md is not in the repository'),
-        'link outside nbs':
-            (add(text('[x](../data/README.md)')), '../data/README.md is not on the site'),
-        'link in HTML': (add(text('<a href="x.html">x</a>')), 'x.html is not on the site'),
-    },
-    'check_outputs': {
-        'error stored': (add(code('1/0', ERROR)), 'stored error ValueError'),
-    },
-    'check_figures': {
-        'figure not stored':
-            (add(code('#| label: fig-b\n#| fig-cap: B.\n1', TABLE)), 'fig-b has no stored output'),
-        'table not stored':
-            (add(code('#| label: tbl-b\n#| tbl-cap: B.\n1', IMAGE)), 'tbl-b has no stored output'),
-        'figure without caption': (add(code('#| label: fig-b\n1', IMAGE)), 'fig-b has no fig-cap'),
-    },
-    'check_divs': {
-        'block not closed': (add(text('::: {.callout-note}\nLong.')), 'never closed'),
-        'block closed twice': (add(text(':::\n\nwords')), 'closes nothing'),
-    },
-    'check_badges': {
-        'badge missing': (lambda s: s['pages']['index.ipynb'].pop(1), 'no Colab badge'),
-        'badge of another page':
-            (replace('index.ipynb', 1, badge('00_data.ipynb')), 'badge leads to'),
-    },
-}
 
 HARMLESS = {
     'at signs': text('Write a@b.org, `@property`, \\@nobody and $@x$.'),
     'formula with brackets': text('$f[x](y)$ and\n\n$$\na[b](c)\n$$'),
-    'code block': text('```python\n@nobody\n::: {.open}\n[x](none.ipynb)\n```'),
-    'blocks in blocks':
-        text(':::: {.columns}\n\n::: {.column}\nleft\n:::\n\n- item\n:::\n\n## Next'),
+    'code block': text('```python\n@nobody\n[x](none.ipynb)\n```'),
     'headings of one name': text('## Same\n\n## Same\n\n[second](#same-1)'),
     'heading with code': text('## `a.b_c`: *d*!\n\n[code](#a.b_c-d)'),
+    'heading with its own anchor': text('## Long words {#short}\n\n[there](#short)'),
     'anchor in HTML': text('<a id="here"></a> [there](#here)'),
-    'outside links': text('[x](https://example.org/none.ipynb#none), [mail](mailto:a@b.org)'),
-    'own host': text('[x](https://cesm-nb.github.io/cesm_nb/data.html#first-group)'),
-    'own repository': text(f'[x]({FILES}/settings.ini#L3)'),
-    'table with caption': text('| a |\n|---|\n| 1 |\n\n: Two. {#tbl-two}\n\nSee @tbl-two.'),
-    'stored table': code('#| label: tbl-one\n#| tbl-cap: "One: n = 3."\ntable()', TABLE),
+    'links to outside': text('[x](https://example.org/none.ipynb#none), [mail](mailto:a@b.org)'),
+    'own host': text(f'[x]({SITE}/data.html#first-group), [y]({SITE}), [z]({SITE}/index.html)'),
+    'own repository': text(f'[x]({FILES}/settings.ini#L3), [y]({FILES}/README.md#to-use-10)'),
+    'table with caption': text('| a |\n|---|\n| 1 |\n\n: Two. {#tbl-two}\n\nSee @tbl-two and @Tbl-two.'),
+    'table in an output': code('#| label: tbl-one\nshow()', outputs=[TABLE]),
+    'link in an output': shows(markdown='[x](index.ipynb)'),
+    'shares and rates': prints('100% of 3 breasts, 5 items in a unit, loss 0.5 | 95%'),
+    'relative paths': prints('runs/tmp/a data/work/b https://example.org/home/x ~/work/y /path/to/CDD-CESM'),
+    'figure without a label': code('plot()', outputs=[IMAGE]),
+    'figure that is not stored': code('#| label: fig-b\nplot()'),
 }
-PLANTED = [(check, name) for check, faults in FAULTS.items() for name in faults]
+CELL = 'nbs/00_data.ipynb cell 6: '
+FAULTS = { # what is planted -> the cell, and the line that must be printed
+    'link to no page': (text('[x](09_x.ipynb)'), 'link to 09_x.ipynb: 09_x.ipynb does not exist'),
+    'link to no anchor': (text('[x](index.ipynb#none)'), 'link to index.ipynb#none: index.ipynb has no anchor none'),
+    'link to a title': (text('[x](index.ipynb#toy)'), 'link to index.ipynb#toy: index.ipynb has no anchor toy'),
+    'link to no own anchor': (text('[x](#none)'), 'link to #none: 00_data.ipynb has no anchor none'),
+    'link to no image': (text('![x](images/x.png)'), 'link to images/x.png: images/x.png does not exist'),
+    'link to no page of the host': (text(f'[x]({SITE}/x.html)'), f'link to {SITE}/x.html: x.html does not exist'),
+    'link to no anchor of the host':
+        (text(f'[x]({SITE}/data.html#x)'), f'link to {SITE}/data.html#x: 00_data.ipynb has no anchor x'),
+    'link to no file': (text(f'[x]({FILES}/none.md)'), f'link to {FILES}/none.md: none.md does not exist'),
+    'link to no notebook in Colab':
+        (text(f'[x]({COLAB}github/cesm-nb/cesm_nb/blob/main/nbs/x.ipynb)'),
+         f'link to {COLAB}github/cesm-nb/cesm_nb/blob/main/nbs/x.ipynb: nbs/x.ipynb does not exist'),
+    'link out of the site':
+        (text('[x](../README.md)'), 'link to ../README.md: ../README.md is not on the site: give its address on GitHub'),
+    'link in HTML': (text('<a href="x.html">x</a>'), 'link to x.html: x.html does not exist'),
+    'link in Markdown output': (shows(markdown='[x](x.ipynb)'), 'link to x.ipynb: x.ipynb does not exist'),
+    'link in HTML output': (shows(html='<a href="x.html">x</a>'), 'link to x.html: x.html does not exist'),
+    'reference to nothing': (text('See @tbl-no.'), '@tbl-no' + NOT_SHOWN),
+    'unknown citation': (text('Shown [see @khaled2022; @nobody2020, p. 3].'), '@nobody2020' + NOT_SHOWN),
+    'label set twice': (code(CURVE, outputs=[IMAGE]), 'label fig-one is set before on this page'),
+    'label set twice in text': (text('## A {#a}\n\n## B {#a}'), 'label a is set before on this page'),
+    'no alt text': (code('#| label: fig-b\n#| fig-cap: "B."\nplot()', outputs=[IMAGE]), NO_ALT),
+    'empty alt text': (code('#| label: fig-b\n#| fig-alt: ""\nplot()', outputs=[IMAGE]), NO_ALT),
+    'caption as alt text': (code('#| label: fig-b\n#| fig-cap: "B."\n#| fig-alt: "B."\nplot()', outputs=[IMAGE]), NO_ALT),
+    'stderr': (prints('UserWarning: no', 'stderr'), 'stores stderr'),
+    'error': (code('1/0', outputs=[new_output('error', ename='E', evalue='no', traceback=[])]), 'stores stderr'),
+    'bar': (prints('100%|██████████| 9/9'), 'stores a progress bar'),
+    'bar in HTML': (shows(html='<pre>9 of 9, 3.51it/s</pre>'), 'stores a progress bar'),
+    'slow bar': (shows(plain='1/? [00:02, 2.1s/it]'), 'stores a progress bar'),
+} | {f'path in {top}': (prints(f'saved in /{top}/a/b.pt.'), f'stores /{top}/a/b.pt., a path of one machine')
+     for top in ('tmp', 'work', 'home', 'root', 'Users')}
 
 
-def found_by(site):
-    "Problems by check."
-    return {run.__name__: list(run(site)) for run in check_docs.CHECKS if list(run(site))}
+def run(command, folder, given=None):
+    "Exit code and output of a tool."
+    done = subprocess.run([sys.executable, ROOT/'tools'/command], cwd=folder, input=given, capture_output=True, text=True, timeout=PATIENCE)
+    return done.returncode, done.stdout
 
 
-def test_good_site_has_no_problem(tmp_path):
-    assert found_by(write(good(), tmp_path)) == {}
+def test_repository_passes(tmp_path):
+    status, out = run('check_docs.py', tmp_path)
+    assert status == 0, out
+    assert re.fullmatch(r'docs ok: .*\n', out) and 0 not in map(int, re.findall(r'\d+', out)), 'it has looked at something of each kind'
 
 
-@pytest.mark.parametrize('check, name', PLANTED)
-def test_planted_fault_is_reported(check, name, tmp_path):
-    fault, words = FAULTS[check][name]
-    site = good()
-    fault(site)
-    found = found_by(write(site, tmp_path))
-    assert list(found) == [check]
-    assert any(words in problem for problem in found[check]), found
-    assert all('; ' in problem and '\n' not in problem for problem in found[check])
+def test_toy_passes(tmp_path, check):
+    assert check(toy(tmp_path)) == (0, ['docs ok: 2 notebooks, 7 links, 1 labels, 2 references, 1 figures, 1 outputs'])
 
 
-def test_each_check_has_a_fault():
-    assert set(FAULTS) == {run.__name__ for run in check_docs.CHECKS}
+def test_harmless_cells_pass(tmp_path, check):
+    status, lines = check(toy(tmp_path, *HARMLESS.values()))
+    assert status == 0, lines
 
 
-@pytest.mark.parametrize('name', HARMLESS)
-def test_harmless_text_is_not_reported(name, tmp_path):
-    site = good()
-    add(HARMLESS[name])(site)
-    assert found_by(write(site, tmp_path)) == {}
+@pytest.mark.parametrize('name', FAULTS)
+def test_planted_fault_is_found(name, tmp_path, check):
+    cell, line = FAULTS[name]
+    assert check(toy(tmp_path, cell)) == (1, [CELL + line])
 
 
-def test_site_without_notebooks_is_reported(tmp_path):
-    site = good() | dict(pages={}, notebooks=[], sidebar=[])
-    assert 'holds no notebook' in str(found_by(write(site, tmp_path))['check_pages'])
+def test_figure_that_is_not_stored_or_is_on_another_page_cannot_be_named(tmp_path, check):
+    cells = text('See @fig-b.'), HARMLESS['figure that is not stored']
+    assert check(toy(tmp_path, *cells, more=text('See @fig-one.'))) == (
+        1, [CELL + '@fig-b' + NOT_SHOWN, 'nbs/index.ipynb cell 4: @fig-one' + NOT_SHOWN])
 
 
-def run_check(root, *options):
-    "Run the command on a working tree."
-    command = [sys.executable, ROOT/'tools/check_docs.py', '--root', root, *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+def test_missing_badge_and_badge_of_another_page_are_found(tmp_path, check):
+    status, lines = check(toy(tmp_path, badges=(text('none'), badge('index.ipynb'))))
+    assert (status, len(lines)) == (1, 2)
+    assert re.match(r'nbs/00_data\.ipynb cell 2: .* leads to .*/nbs/index\.ipynb, not to .*/nbs/00_data\.ipynb$', lines[0])
+    assert lines[1].startswith('nbs/index.ipynb cell 1: no Colab badge')
 
 
-def times(root):
-    "When nbdev last wrote into a working tree."
-    paths = [root/name for name in ('_proc', 'nbs/nbdev.yml', 'nbs/sidebar.yml')]
-    return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
+@pytest.mark.parametrize('url', ['none.md', 'nbs/x.ipynb', '#none', 'nbs/00_data.ipynb#none'])
+def test_bad_link_in_the_readme_is_found(url, tmp_path, check):
+    status, lines = check(toy(tmp_path, readme=f'[x]({url})'))
+    assert (status, len(lines)) == (1, 1) and lines[0].startswith(f'README.md: link to {url}: ')
 
 
-@pytest.fixture(scope='module')
-def repository(module_path):
-    "The check on this repository, run once, with its preview."
-    preview, before = module_path/'preview', times(ROOT)
-    preview.mkdir()
-    return run_check(ROOT, '--html', preview), preview, before
-
-
-def test_repository_passes(repository):
-    done, _, before = repository
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith('docs ok: ')
-    assert times(ROOT) == before, 'the check wrote into the working tree'
-
-
-def test_preview_has_every_page(repository):
-    done, preview, _ = repository
-    notebooks = [p.name for p in (ROOT/'nbs').glob('*.ipynb')]
-    pages = {p.name: p.read_text() for p in preview.glob('*.html')}
-    assert len(pages) == len(notebooks), done.stdout + done.stderr
-    assert all(f'href="{name}"' in body for name in pages for body in pages.values())
-    assert not any('<script' in body for body in pages.values())
+def test_site_without_notebooks_is_found(tmp_path, check):
+    for path in (toy(tmp_path)/'nbs').glob('*.ipynb'): path.unlink()
+    status, lines = check(tmp_path)
+    assert status == 1 and lines[-1] == f'{tmp_path}: no notebooks'
 
 
 def test_config_is_one_file():
     link = ROOT/'nbs/_quarto.yml'
     assert os.path.islink(link) and os.readlink(link) == '../_quarto.yml'
-    command = ['git', 'ls-files', '-s', 'nbs/_quarto.yml']
-    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE).stdout
-    assert tracked.startswith('120000 ') or not tracked
 
 
-@pytest.fixture(scope='module')
-def toy(module_path):
-    "A git working tree with one exported chapter and faults that must survive nbdev."
-    tree = module_path/'toy'
-    tree.mkdir()
-    for folder in ('nbs', 'cesm_nb'):
-        (tree/folder).mkdir()
-    for name in ('settings.ini', '_quarto.yml', 'nbs/styles.css', 'nbs/references.bib'):
-        shutil.copy(ROOT/name, tree/name)
-    shutil.copytree(ROOT/'tools', tree/'tools')
-    (tree/'nbs/_quarto.yml').symlink_to('../_quarto.yml')
-    (tree/'cesm_nb/__init__.py').write_text('__version__ = "0.1.0"\n')
-    cells = [text('# data\n\n> Doubles.'), badge('00_data.ipynb'), code('#| default_exp data'),
-             code(EXPORTED), text('[exported](#double) [absent](#triple) @fig-none'),
-             code('#| hide\n1/0', ERROR)]
-    (tree/'nbs/00_data.ipynb').write_text(notebook(cells))
-    subprocess.run(['git', 'init', '-q'], cwd=tree, check=True, timeout=PATIENCE)
-    return tree
-
-
-def test_faults_survive_nbdev(toy):
-    done = run_check(toy)
-    assert done.returncode == 1
-    lines = done.stdout.splitlines()
-    assert [line.split(';')[0] for line in lines] == [
-        '00_data.ipynb: cell 5: @fig-none names no label here',
-        '00_data.ipynb: cell 5: link to #triple: #triple is not on 00_data.ipynb',
-        '00_data.ipynb: cell 6: stored error ValueError',
-    ]
-    assert times(toy) == [None] * 3
-
-
-def test_cell_that_cannot_run_is_reported(toy, tmp_path):
-    tree = tmp_path/'tree'
-    shutil.copytree(toy, tree, symlinks=True)
-    cells = [text('# data\n\n> Doubles.'), code('#| export\nimport no_such_module')]
-    (tree/'nbs/00_data.ipynb').write_text(notebook(cells))
-    done = run_check(tree)
-    assert done.returncode == 1
-    assert "No module named 'no_such_module'" in done.stdout
-    assert 'notebook: data in cell' in done.stdout
-
-
-def test_path_that_nbdev_skips_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='TMPDIR'):
-        check_docs.build(ROOT, tmp_path/'.hidden/tree')
-
-
-def test_folder_without_git_is_refused(tmp_path):
-    done = run_check(tmp_path)
-    assert done.returncode == 2
-    assert 'no git working tree' in done.stderr and 'Traceback' not in done.stderr
-
-
-def run_filter(tree, folder):
-    "Feed the toy notebook through the filter as Quarto does."
-    source = (tree/'nbs/00_data.ipynb').read_text()
-    (tree/folder).mkdir(exist_ok=True)
-    command = [sys.executable, str(ROOT/'tools/quarto_filter.py')]
-    done = subprocess.run(command, cwd=tree/folder, input=source, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    return source, done.stdout
-
-
-def test_filter_processes_outside_proc(toy):
-    cells = json.loads(run_filter(toy, 'nbs')[1])['cells']
-    sources = [''.join(cell['source']) for cell in cells]
-    assert 'title: data' in sources[0] and 'output-file' not in sources[0]
-    assert not any('export' in source and '#|' in source for source in sources)
-    assert any('show_doc(double)' in source for source in sources)
-
-
-def test_filter_passes_through_in_proc(toy, tmp_path):
-    tree = tmp_path/'tree'
-    shutil.copytree(toy, tree, symlinks=True)
-    source, out = run_filter(tree, '_proc')
-    assert out == source
+@pytest.mark.parametrize('folder', ['nbs', '_proc'])
+def test_filter_processes_what_nbdev_has_not(folder, tmp_path):
+    (tmp_path/folder).mkdir()
+    cells = text('# data\n\n> Doubles.'), code('#| export\ndef double(x): return 2*x'), code('#| hide\n1/0')
+    kernel = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3'}}
+    before = nbformat.writes(new_notebook(cells=list(cells), metadata=kernel))
+    status, after = run('quarto_filter.py', tmp_path/folder, before)
+    there = [words in after for words in ('title: data', 'show_doc(double)', 'output-file', '#| export', '1/0')]
+    assert status == 0 and (after == before if folder == '_proc' else there == [True, True, False, False, False])
