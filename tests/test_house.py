@@ -58,6 +58,27 @@ def test_notebook_runs_no_hidden_training(path):
     assert not re.search(r'#\|\s*(eval: false|notest)|skip_exec', source)
 
 
+def test_rooms_keep_their_size():
+    "No module over 450 lines, no exported cell over 40, and half of the cells within 13 lines of code."
+    sys.path.insert(0, str(ROOT/'tools'))
+    from measure_house import count_body, measure
+    modules, whole, bodies = measure()
+    assert {k: n for k, n in modules.items() if n > 450} == {} and {k: n for k, n in whole.items() if n > 40} == {}
+    assert sorted(bodies.values())[len(bodies)//2] <= 13
+    assert count_body('def f(\n    x, # what\n):\n    "Say."\n    y = x\n    return y') == 2
+
+
+ONCE = { # what stands in one place alone
+    r"'config\.json'": None, r"f'p_\{": 'data', r"'allow_scratch', 'n_jobs', 'device', 'resume'": 'settings',
+    r"'accuracy', 'precision', 'recall', 'f1', 'auc', 'pr_auc'": 'stats'}
+
+
+@pytest.mark.parametrize('text', [k for k, v in ONCE.items() if v])
+def test_each_list_stands_once(text):
+    found = [p.stem for p in (ROOT/'cesm_nb').glob('[!_]*.py') for _ in re.findall(text, p.read_text())]
+    assert found == [ONCE[text]]
+
+
 def test_modules_import_only_from_those_before_them():
     assert {p.stem for p in (ROOT/'cesm_nb').glob('[!_]*.py')} <= set(ORDER)
     for module in ORDER:
