@@ -32,7 +32,7 @@ from .controls import (
     BOTH, MASK_NUMBERS, SIZED, Control, label_columns, make_controls, read_annotations)
 from .data import CLASSES, KEYS, SIZE, DataSet
 from .figures import save_figure
-from .runs import find_commit, write_atomic
+from .runs import find_commit, read_config, read_parts, write_atomic
 from .settings import PROTOCOLS, AuditConfig, resolve_protocol
 from .splits import make_splits, share_with_twin
 from .tables import with_interval, write_table
@@ -336,8 +336,8 @@ def find_leaks_in_run(
     run_dir:str|Path, # folder of chapter 04
 ) -> list: # sentences
     "Say what a finished run gave away: by its switches, and by the split that was in fact used."
-    switches = json.loads((Path(run_dir)/'config.json').read_text())['switches']
-    shared = share_with_twin(pd.read_csv(Path(run_dir)/'splits.csv'))
+    switches = read_config(run_dir)['switches']
+    shared = share_with_twin(read_parts(run_dir))
     found = [f'{k}={switches[k]!r}: {why}' for k, why in LEAKY.items()
              if switches[k] == PROTOCOLS['paper'][k]]
     if shared: found.append(f'{shared:.0%} of the test breasts have the other breast in training')

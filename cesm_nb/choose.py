@@ -63,11 +63,11 @@ SCALED = [f'scaled_{p}' for p in PROBS] # probabilities after temperature scalin
 SHARES = [f'share_{p.removeprefix("p_")}' for p in PROBS] # of the training breasts of its run
 
 def pool_runs(
-    runs:list, # (config, history, predictions) of `read_run`
+    runs:list, # of `Run`
 ) -> pd.DataFrame: # all predictions, with columns `run` and SHARES
     "Put the predictions of runs under each other."
     out = []
-    for i, (_, _, p) in enumerate(runs):
+    for i, p in enumerate(r.predictions for r in runs):
         train = p.label[p.split == 'train']
         shares = [(train == k).mean() if len(train) else np.nan for k in range(len(CLASSES))]
         out.append(p.assign(run=i, **dict(zip(SHARES, shares))))

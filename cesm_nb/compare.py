@@ -16,7 +16,8 @@ from .data import CLASSES
 from cesm_nb.intervals import (
     bootstrap_weights, drop_unfounded, explain_gaps, explain_scores, interval_ends, middle_of,
     score_everything)
-from .stats import CLASS_KEYS, class_rankings, debiased_ece, list_shares, weighted_scores
+from .stats import (
+    CLASS_KEYS, SCORES, class_rankings, debiased_ece, list_shares, weighted_scores)
 
 # %% ../nbs/05f_compare.ipynb #38360cb0
 def _contributions(positive, value, patient_id):
@@ -110,8 +111,7 @@ def paired_table(
 
 # %% ../nbs/05f_compare.ipynb #41fc782e
 REPEATED = (
-    'accuracy', 'precision', 'recall', 'f1', 'auc', 'pr_auc', 'auc_malignant',
-    'sensitivity_malignant', 'specificity_malignant', 'auc_abnormal', 'sensitivity_abnormal',
+    *SCORES, 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant', 'auc_abnormal', 'sensitivity_abnormal',
     'specificity_abnormal', 'brier', 'log_loss', 'calibration_slope', 'calibration_intercept',
     'ece')
 

@@ -25,7 +25,7 @@ from .figures import (
     plot_scores, save_figure)
 from .inside import look_inside, plot_attention, plot_examples, pointing_table
 from .intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
-from .runs import pool_tests, read_run, write_atomic
+from .runs import Run, pool_tests, write_atomic
 from .tables import (
     LEAST_BREASTS, banner, compare_paired, compare_runs, describe_breasts, forest_rows,
     per_class_table, points_table, subgroup_table, table_1, table_2, to_markdown, write_table)
@@ -94,13 +94,13 @@ def find_best_epoch(
 
 # %% ../nbs/05_eval_and_figures.ipynb #50647998
 def list_figures(
-    runs:list, # (config, history, predictions) of `read_run`
+    runs:list, # of `Run`
     test:pd.DataFrame, # from `apply_validation`
     groups:pd.DataFrame, # from `subgroup_table`; empty: none
 ) -> dict: # file name -> function of axes that draws it
     "List the figures of a run."
     label, prob, who = test.label.to_numpy(), test[PROBS].to_numpy(), test.patient_id.to_numpy()
-    histories, scaled = [h for _, h, _ in runs], test[SCALED].to_numpy()
+    histories, scaled = [r.history for r in runs], test[SCALED].to_numpy()
     best, probs = [find_best_epoch(h) for h in histories], {'as predicted': prob}
     if np.isfinite(scaled).all(): probs['after temperature scaling'] = scaled
     out = dict(
@@ -258,7 +258,7 @@ def _read_all(run_dirs, out_dir):
     if not run_dirs: raise ValueError('no run folder is named: name at least one')
     if len(run_dirs) > 1 and not out_dir:
         raise ValueError(f'{len(run_dirs)} runs need an out_dir for what they have in common')
-    runs = [read_run(d) for d in run_dirs]
+    runs = [Run.open(d) for d in run_dirs]
     pool_tests(runs) # refuses what does not belong together
     test, chosen = apply_validation(pool_runs(runs))
     return run_dirs, runs, test.reset_index(drop=True), chosen, Path(out_dir or run_dirs[0])
@@ -315,9 +315,9 @@ def evaluate(
     n_draws:int=2000, # bootstrap draws
     inside:bool=True, # maps, attention and pointing game, where tensors are there
 ) -> Evaluation: # what was found
-    "Turn run folders into tables and figures; raise ValueError as `read_run` and `pool_tests` do."
+    "Turn run folders into tables and figures; raise ValueError as `Run.open` and `pool_tests` do."
     run_dirs, runs, test, chosen, out = _read_all(run_dirs, out_dir)
-    config, scores = runs[0][0], score_test(test, n_draws)
+    config, scores = runs[0].config, score_test(test, n_draws)
     groups, notes = _group(run_dirs, test, n_draws)
     seen = Seen(pd.DataFrame(), [], [], ['maps and attention were not asked for'])
     if inside: seen = write_inside(run_dirs, out, config['phantom'], n_draws)
@@ -327,7 +327,7 @@ def evaluate(
         write_table(table, out/'tables'/name, f'{text}. {banner(config)}')
     drawn = list_figures(runs, test, groups)
     figures = write_figures(drawn, out/'figures', config['phantom'], len(groups)) + seen.figures
-    best = [find_best_epoch(h) for _, h, _ in runs]
+    best = [find_best_epoch(r.history) for r in runs]
     said = dict(
         banner=banner(config), phantom=config['phantom'], runs=len(runs), n_breasts=len(test),
         n_draws=n_draws, n_patients=test.patient_id.nunique(), best_epochs=best, chosen=chosen,
@@ -360,7 +360,7 @@ def group_runs(
     "Sort run folders into those that belong together."
     groups = []
     for d in run_dirs:
-        run = read_run(d)
+        run = Run.open(d)
         for folders, runs in groups:
             try: pool_tests([*runs, run])
             except ValueError: continue

@@ -6,7 +6,6 @@
 __all__ = ['load_run', 'predict_run', 'export_run']
 
 # %% ../nbs/04f_finished.ipynb #5e233070
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 from .devices import pick_device
 from .model import FourStream, model_settings
+from .runs import BEST, CHECKPOINTS, read_config, read_parts, run_file
 from .settings import normalises_input
 from .share import export_model
 from .tensorize import read_manifest
@@ -26,10 +26,10 @@ def load_run(
 ) -> tuple: # (`FourStream` with the best weights, in eval mode, on the CPU; `config.json`)
     "Rebuild the model of a run; raise ValueError where the folder holds none."
     run_dir = Path(run_dir)
-    best, file = run_dir/'checkpoints'/'best.safetensors', run_dir/'config.json'
+    best, file = run_dir/CHECKPOINTS/BEST, run_file(run_dir, 'config')
     absent = [str(f) for f in (best, file) if not f.exists()]
     if absent: raise ValueError(f'{absent[0]} is absent: expected a folder that cesm_train made')
-    config = json.loads(file.read_text())
+    config = read_config(run_dir)
     model = FourStream(
         **model_settings(config['settings']),
         normalise_input=normalises_input(config['settings']),
@@ -47,7 +47,7 @@ def predict_run(
 ) -> pd.DataFrame: # as in predictions.csv
     "Predict the breasts of a run again."
     run_dir, (model, config) = Path(run_dir), load_run(run_dir)
-    manifest, splits = read_manifest(run_dir), pd.read_csv(run_dir/'splits.csv', dtype={'side': str})
+    manifest, splits = read_manifest(run_dir), read_parts(run_dir)
     own = Path(config['settings']['tensor_dir'])
     folder = Path(tensor_dir or (own if own.exists() else run_dir/'tensors'))
     data = load_inputs(folder, manifest, splits, config['switches']['density_missing'])

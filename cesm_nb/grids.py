@@ -27,7 +27,7 @@ from .alter import write_view
 from .data import KEYS, read_dataset
 from .finished import predict_run
 from .model import find_weights, split_backbones
-from .runs import pool_tests, read_run, write_atomic
+from .runs import Run, pool_tests, read_config, run_file, write_atomic
 from .settings import TrainConfig, check_parameters, make_config, settings_that_count
 from .tensorize import read_manifest, tensor_settings, tensorize
 from .train import check_config, fit
@@ -162,7 +162,7 @@ def rescore(
     tensor_dir:str|Path, # tensors of the same breasts, made otherwise
 ) -> pd.DataFrame: # as `predictions.csv`
     "Predict with a finished run's network on other tensors; raise where these lack a breast."
-    old = read_run(run_dir)[2]
+    old = Run.open(run_dir).predictions
     lost = old[KEYS].merge(read_manifest(tensor_dir), how='left', on=KEYS).file.isna()
     if lost.any():
         raise ValueError(f'{tensor_dir} lacks {lost.sum()} of the {len(old)} breasts of {run_dir}: '
@@ -177,15 +177,15 @@ def rescored_path(
     return Path(run_dir)/f'rescored-{Path(tensor_dir).name}.csv'
 
 # %% ../nbs/05i_grids.ipynb #0b0b8d3a
-_LEFT = ('config.json', 'predictions.csv', 'history.csv', 'status.json') # by a run that finished
+_LEFT = ('config', 'predictions', 'history', 'status') # files of a run that finished
 
 def is_finished(
     cfg:TrainConfig, # settings of a run
 ) -> bool: # True: its folder holds predictions of these settings
     "Say whether a run is there already."
     run = Path(cfg.run_dir)
-    if not all((run/f).exists() for f in _LEFT): return False
-    there = asdict(TrainConfig()) | json.loads((run/'config.json').read_text())['settings']
+    if not all(run_file(run, k).exists() for k in _LEFT): return False
+    there = asdict(TrainConfig()) | read_config(run)['settings']
     asked = _settings(cfg) | dict(seed=cfg.seed, fold=cfg.fold)
     return all(there.get(k) == v for k, v in asked.items())
 
@@ -331,9 +331,9 @@ def _read_seed(cfgs, other):
     "Test breasts of one variant and seed, with their fold."
     runs = []
     for cfg in cfgs:
-        config, history, table = read_run(cfg.run_dir)
-        if other: table = pd.read_csv(rescored_path(cfg.run_dir, other.tensor_dir))
-        runs.append((config, history, table.assign(fold=cfg.fold)))
+        run = Run.open(cfg.run_dir)
+        table = pd.read_csv(rescored_path(cfg.run_dir, other.tensor_dir)) if other else run.predictions
+        runs.append(run._replace(predictions=table.assign(fold=cfg.fold)))
     return pool_tests(runs).sort_values(KEYS, ignore_index=True)
 
 def read_tests(

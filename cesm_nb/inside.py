@@ -8,7 +8,6 @@ __all__ = ['LEAST_CELLS', 'TOLERANCE', 'CONTROLS', 'GIVEN_AWAY', 'N_RANDOM', 'Ca
            'plot_maps', 'plot_attention', 'Inside', 'look_inside', 'plot_examples']
 
 # %% ../nbs/05d_inside.ipynb #4b3afee6
-import json
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -29,6 +28,7 @@ from .finished import load_run
 from .intervals import bootstrap_weights, interval_ends
 from .model import FourStream, name_tokens
 from .roi import roi_mask, scaled_outlines, segment_breast
+from .runs import read_config, read_parts
 from .tensorize import make_tasks, read_manifest
 from .train import load_inputs
 
@@ -46,8 +46,8 @@ def load_cases(
 ) -> Cases:
     "Read the tensors of a run; raise ValueError where they are absent."
     run_dir = Path(run_dir)
-    config = json.loads((run_dir/'config.json').read_text())
-    manifest, splits = read_manifest(run_dir), pd.read_csv(run_dir/'splits.csv')
+    config = read_config(run_dir)
+    manifest, splits = read_manifest(run_dir), read_parts(run_dir)
     folder = Path(config['settings']['tensor_dir'])
     if not (folder/manifest.file[0]).exists():
         raise ValueError(f'{folder} has no tensors: make them again with cesm_tensorize')
@@ -100,7 +100,7 @@ def region_masks(
     table:pd.DataFrame, # breasts with patient_id, side
 ) -> np.ndarray: # (N, V, S, S) bool; all False without a region
     "Draw the regions of breasts; raise ValueError where the data set is not there."
-    s = json.loads((Path(run_dir)/'config.json').read_text())['settings']
+    s = read_config(run_dir)['settings']
     size, root = s['image_size'], s['data_root']
     try: data = read_dataset(root)
     except FileNotFoundError as e: raise ValueError(f'the data set is not at {root}') from e

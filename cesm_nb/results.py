@@ -21,7 +21,7 @@ from .grids import Grid, digest_weights, list_finished, read_tests, say_seeds
 from .pooled import (
     binary_table, change_table, grid_table, paired_differences, pool_variants, repeats_table,
     score_repeats, score_variants, summarise_repeats, summary_table)
-from .runs import read_run, write_atomic
+from .runs import Run, read_config, write_atomic
 from .settings import settings_that_count
 from .tables import PAPER, write_table
 from .tensorize import read_manifest
@@ -35,7 +35,7 @@ def read_curves(
     parts = []
     for p in plan:
         if p.cfg.seed not in done[p.variant]: continue
-        history = read_run(p.cfg.run_dir)[1]
+        history = Run.open(p.cfg.run_dir).history
         run = dict(variant=p.variant, seed=p.cfg.seed, fold=p.cfg.fold)
         table = history.assign(**run, selected=history.epoch == find_best_epoch(history))
         parts.append(table[[*run, *history, 'selected']])
@@ -119,7 +119,7 @@ def gather_facts(
 ) -> dict: # `settings.json`
     "Say what made the results of a grid; raise ValueError as `check_commits` does."
     runs = [p for p in plan if p.cfg.seed in done[p.variant]]
-    configs = [json.loads((Path(p.cfg.run_dir)/'config.json').read_text()) for p in runs]
+    configs = [read_config(p.cfg.run_dir) for p in runs]
     commit, m = check_commits(configs), read_manifest(runs[0].cfg.run_dir)
     settings, variants = _describe_variants(runs, configs, done)
     named = {k: _without_paths(v) for k, v in grid.variants.items()}

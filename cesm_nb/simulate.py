@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from .data import CLASSES, PROBS
+from .runs import run_file
 
 # %% ../nbs/00g_simulate.ipynb #1dcdc8e5
 class Simulated(NamedTuple):
@@ -75,10 +76,10 @@ def simulate_run(
     "Write a run folder as a training leaves it, as far as evaluation reads it."
     settings = dict(protocol='clinical', modality='CM', image_size=8, fold=0) | change
     Path(folder).mkdir(exist_ok=True)
-    (Path(folder)/'config.json').write_text(json.dumps(dict(
+    run_file(folder, 'config').write_text(json.dumps(dict(
         phantom=True, data_fingerprint='x', weights_source='scratch', settings=settings,
         switches=dict(split_unit='patient', roi_source='breast'))))
     curve = {f'{s}_{k}': [.1, .2] for s in ('train', 'val') for k in ('loss', 'accuracy')}
-    pd.DataFrame({'epoch': [1, 2], **curve}).to_csv(f'{folder}/history.csv')
-    test.assign(split='test').to_csv(f'{folder}/predictions.csv', index=False)
+    pd.DataFrame({'epoch': [1, 2], **curve}).to_csv(run_file(folder, 'history'))
+    test.assign(split='test').to_csv(run_file(folder, 'predictions'), index=False)
     return folder

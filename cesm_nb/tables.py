@@ -9,7 +9,6 @@ __all__ = ['PAPER', 'PAPER_SIZE', 'PUBLISHED', 'SCORE_NAMES', 'MORE_NAMES', 'LIT
            'compare_paired', 'describe_breasts']
 
 # %% ../nbs/05c_tables.ipynb #20a6e273
-import json
 import re
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pandas as pd
 from .compare import holm, paired_table
 from .data import CLASSES, PROBS, read_dataset
 from .intervals import interval_table
-from .runs import write_atomic
+from .runs import read_config, run_file, write_atomic
 
 # %% ../nbs/05c_tables.ipynb #ab5b2d43
 PAPER = dict( # its Table 1
@@ -307,7 +306,7 @@ def describe_breasts(
 ) -> tuple: # (patient_id, side and a column a grouping, a row a breast; notes)
     "Say to which subgroups each breast belongs."
     run_dir, notes = Path(run_dir), []
-    path, config = run_dir/'manifest.csv', json.loads((run_dir/'config.json').read_text())
+    path, config = run_file(run_dir, 'manifest'), read_config(run_dir)
     if not path.exists(): return None, [f'subgroups are left out: {path} is absent']
     m = pd.read_csv(path, dtype={'density': str, 'side': str}, keep_default_na=False)
     age = pd.cut(pd.to_numeric(m.age_years), _AGES, right=False, labels=_AGE_NAMES)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .data import CLASSES, CLASS_COLORS, DENSITY, SIDES, DataSet, breasts, read_dataset
 from .phantom import make_phantom
 from .roi import enhance, read_image, resize_area
-from .runs import remove_leftovers, write_atomic
+from .runs import remove_leftovers, run_file, write_atomic
 from .settings import TensorConfig, resolve_protocol
 
 # %% ../nbs/02_tensorize.ipynb #92d72f4a
@@ -262,7 +262,7 @@ def tensorize(
                          f'{folder}/problems.csv: correct or remove these files, or run without strict')
     manifest = rows[rows.file != ''].reset_index(drop=True) # no view could be read: not a case
     if manifest.empty: raise ValueError(f'{cfg.data_root}: none of {len(rows)} breasts has an image that can be read; see {folder}/problems.csv')
-    write_atomic(folder/'manifest.csv', manifest.to_csv(index=False).encode())
+    write_atomic(run_file(folder, 'manifest'), manifest.to_csv(index=False).encode())
     return manifest
 
 # %% ../nbs/02_tensorize.ipynb #32856121
@@ -270,7 +270,7 @@ def read_manifest(
     tensor_dir:str|Path, # folder of `tensorize`
 ) -> pd.DataFrame: # one row a breast; density '' where missing
     "Read the list of tensors; raise ValueError where there is none."
-    path = Path(tensor_dir)/'manifest.csv'
+    path = run_file(tensor_dir, 'manifest')
     if not path.exists(): raise ValueError(f'{path} is absent: run cesm_tensorize first')
     return pd.read_csv(path, dtype={'side': str}, keep_default_na=False, na_values={'age_years': ['']})
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_config', 'Training', 'epoch_batches', 'weigh_classes', 'check_finite', 'train_step', 'train_epoch', 'predict',
-           'save_training', 'load_training', 'validate', 'train_loop', 'predict_table', 'Run', 'describe_run',
+           'save_training', 'load_training', 'validate', 'train_loop', 'predict_table', 'describe_run',
            'start_training', 'load_inputs', 'fit', 'main']
 
 # %% ../nbs/04_train_colab_t4.ipynb #55fbe5a5
@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, Optional
 
 import numpy as np
 import pandas as pd
@@ -27,13 +27,15 @@ from tqdm import tqdm
 
 from .augment import augment_views, draw_changes
 from .batches import Breasts, assemble, fill_density, read_breasts
-from .data import CLASSES, name_channels
+from .data import CLASSES, PROBS, name_channels
 from .devices import (
     add_up, find_team, join_team, pick_device, speed_up_depthwise, take_share, tell_all)
 from .draw import count_parameters
 from .model import (
     FourStream, check_batch, check_model, find_weights, model_settings, split_backbones)
-from .runs import find_commit, find_run, write_atomic, write_csv, write_json
+from cesm_nb.runs import (
+    BEST, CHECKPOINTS, STATE, Run, find_commit, find_run, run_file, write_atomic, write_csv,
+    write_json)
 from .settings import TrainConfig, check_ranges, normalises_input, switches_of
 from .splits import SPLITS, split_breasts
 from .stats import score
@@ -261,8 +263,8 @@ def _keep(t, row, checkpoints):
     if not t.team.is_main_process: return
     if best:
         weights = {k: v.contiguous() for k, v in t.model.state_dict().items()}
-        write_atomic(checkpoints/'best.safetensors', save(weights))
-    save_training(t, checkpoints/'last'/'state.pt')
+        write_atomic(checkpoints/BEST, save(weights))
+    save_training(t, checkpoints/STATE)
 
 # %% ../nbs/04_train_colab_t4.ipynb #d9a23c3f
 def train_loop(
@@ -270,13 +272,13 @@ def train_loop(
     data:Breasts, # on the device
     parts:dict, # 'train' and 'val' -> (n,) indices
     cfg:TrainConfig, # settings
-    checkpoints:Path, # folder for best.safetensors and last/
+    checkpoints:Path, # folder for BEST and STATE
     report:Optional[Callable]=None, # called with history and number of epochs after each
 ) -> pd.DataFrame: # history: epoch, lr, and train and val loss, accuracy, f1, auc, pr_auc
     "Train until `epochs` or until `patience` runs out; keep the best weights and the last state."
     y, weight = data.label[parts['train']].cpu(), torch.ones(len(CLASSES))
     weight = (weigh_classes(y) if cfg.class_weights else weight).to(data.views.device)
-    (checkpoints/'last').mkdir(parents=True, exist_ok=True)
+    (checkpoints/STATE).parent.mkdir(parents=True, exist_ok=True)
     epochs, done = range(len(t.history) + 1, cfg.epochs + 1), len(t.history)
     quiet = None if t.team.is_main_process else True # None: a bar where there is a terminal
     if in_notebook(): quiet = False
@@ -308,16 +310,8 @@ def predict_table(
     "Predict every breast, training breasts included, without augmentation."
     every = torch.arange(len(data.label), device=data.label.device)
     prob = predict(model, data, every, dtype, team=team).softmax(1).numpy()
-    named = {f'p_{c.lower()}': p for c, p in zip(CLASSES, prob.T)}
+    named = dict(zip(PROBS, prob.T))
     return splits.assign(label=data.label.cpu().numpy(), **named)
-
-# %% ../nbs/04_train_colab_t4.ipynb #60f1e84e
-class Run(NamedTuple):
-    "What `fit` made."
-    run_dir: Path # the run folder
-    config: dict # `config.json`
-    history: pd.DataFrame # one row an epoch
-    predictions: pd.DataFrame # one row a breast, from `predict_table`
 
 # %% ../nbs/04_train_colab_t4.ipynb #0322f151
 def describe_run(
@@ -348,7 +342,7 @@ def start_training(
     splits:pd.DataFrame, # patient_id, side, split
 ) -> tuple: # (`Training` at the epoch it is at, `config.json`)
     "Begin a training, or go on with that of the run folder; raise ValueError as `find_run` does."
-    last = Path(cfg.run_dir)/'checkpoints'/'last'/'state.pt'
+    last = Path(cfg.run_dir)/CHECKPOINTS/STATE
     from_imagenet = cfg.pretrained and not last.exists()
     fresh = replace(cfg, pretrained=from_imagenet, normalise_input=normalises_input(asdict(cfg)))
     t = Training(fresh, switches, device, dtype)
@@ -381,11 +375,11 @@ def load_inputs(
 # %% ../nbs/04_train_colab_t4.ipynb #a343506d
 def _train_and_predict(t, cfg, data, splits, report):
     "The part of `fit` that computes: history and predictions."
-    device, checkpoints = data.views.device, Path(cfg.run_dir)/'checkpoints'
+    device, checkpoints = data.views.device, Path(cfg.run_dir)/CHECKPOINTS
     parts = {s: torch.from_numpy(np.flatnonzero(splits.split == s)).to(device) for s in SPLITS}
     history = train_loop(t, data, parts, cfg, checkpoints, report)
     t.team.wait_for_everyone() # until the main process has written the best weights
-    t.model.load_state_dict(load_file(checkpoints/'best.safetensors'))
+    t.model.load_state_dict(load_file(checkpoints/BEST))
     return history, predict_table(t.model, data, splits, t.dtype, t.team)
 
 def _check_steps(cfg, splits, n_processes):
@@ -416,17 +410,17 @@ def fit(
     t, config = start_training(cfg, switches, device, dtype, splits)
     team.wait_for_everyone() # until all have read what is there
     if team.is_main_process:
-        write_json(config, run_dir/'config.json')
-        write_csv(manifest, run_dir/'manifest.csv')
-        write_csv(splits, run_dir/'splits.csv')
+        write_json(config, run_file(run_dir, 'config'))
+        write_csv(manifest, run_file(run_dir, 'manifest'))
+        write_csv(splits, run_file(run_dir, 'splits'))
     data = load_inputs(cfg.tensor_dir, manifest, splits, switches['density_missing']).to(device)
     history, predictions = _train_and_predict(t, cfg, data, splits, report)
     if team.is_main_process:
-        write_csv(history, run_dir/'history.csv')
-        write_csv(predictions, run_dir/'predictions.csv')
+        write_csv(history, run_file(run_dir, 'history'))
+        write_csv(predictions, run_file(run_dir, 'predictions'))
         seconds = round(time.time() - start, 1)
         status = dict(best_epoch=t.best_epoch, epochs_run=len(history), seconds=seconds)
-        write_json(status, run_dir/'status.json')
+        write_json(status, run_file(run_dir, 'status'))
     return Run(run_dir, config, history, predictions)
 
 # %% ../nbs/04_train_colab_t4.ipynb #5514aaf4

@@ -12,7 +12,7 @@ import torch
 
 from cesm_nb.splits import share_with_twin
 from cesm_nb.evaluate import evaluate
-from cesm_nb.runs import read_run
+from cesm_nb.runs import Run
 from cesm_nb.settings import make_config
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
@@ -46,7 +46,7 @@ def test_papermill_from_the_root(phantom, tmp_path):
     said = run(BIN/'papermill', 'nbs/04_train_colab_t4.ipynb', tmp_path/'out.ipynb', '-p', 'epochs', 1, '-p', 'run_dir', tmp_path/'run',
                '-p', 'seed', 3, '-p', 'data_root', phantom, '-k', 'python3')
     assert said.returncode == 0, said.stderr
-    config, history, predictions = read_run(tmp_path/'run')
+    _, config, history, predictions = Run.open(tmp_path/'run')
     assert config['settings']['seed'] == 3 and config['phantom'] and len(history) == 1
     assert set(predictions.split) == {'train', 'val', 'test'}
     assert {p.name for p in (tmp_path/'run').iterdir()} >= {
