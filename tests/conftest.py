@@ -1,15 +1,30 @@
 "What several test files share: where things are, and a small phantom made once."
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # before torch is there: idle threads spin on cores that other tests need
+
+import torch
+
 from cesm_nb.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent/'shared'/'data'/'CDD-CESM'
 PATIENCE = 1700 # seconds after which a command hangs: a bound beyond what a slow, busy machine takes, never a claim
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_core():
+    "Tests share the cores: what runs in this process counts on one, and leaves no setting of several threads to later tests."
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(os, 'cpu_count', lambda: 1)
+        m.setenv('OMP_NUM_THREADS', '1')
+        torch.set_num_threads(1)
+        yield
 
 
 @pytest.fixture(scope='module')

@@ -26,7 +26,8 @@ from cesm_nb.tensorize import read_manifest
 torch.set_num_threads(1)
 root, out = sys.argv[1:]
 team = find_team(cpu=True)
-settings = dict(data_root=root, run_dir=out, image_size=64, epochs=2, batch_size=16, lr=1e-4, drop_rate=0., device='cpu', mixed_precision='no')
+settings = dict(data_root=root, run_dir=out, image_size=64, epochs=2, batch_size=16, lr=1e-4, drop_rate=0., device='cpu', mixed_precision='no',
+                backbones='lcnet_035')
 written, write = [], runs.write_atomic
 def counted(path, content):
     written.append(str(Path(path).relative_to(out)))

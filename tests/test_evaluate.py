@@ -37,7 +37,8 @@ def runs(phantom, module_path):
     for seed in (0, 1):
         made.append(fit(make_config(dict(
             data_root=str(phantom), tensor_dir=str(out/'tensors'), run_dir=str(out/f'seed{seed}'), protocol='clinical', image_size=48,
-            epochs=1, batch_size=8, mixed_precision='no', seed=seed, splits_csv=splits))).run_dir)
+            epochs=1, batch_size=8, mixed_precision='no', seed=seed, splits_csv=splits,
+            backbones='lcnet_035,mobilenetv3_small_050'))).run_dir)
         splits = str(out/'seed0'/'splits.csv')
     return made
 

@@ -106,7 +106,7 @@ def test_changes_keep_their_type():
 
 # --- runs
 
-BASE = dict(image_size=32, epochs=1, mixed_precision='no')
+BASE = dict(image_size=32, epochs=1, mixed_precision='no', backbones='lcnet_035') # the smallest of many: no test is about the network
 SMALL = dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(regions={}, none=dict(roi_source='none')),
              rescore={'not at test': dict(of='regions', roi_source='none')}, pairs=[['regions', 'none'], ['none', 'not at test']])
 

@@ -18,7 +18,8 @@ from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
 
 BIN = Path(sys.executable).parent
-QUICK = dict(image_size=64, epochs=2, batch_size=8, mixed_precision='no')
+SMALLEST = 'lcnet_035' # what spans chapters does not depend on the network
+QUICK = dict(image_size=64, epochs=2, batch_size=8, mixed_precision='no', backbones=SMALLEST)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def run(*args):
 def test_papermill_from_the_root(phantom, tmp_path):
     "papermill nbs/04_train_colab_t4.ipynb OUT.ipynb -p epochs 1 -p run_dir RUN -p seed 3"
     said = run(BIN/'papermill', 'nbs/04_train_colab_t4.ipynb', tmp_path/'out.ipynb', '-p', 'epochs', 1, '-p', 'run_dir', tmp_path/'run',
-               '-p', 'seed', 3, '-p', 'data_root', phantom, '-k', 'python3')
+               '-p', 'seed', 3, '-p', 'data_root', phantom, '-p', 'backbones', SMALLEST, '-k', 'python3')
     assert said.returncode == 0, said.stderr
     _, config, history, predictions = Run.open(tmp_path/'run')
     assert config['settings']['seed'] == 3 and config['phantom'] and len(history) == 1
@@ -128,7 +129,7 @@ def test_commands(tmp_path):
     common = ('--data-root', tmp_path/'p', '--run-dir', tmp_path/'run', '--image-size', 32)
     made = run(BIN/'cesm_tensorize', *common)
     assert made.returncode == 0 and 'breasts (PHANTOM)' in made.stdout, made.stderr
-    trained = run(BIN/'cesm_train', *common, '--epochs', 1)
+    trained = run(BIN/'cesm_train', *common, '--epochs', 1, '--backbones', SMALLEST)
     assert trained.returncode == 0, trained.stderr
     epoch, said, _ = trained.stdout.splitlines() # in a log: a plain line an epoch, then the result
     assert epoch.startswith('epoch 1/1: train_loss') and said.startswith('PHANTOM, test n=')
@@ -144,7 +145,8 @@ def test_commands(tmp_path):
 
 def test_the_whole_road(tmp_path):
     "`make reproduce` on a small phantom: all chapters, the table, the banner, the figures."
-    said = run(sys.executable, 'tools/reproduce.py', '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1')
+    said = run(sys.executable, 'tools/reproduce.py', '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1',
+               f'backbones={SMALLEST}')
     assert said.returncode == 0, said.stderr
     assert said.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in said.stdout
     figures = [Path(l.removeprefix('figure: ')) for l in said.stdout.splitlines() if l.startswith('figure: ')]
