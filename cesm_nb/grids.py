@@ -13,6 +13,7 @@ import json
 import os
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from .alter import write_view
 from .data import KEYS, read_dataset
 from .finished import predict_run
 from .model import find_weights, split_backbones
-from .runs import Run, pool_tests, read_config, run_file, write_atomic
+from .runs import Run, pool_tests, read_config, run_file, write_csv
 from .settings import TrainConfig, check_parameters, make_config, settings_that_count
 from .tensorize import read_manifest, tensor_settings, tensorize
 from .train import check_config, fit
@@ -228,6 +229,17 @@ def _end_with(parent):
         os._exit(1) # every thread
     threading.Thread(target=watch, daemon=True).start()
 
+@contextmanager
+def _threads(n):
+    "Compute with `n` threads, in this process and in notebooks that it starts; leave them as they were."
+    before, inherited = torch.get_num_threads(), os.environ.get('OMP_NUM_THREADS')
+    torch.set_num_threads(n)
+    os.environ['OMP_NUM_THREADS'] = str(n)
+    try: yield
+    finally:
+        torch.set_num_threads(before)
+        os.environ.pop('OMP_NUM_THREADS') if inherited is None else os.environ.update(OMP_NUM_THREADS=inherited)
+
 def run_one(
     cfg:TrainConfig, # settings with all folders
     again:list, # tensor folders to score the finished run on
@@ -237,13 +249,11 @@ def run_one(
 ):
     "Make one run and its other scores, where they are not there yet."
     if os.getppid() == parent: _end_with(parent)
-    torch.set_num_threads(n_threads)
-    os.environ['OMP_NUM_THREADS'] = str(n_threads) # of a notebook's process
-    if not is_finished(cfg): run_notebook(cfg, notebook) if notebook else fit(cfg)
-    for tensor_dir in again:
-        path = rescored_path(cfg.run_dir, tensor_dir)
-        if path.exists(): continue
-        write_atomic(path, rescore(cfg.run_dir, tensor_dir).to_csv(index=False).encode())
+    with _threads(n_threads):
+        if not is_finished(cfg): run_notebook(cfg, notebook) if notebook else fit(cfg)
+        for tensor_dir in again:
+            path = rescored_path(cfg.run_dir, tensor_dir)
+            if not path.exists(): write_csv(rescore(cfg.run_dir, tensor_dir), path)
 
 # %% ../nbs/05i_grids.ipynb #755ac60a
 def list_jobs(

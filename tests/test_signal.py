@@ -1,4 +1,4 @@
-"The phantom as a control: an honest pipeline is at chance without a signal and finds a strong one (a minute)."
+"The phantom as a control: an honest pipeline is at chance without a signal and finds a strong one (about two minutes)."
 import numpy as np
 
 from cesm_nb.phantom import make_phantom
