@@ -319,7 +319,7 @@ LEAKY = dict( # switch -> what the paper's side of it lets through
 def find_leaks(
     cfg, # `TrainConfig`
 ) -> list: # sentences, one a switch that lets something through
-    "Say what a run's settings give away."
+    "Say what a run's settings reveal."
     s = resolve_protocol(cfg.protocol, **{k: getattr(cfg, k) for k in LEAKY})
     return [f'{k}={s[k]!r}: {why}' for k, why in LEAKY.items() if s[k] == PROTOCOLS['paper'][k]]
 
@@ -378,7 +378,7 @@ def info_sheet(
     masks, missing, views = (at[k, 'all rows', 'patient'] for k in (
         'mask shapes, DM + CM', 'density missing or not', 'number of views'))
     trial = lambda leak: _cell(f'trial, leak `{leak}`', '06a_ladder.ipynb#the-audit-on-trial')
-    here = _cell('controls', '06_leakage_audit.ipynb#what-cdd-cesm-gives-away')
+    here = _cell('controls', '06_leakage_audit.ipynb#what-the-annotations-of-cdd-cesm-reveal')
     rows = _rows_alike() | {
         'L2 features that are not legitimate: regions': [*_does(
             'roi_source', f'**yes**: drawn masks alone, AUC {masks:.3f}',

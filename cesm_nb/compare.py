@@ -88,7 +88,7 @@ def paired_table(
     patient_id:np.ndarray, # (n,)
     n_draws:int=2000, # bootstrap draws
     seed:int=0, # of the draws
-) -> pd.DataFrame: # a row a score: a, b, difference (b - a), low, high, p, test
+) -> pd.DataFrame: # a row per score: a, b, difference (b - a), low, high, p, test
     "Compare two runs on the same breasts, women drawn."
     w, rows = bootstrap_weights(patient_id, n_draws, seed), []
     found = [score_everything(label, p, patient_id, w) for p in (a, b)]

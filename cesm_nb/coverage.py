@@ -17,10 +17,10 @@ from .stats import weighted_scores
 # %% ../nbs/05h_coverage.ipynb #7db516b5
 def coverage(
     n_sets:int, # simulated sets
-    n_patients:int=150, # women in each, two breasts a woman
+    n_patients:int=150, # women in each, two breasts per woman
     n_draws:int=1000, # bootstrap draws
     names:tuple=('accuracy', 'auc'), # scores
-) -> pd.DataFrame: # one row a score and method: truth, share of intervals that hold it, mean width
+) -> pd.DataFrame: # one row per score and method: truth, share of intervals that hold it, mean width
     "Count how often 95 % intervals hold the truth, for women drawn and for breasts drawn."
     big, held = simulate(200_000, seed=10**6), []
     truth = weighted_scores(big.label, big.prob, np.ones((1, len(big.label))), names=names)

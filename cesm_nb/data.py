@@ -106,7 +106,7 @@ def _files(
 
 # %% ../nbs/00_data.ipynb #a9513bfc
 def _refuse_rows(
-    bad:pd.Series, # bool, one a row of the sheet
+    bad:pd.Series, # bool, one per row of the sheet
     what:str, # what is wrong with these rows
     values:pd.Series, # the offending column
 ):
@@ -137,13 +137,13 @@ def read_sheet(
     sheet.columns = [str(c).strip() for c in sheet.columns]
     absent = [c for c in SHEET_COLUMNS if c not in sheet]
     if absent: raise ValueError(f'{path} has no column {absent}; expected {list(SHEET_COLUMNS)}')
-    if sheet.empty: raise ValueError(f'{path} has no rows; expected one an image, download it again')
+    if sheet.empty: raise ValueError(f'{path} has no rows; expected one per image, download it again')
     return sheet[list(SHEET_COLUMNS)].fillna('').reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #da1e86db
 def check_sheet(
     sheet:pd.DataFrame, # from `read_sheet`
-) -> pd.DataFrame: # one row an image: image_name, patient_id, side, modality, view, copy, age_years, density, label, ...
+) -> pd.DataFrame: # one row per image: image_name, patient_id, side, modality, view, copy, age_years, density, label, ...
     "Turn text into values and hold each row against its own name; raise ValueError that lists the rows that fail."
     s = sheet.apply(lambda c: c.str.strip())
     refuse = lambda bad, what, column: _refuse_rows(bad, what, s[column])
@@ -175,7 +175,7 @@ def _geometry(text):
 
 def read_regions(
     path:Optional[str|Path], # VIA export (.csv); None where the data set has no regions
-) -> pd.DataFrame: # one row a region: image_name, shape (polygon, ellipse, ... or 'broken'), geometry (dict, original px)
+) -> pd.DataFrame: # one row per region: image_name, shape (polygon, ellipse, ... or 'broken'), geometry (dict, original px)
     "Read the hand-drawn regions; raise ValueError where the file cannot be read or lacks a column."
     if path is None: return pd.DataFrame({'image_name': [], 'shape': [], 'geometry': []}, dtype=object)
     via = _read_csv(path).rename(columns=lambda c: c.strip().lstrip('#'))
@@ -289,7 +289,7 @@ def breasts(
     modality:str='CM', # which images the breast is made of, a key of `CHANNELS`
     label_scope:str='modality', # whose rows give the label: 'modality' or 'breast' (all its rows)
     view_copy:int=1, # which copy of a view is used where there are two
-) -> pd.DataFrame: # one row a breast: patient_id, side, label, age_years, density, ..., cc_name, cc_path, ..., n_views
+) -> pd.DataFrame: # one row per breast: patient_id, side, label, age_years, density, ..., cc_name, cc_path, ..., n_views
     "Gather the rows of each breast; a breast whose files are all absent stays in, with `n_views` 0."
     columns, channels = list(map(to_column, name_channels(modality))), CHANNELS[modality]
     if label_scope not in ('modality', 'breast'): raise ValueError(f"label_scope {label_scope!r}: use 'modality' or 'breast'")
@@ -325,7 +325,7 @@ def plot_breast(
 # %% ../nbs/00_data.ipynb #cebb02e0
 def plot_contact_sheet(
     table:pd.DataFrame, # from `breasts`
-    n_per_class:int=3, # breasts a row, one row a class
+    n_per_class:int=3, # breasts per row, one row per class
     seed:int=0, # which breasts are drawn
 ): # the figure
     "Show examples of each class, both views of each breast side by side."

@@ -218,7 +218,7 @@ def plot_scores(
 
 # %% ../nbs/05b_figures.ipynb #e7d861c0
 def plot_forest(
-    table:pd.DataFrame, # a row a group: value, low, high, and breasts if known; index = names
+    table:pd.DataFrame, # a row per group: value, low, high, and breasts if known; index = names
     label:str='AUC', # what the values are
     reference:float=np.nan, # a line to compare with: the whole set, or 0 for differences
     ax:Optional[plt.Axes]=None, # None makes one, 5 inches wide, a quarter inch a row

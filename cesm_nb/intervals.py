@@ -139,7 +139,7 @@ def interval_table(
     n_draws:int=2000, # bootstrap draws
     seed:int=0, # of the draws
     flags:dict|None=None, # operating point -> (n,) bool, called malignant there
-) -> pd.DataFrame: # a row a score: value, low, high, wilson_*, breasts, patients, n_draws, note
+) -> pd.DataFrame: # a row per score: value, low, high, wilson_*, breasts, patients, n_draws, note
     "Score predictions with patient-cluster bootstrap intervals."
     if not len(label):
         raise ValueError('no test breast to score: is there a test part in the split?')

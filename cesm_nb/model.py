@@ -81,7 +81,7 @@ ABLATIONS = list_ablations()
 
 # %% ../nbs/03_model.ipynb #a6175803
 def check_mixer(
-    width:int=512, # numbers a token
+    width:int=512, # numbers per token
     n_heads:int=8, # attention heads
     token_kernel:int=1, # kernel of the Conv1D over the tokens
 ):
@@ -272,7 +272,7 @@ class TokenMixer(nn.Module):
     "Refine tokens by attention, then by a Conv1D MLP; each with a residual and LayerNorm."
     def __init__(
         self,
-        width:int=512, # numbers a token
+        width:int=512, # numbers per token
         n_heads:int=8, # attention heads; they divide `width`
         token_kernel:int=1, # odd kernel of the Conv1D over the tokens
         attention:bool=True, # build the attention
@@ -342,7 +342,7 @@ class FourStreamParts(nn.Module):
     def __init__(
         self,
         num_classes:int=len(CLASSES), # logits
-        width:int=512, # numbers a token
+        width:int=512, # numbers per token
         n_heads:int=8, # attention heads
         token_kernel:int=1, # odd kernel of the Conv1D over the tokens
         drop_rate:float=0.3, # dropout before each layer of the head, in [0, 1]

@@ -54,7 +54,7 @@ def _some(
 def _plan_layout(
     n_patients:int, # number of patients
     seed:int, # seed of the phantom
-) -> pd.DataFrame: # one row a breast: patient_id, side, views, second_copy, density, enhancement
+) -> pd.DataFrame: # one row per breast: patient_id, side, views, second_copy, density, enhancement
     "Lay out patients, breasts and views without knowing any label."
     rng, everyone = stream(seed, 'layout'), np.ones(n_patients, bool)
     single = _some(everyone, .26, rng)
@@ -73,7 +73,7 @@ PAIRS = { # labels of the two breasts of a woman: how often among 240 in the rea
     (0, 0): 9, (0, 1): 43, (0, 2): 95, (1, 1): 31, (1, 2): 58, (2, 2): 4}
 
 def _plan_labels(
-    layout:pd.DataFrame, # one row a breast: patient_id, side
+    layout:pd.DataFrame, # one row per breast: patient_id, side
     seed:int, # seed of the phantom
 ) -> np.ndarray: # (n_breasts,) int, 0 Normal, 1 Benign, 2 Malignant
     "Draw the label of every breast, in pairs for patients with two."
@@ -91,10 +91,10 @@ CONTRAST = (0., 40., 90.) # enhancement by label in grey levels of the subtracte
 RADIUS = ((0., 0.), (.050, .080), (.060, .090)) # by label, fraction of the image width
 
 def _plan_lesions(
-    layout:pd.DataFrame, # one row a breast: patient_id, side
+    layout:pd.DataFrame, # one row per breast: patient_id, side
     labels:np.ndarray, # (n_breasts,) int in {0,1,2}
     seed:int, # seed of the phantom
-) -> pd.DataFrame: # one row a breast: kind, seen, n_lesions, contrast, radius, depth, across, along
+) -> pd.DataFrame: # one row per breast: kind, seen, n_lesions, contrast, radius, depth, across, along
     "Place and size the lesions of every breast."
     keys = zip(layout.patient_id, layout.side.map(tuple(SIDES).index))
     u = np.array([stream(seed, 'lesion', *k).random(6) for k in keys])
@@ -111,11 +111,11 @@ def _plan_lesions(
 MISSING_DENSITY = (1/189, 34/194, 13/183) # by label, as in the real sheet
 
 def _plan_clinical(
-    layout:pd.DataFrame, # one row a breast: patient_id, side
+    layout:pd.DataFrame, # one row per breast: patient_id, side
     labels:np.ndarray, # (n_breasts,) int in {0,1,2}
     seed:int, # seed of the phantom
     clinical:float, # how much age and missing density tell, in [0,1]
-) -> pd.DataFrame: # one row a breast: age_years, density_given, pen
+) -> pd.DataFrame: # one row per breast: age_years, density_given, pen
     "Draw ages, which densities are given, and where the radiologist's pen erred."
     rng, n, ids = stream(seed, 'clinical'), len(layout), layout.patient_id.to_numpy()
     worst = pd.Series(labels).groupby(ids).max().to_numpy()
@@ -136,7 +136,7 @@ def _plan_clinical(
 LEAKS = ('region', 'twin', 'density', 'view')
 
 def _leaky_labels(
-    layout:pd.DataFrame, # one row a breast: patient_id, side
+    layout:pd.DataFrame, # one row per breast: patient_id, side
     twin:bool, # both breasts of a woman have one label, else each its own
     seed:int, # seed of the phantom
 ) -> np.ndarray: # (n_breasts,) int, 0 Normal, 1 Benign, 2 Malignant
@@ -147,7 +147,7 @@ def _leaky_labels(
 
 # %% ../nbs/00d_phantom.ipynb #d824eec9
 def _plan_leaks(
-    plan:pd.DataFrame, # one row a breast, from the parts below
+    plan:pd.DataFrame, # one row per breast, from the parts below
     leaks:tuple, # names of `LEAKS` that are on
     seed:int, # seed of the phantom
 ) -> pd.DataFrame: # the same with views, density_given and pen planned anew
@@ -170,7 +170,7 @@ def plan_phantom(
     clinical:float=1.0, # what age and missing density tell: 0 nothing, 1 as in the real sheet
     labels:np.ndarray|None=None, # (n_breasts,) int in {0,1,2}; drawn if not given
     leaks:tuple|None=None, # names of `LEAKS` that are on; None: as in the real sheet
-) -> pd.DataFrame: # one row a breast: identity, label, lesion, anatomy and quirks
+) -> pd.DataFrame: # one row per breast: identity, label, lesion, anatomy and quirks
     "Decide the truth about every breast, before any pixel is drawn."
     if n_patients < 6: raise ValueError(f'n_patients is {n_patients}: a phantom needs at least 6')
     if not 0 <= clinical <= 1: raise ValueError(f'clinical is {clinical}: expected a number from 0 to 1')
@@ -232,7 +232,7 @@ BIRADS = ((1, 1), (2, 3), (4, 5)) # by label
 def list_images(
     plan:pd.DataFrame, # from `plan_phantom`
     seed:int=0, # seed of the phantom
-) -> pd.DataFrame: # one row an image: breast (row of `plan`), modality, view, copy, name, label
+) -> pd.DataFrame: # one row per image: breast (row of `plan`), modality, view, copy, name, label
     "List the images of a phantom in the order of the sheet."
     copies = lambda o, view: (1, 2) if o.second_copy == view else (1,)
     label = lambda o, m: o.label if m == 'DM' or o.seen == 'both' else 0
@@ -246,7 +246,7 @@ def make_sheet(
     plan:pd.DataFrame, # from `plan_phantom`
     images:pd.DataFrame, # from `list_images`
     seed:int=0, # seed of the phantom
-) -> pd.DataFrame: # one row an image, columns `SHEET_COLUMNS`
+) -> pd.DataFrame: # one row per image, columns `SHEET_COLUMNS`
     "Write the annotation sheet as radiologists would."
     rng, n = stream(seed, 'clinical', 1), len(images)
     b = plan.iloc[images.breast].reset_index(drop=True)

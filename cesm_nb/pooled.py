@@ -120,7 +120,7 @@ def _cells(table, names):
 
 def binary_table(
     scores:pd.DataFrame, # from `score_variants`
-) -> pd.DataFrame: # a row a variant
+) -> pd.DataFrame: # a row per variant
     "Gather the scores of the two binary questions."
     sizes = scores.groupby(level=0, sort=False)[['breasts', 'patients', 'seeds']].first()
     return sizes.assign(**_cells(scores, BINARY)).rename_axis('variant')
@@ -143,7 +143,7 @@ def change_table(
 def grid_table(
     scores:pd.DataFrame, # from `score_variants`
     differences:pd.DataFrame, # from `paired_differences`
-) -> pd.DataFrame: # a row a variant: breasts, patients, seeds, scores, changes as text
+) -> pd.DataFrame: # a row per variant: breasts, patients, seeds, scores, changes as text
     "Put variants under each other, each beside the first it is compared with."
     out = scores.groupby(level=0, sort=False)[['breasts', 'patients', 'seeds']].first()
     out = out.assign(**_cells(scores, SHOWN))
@@ -200,7 +200,7 @@ def score_repeats(
 
 def repeats_table(
     scores:pd.DataFrame, # from `score_repeats`
-) -> pd.DataFrame: # a row a variant and seed, as text
+) -> pd.DataFrame: # a row per variant and seed, as text
     "Put the runs under each other."
     out = scores.groupby(level=[0, 1], sort=False)[['breasts', 'patients']].first()
     names = {k: SHOWN_NAMES[k] for k in _REPEATED}
@@ -210,7 +210,7 @@ def repeats_table(
 def summarise_repeats(
     scores:pd.DataFrame, # from `score_repeats`
     test_share:float=.15/.7, # breasts tested for each that was trained on
-) -> pd.DataFrame: # a row a variant and score: published, value, low, high, lowest, highest, seeds
+) -> pd.DataFrame: # a row per variant and score: published, value, low, high, lowest, highest, seeds
     "Average over the runs of each variant."
     rows = []
     for (name, k), t in scores.groupby(['variant', 'score'], sort=False):

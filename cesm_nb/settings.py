@@ -95,7 +95,7 @@ class TrainConfig(ModelConfig):
     n_folds:int = 0 # 0: one 70/15/15 split; K, 3 or more: K folds, of which one is the test set
     fold:int = 0 # which of the folds, 0 .. n_folds-1
     epochs:int = 3 # passes over the training set; the paper shows 20
-    batch_size:int = 16 # breasts a step
+    batch_size:int = 16 # breasts per step
     lr:float = 1e-4 # learning rate of AdamW
     weight_decay:float = 1e-2 # weight decay of AdamW
     grad_clip:float = 0.0 # largest norm of a step's gradient; 0: no limit

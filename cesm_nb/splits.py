@@ -69,7 +69,7 @@ def read_splits(
     bad = s[~s.split.isin(SPLITS)]
     if len(bad): raise ValueError(f'{path} line {bad.index[0]+2}: split {bad.split.iloc[0]!r} is not one of {SPLITS}')
     twice = s[s.duplicated(['patient_id', 'side'])]
-    if len(twice): raise ValueError(f'{path} names P{twice.patient_id.iloc[0]}_{twice.side.iloc[0]} twice; expected one line a breast')
+    if len(twice): raise ValueError(f'{path} names P{twice.patient_id.iloc[0]}_{twice.side.iloc[0]} twice; expected one line per breast')
     out = table[['patient_id', 'side']].merge(s[['patient_id', 'side', 'split']], how='left')
     lost = out[out.split.isna()]
     if len(lost):

@@ -51,7 +51,7 @@ def banner(
 def table_1(
     scores:pd.DataFrame, # from `interval_table`
     test:pd.DataFrame, # the predictions behind it
-) -> pd.DataFrame: # one row a score: paper, this run, its interval, the difference, n
+) -> pd.DataFrame: # one row per score: paper, this run, its interval, the difference, n
     "Put a run's scores beside the paper's Table 1, and two questions of two classes under them."
     names = [*PAPER, *(k for k in MORE_NAMES if k in scores.index)]
     out = scores.loc[names].join(pd.Series(PAPER, name='paper'))
@@ -72,7 +72,7 @@ def with_interval(
 
 def compare_runs(
     runs:dict, # name -> (config, scores from `interval_table`, test predictions)
-) -> pd.DataFrame: # one row a score, one column a run: value [low, high]
+) -> pd.DataFrame: # one row per score, one column per run: value [low, high]
     "Put several runs beside each other and the paper."
     columns = {k: scores.apply(with_interval, axis=1) for k, (_, scores, _) in runs.items()}
     out = pd.DataFrame({PUBLISHED: pd.Series(PAPER).map('{:.4f}'.format)} | columns)
@@ -216,7 +216,7 @@ def group_findings(
 LEAST_BREASTS = 10 # a smaller subgroup is counted and not scored
 
 def subgroup_table(
-    test:pd.DataFrame, # predictions with a column a grouping
+    test:pd.DataFrame, # predictions with a column per grouping
     groupings:list, # names of these columns
     n_draws:int=1000, # bootstrap draws
 ) -> pd.DataFrame: # index (grouping, group); breasts, patients, value and interval of three scores
@@ -303,7 +303,7 @@ def _say_views(m):
 
 def describe_breasts(
     run_dir:str|Path, # run folder of `cesm_nb.train`
-) -> tuple: # (patient_id, side and a column a grouping, a row a breast; notes)
+) -> tuple: # (patient_id, side and a column per grouping, a row per breast; notes)
     "Say to which subgroups each breast belongs."
     run_dir, notes = Path(run_dir), []
     path, config = run_file(run_dir, 'manifest'), read_config(run_dir)

@@ -91,7 +91,7 @@ def _seed(*numbers):
 
 def epoch_batches(
     index:torch.Tensor, # (n,) which breasts
-    batch_size:int, # breasts a step
+    batch_size:int, # breasts per step
     generator:torch.Generator, # shuffles
     smallest:int=2, # breasts in the last batch at least
 ) -> list: # tensors of indices

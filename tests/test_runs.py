@@ -131,7 +131,7 @@ def test_commands(tmp_path):
     assert made.returncode == 0 and 'breasts (PHANTOM)' in made.stdout, made.stderr
     trained = run(BIN/'cesm_train', *common, '--epochs', 1, '--backbones', SMALLEST)
     assert trained.returncode == 0, trained.stderr
-    epoch, said, _ = trained.stdout.splitlines() # in a log: a plain line an epoch, then the result
+    epoch, said, _ = trained.stdout.splitlines() # in a log: a plain line per epoch, then the result
     assert epoch.startswith('epoch 1/1: train_loss') and said.startswith('PHANTOM, test n=')
     told = run(BIN/'cesm_evaluate', tmp_path/'run', '--n-draws', 200)
     assert told.returncode == 0 and '*** PHANTOM' in told.stdout and 'Accuracy' in told.stdout, told.stderr

@@ -119,7 +119,7 @@ def main():
     if files: print('decoding at half scale, not used: {:.2f} x the time of full decoding, {:.2f} grey levels off on average, {} at most'.format(
         *reduced_decoding(files)))
     hours = 1e5/median(t['one process'] for t in turns)/3600
-    print(f'100,000 images: {hours:.2f} core-hours and {1e5*size/2**30:.0f} GiB of tensors; two processes start in {start_up:.1f} s, once a run')
+    print(f'100,000 images: {hours:.2f} core-hours and {1e5*size/2**30:.0f} GiB of tensors; two processes start in {start_up:.1f} s, once per run')
     peak = [resource.getrusage(w).ru_maxrss/2**10 for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(f'peak memory: {peak[0]:.0f} MiB this process, {peak[1]:.0f} MiB the largest other one (peer or worker)')
 

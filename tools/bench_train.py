@@ -42,7 +42,7 @@ def make_breasts(
 
 def ours(
     folder:Path, # tensor folder
-    batch:int, # breasts a step
+    batch:int, # breasts per step
     steps:int, # timed steps
     device:str, # 'auto', 'cpu' or 'cuda'
 ) -> dict: # samples/s, latency of one breast in ms, its ratio to the bare forward pass, peak memory in MB

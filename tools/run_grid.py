@@ -3,7 +3,7 @@
 usage: python tools/run_grid.py --grid configs/primary.yaml [...] --data FOLDER [--runs runs/grids] [--out results]
                                 [--n-jobs 1 | --dask ADDRESS] [--seeds 0 1] [--folds 5] [--set KEY=VALUE ...]
                                 [--only-results] [--without-papermill]
-Papermill executes the section *Run* of chapter 04 once a run; the executed notebook stays in the run folder. Runs that are
+Papermill executes the section *Run* of chapter 04 once per run; the executed notebook stays in the run folder. Runs that are
 finished are kept, also those of another grid; others go on where they were cut off. One queue holds all runs of all grids,
 seed by seed, so that --n-jobs are busy until the last; grids that share a run train it once. With one job a run is trained in
 this process; with several, a worker ends within about a second of this process, whatever ends it, and what it had started
@@ -125,7 +125,7 @@ def main():
     ap.add_argument('--folds', type=int)
     ap.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', help='fields of TrainConfig, for all variants')
     ap.add_argument('--only-results', action='store_true', help='train nothing, publish the seeds that are complete')
-    ap.add_argument('--without-papermill', action='store_true', help='call the training directly: seconds less a run')
+    ap.add_argument('--without-papermill', action='store_true', help='call the training directly: seconds less per run')
     a = ap.parse_args()
     logging.getLogger('papermill').setLevel(logging.ERROR)
     a.runs, a.data = a.runs.resolve(), a.data.resolve() # a notebook runs elsewhere
