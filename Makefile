@@ -23,7 +23,7 @@ $(VENV)/.ready: constraints.txt settings.ini setup.py pyproject.toml
 	touch $@
 
 reproduce: $(VENV)/.ready
-	$(BIN)/python tools/reproduce.py --data '$(DATA)' --protocol '$(PROTOCOL)' --run-dir '$(RUN)' --set $(SET)
+	$(BIN)/cesm_reproduce --data '$(DATA)' --protocol '$(PROTOCOL)' --run-dir '$(RUN)' --set $(SET)
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 timeout 3600 $(BIN)/nbdev_test --n_workers 2 --do_print --timing

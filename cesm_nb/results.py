@@ -227,7 +227,7 @@ def say_absent(
     name:str, # of the grid
 ) -> str: # a sentence
     "Say how results come to be that are not published yet."
-    return (f'`results/{name}` is not published yet: `python tools/run_grid.py --grid '
+    return (f'`results/{name}` is not published yet: `cesm_grid '
             f'configs/{name}.yaml --data /path/to/CDD-CESM` makes it.')
 
 def say_settings(

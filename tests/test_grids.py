@@ -2,7 +2,6 @@
 
 All on phantoms at 32 px and one epoch: what is tested is the machinery.
 """
-import argparse
 import json
 import re
 import shutil
@@ -25,8 +24,8 @@ from cesm_nb.settings import TrainConfig
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
 
-sys.path.insert(0, str(ROOT/'tools'))
-from run_grid import queue_jobs, read_changes, read_grid, say_command
+from cesm_nb.experiments import queue_jobs, read_grid, write_command
+from cesm_nb.reproduce import read_changes
 
 WITH_FOLDS = ('primary', 'ladder', 'regions', 'ablations', 'pretraining')
 NEW = {'split_seed', 'normalise_input'} - {f.name for f in fields(TrainConfig)}
@@ -34,11 +33,6 @@ needs_fields = pytest.mark.skipif(bool(NEW), reason=f'TrainConfig has no {sorted
 
 
 def read_yaml(name): return yaml.safe_load((ROOT/'configs'/f'{name}.yaml').read_text())
-
-
-def asked(data='CDD-CESM', changes=(), seeds=None, folds=None):
-    "A command line."
-    return argparse.Namespace(data=Path(data), set=list(changes), seeds=seeds, folds=folds)
 
 
 # --- the files
@@ -89,19 +83,19 @@ def test_primary_compares_clinical_with_regions():
 def test_other_backbones_take_the_place_of_the_files(tmp_path):
     "A stand-in is called by its name everywhere, in variants that name one backbone too."
     changes = ['backbones=mobilenetv2_100,efficientnet_lite0', 'weights_dir=../shared/weights']
-    g = read_grid(ROOT/'configs'/'ablations.yaml', asked(changes=changes))
+    g = read_grid(ROOT/'configs'/'ablations.yaml', read_changes(changes))
     assert g.base['backbones'] == 'mobilenetv2_100,efficientnet_lite0' and g.base['weights_dir'] == '../shared/weights'
     assert g.variants['efficientnet_lite0 only'] == dict(backbones='efficientnet_lite0')
     assert ('full', 'efficientnet_lite0 only') in g.pairs and 'efficientnet_b0' not in str(g)
-    assert say_command('ablations', g.seeds, asked(changes=changes)) == (
-        'python tools/run_grid.py --grid configs/ablations.yaml --data CDD-CESM --seeds 0 1 2 --set '
+    assert write_command('ablations', g.seeds, Path('CDD-CESM'), changes) == (
+        'cesm_grid configs/ablations.yaml --data CDD-CESM --seeds 0 1 2 --set '
         'backbones=mobilenetv2_100,efficientnet_lite0 weights_dir=weights')
 
 
 def test_changes_keep_their_type():
     read = read_changes(['backbones=a,b', 'weights_dir=../x', 'lr=1e-4', 'epochs=3', 'pretrained=false', 'normalise_input=null'])
     assert read == dict(backbones='a,b', weights_dir='../x', lr=1e-4, epochs=3, pretrained=False, normalise_input=None)
-    with pytest.raises(ValueError, match="--set 'epochs' has no =: write KEY=VALUE"): read_changes(['epochs'])
+    with pytest.raises(ValueError, match="'epochs' is no setting: write KEY=VALUE"): read_changes(['epochs'])
 
 
 # --- runs
@@ -203,7 +197,7 @@ def test_unfinished_seeds_are_left_out_and_named(ran, tmp_path):
 
 def test_settings_say_everything_and_no_path(ran, tmp_path):
     grid, plan, runs = ran
-    command = 'python tools/run_grid.py --grid configs/small.yaml --data phantom'
+    command = 'cesm_grid configs/small.yaml --data phantom'
     write_results(grid, plan, tmp_path/'out', command=command, n_draws=50)
     text = (tmp_path/'out'/'settings.json').read_text()
     s = json.loads(text)
@@ -266,9 +260,12 @@ def test_results_are_read_where_they_are(ran, tmp_path, monkeypatch):
 
 # --- the command
 
+GRID = 'from cesm_nb.commands import cesm_grid; cesm_grid()'
+
+
 def command(folder, data, *args):
-    "Run `tools/run_grid.py` on grids in a folder."
-    words = [sys.executable, 'tools/run_grid.py', '--grid', *sorted(folder.glob('*.yaml')), '--data', data, '--runs', folder/'runs',
+    "Run `cesm_grid` on the grids of a folder."
+    words = [sys.executable, '-c', GRID, *sorted(folder.glob('*.yaml')), '--data', data, '--runs', folder/'runs',
              '--out', folder/'out', *args]
     return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
@@ -328,7 +325,7 @@ def test_command_publishes_what_there_is(phantom, tmp_path):
     run_grid(grid, plan_runs(grid, phantom, tmp_path/'runs'))
     said = command(tmp_path, phantom, '--only-results', '--seeds', 0, 1)
     assert said.returncode != 0 and 'Traceback' not in said.stderr
-    assert "run_grid: none: no seed of any variant is complete: of 6 runs of each variant there are 'a' 0" in said.stderr
+    assert "cesm_grid: none: no seed of any variant is complete: of 6 runs of each variant there are 'a' 0" in said.stderr
     assert 'INCOMPLETE, finished of seeds 0, 1: a; b: 0' in (tmp_path/'out'/'grid'/'table.md').read_text()
     assert not (tmp_path/'out'/'none').exists()
 
@@ -337,7 +334,7 @@ def test_command_refuses_before_it_runs(phantom, tmp_path):
     odd = TINY | dict(variants=TINY['variants'] | dict(odd=dict(epocs=3)))
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(odd))
     said = command(tmp_path, phantom)
-    assert said.returncode != 0 and "run_grid: unknown parameter 'epocs': did you mean epochs?" in said.stderr and 'Traceback' not in said.stderr
+    assert said.returncode != 0 and "cesm_grid: unknown parameter 'epocs': did you mean epochs?" in said.stderr and 'Traceback' not in said.stderr
     assert not (tmp_path/'runs').exists()
 
 
@@ -345,7 +342,7 @@ def test_a_run_that_stops_says_why(phantom, tmp_path):
     "What stops in the notebook's own process is said in one sentence, with the executed notebook."
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e9, epochs=3))))
     said = command(tmp_path, phantom)
-    assert said.returncode != 0 and 'run_grid: FloatingPointError' in said.stderr and 'notebook.ipynb' in said.stderr
+    assert said.returncode != 0 and 'cesm_grid: FloatingPointError' in said.stderr and 'notebook.ipynb' in said.stderr
     assert 'Traceback' not in said.stderr
 
 
@@ -363,7 +360,7 @@ def test_workers_end_with_the_command(phantom, tmp_path):
     "Killed while two seeds train side by side, for longer than this test lasts: nothing trains on."
     endless = dict(base=BASE | dict(epochs=100_000, patience=100_000), n_folds=0, seeds=[0, 1], variants=dict(a={}))
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(endless))
-    words = [sys.executable, 'tools/run_grid.py', '--grid', tmp_path/'grid.yaml', '--data', phantom, '--runs', tmp_path/'runs', '--n-jobs', 2,
+    words = [sys.executable, '-c', GRID, tmp_path/'grid.yaml', '--data', phantom, '--runs', tmp_path/'runs', '--n-jobs', 2,
              '--without-papermill']
     with open(tmp_path/'said', 'w') as said: started = subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=said, stderr=said)
     try: assert trains_twice(tmp_path/'runs', started), (tmp_path/'said').read_text()

@@ -17,7 +17,7 @@ from conftest import PATIENCE, ROOT
 
 ORDER = ('data', 'settings', 'runs', 'splits', 'quality', 'anatomy', 'phantom', 'roi', 'check', 'tensorize', 'alter', 'batches', 'augment', 'share', 'model',
          'draw', 'devices', 'simulate', 'stats', 'watch', 'train', 'rates', 'finished', 'intervals', 'compare', 'choose', 'coverage',
-         'figures', 'tables', 'inside', 'evaluate', 'grids', 'pooled', 'results', 'findings', 'controls', 'audit', 'ladder', 'predict', 'commands')
+         'figures', 'tables', 'inside', 'evaluate', 'grids', 'pooled', 'results', 'findings', 'reproduce', 'experiments', 'controls', 'audit', 'ladder', 'predict', 'commands')
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 BIN = Path(sys.executable).parent
 

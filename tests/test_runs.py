@@ -12,12 +12,14 @@ import torch
 
 from cesm_nb.splits import share_with_twin
 from cesm_nb.evaluate import evaluate
+from cesm_nb.reproduce import read_settings
 from cesm_nb.runs import Run
 from cesm_nb.settings import make_config
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
 
 BIN = Path(sys.executable).parent
+REPRODUCE = 'from cesm_nb.commands import cesm_reproduce; cesm_reproduce()'
 SMALLEST = 'lcnet_035' # what spans chapters does not depend on the network
 QUICK = dict(image_size=64, epochs=2, batch_size=8, mixed_precision='no', backbones=SMALLEST)
 
@@ -145,7 +147,7 @@ def test_commands(tmp_path):
 
 def test_the_whole_road(tmp_path):
     "`make reproduce` on a small phantom: all chapters, the table, the banner, the figures."
-    said = run(sys.executable, 'tools/reproduce.py', '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1',
+    said = run(sys.executable, '-c', REPRODUCE, '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1',
                f'backbones={SMALLEST}')
     assert said.returncode == 0, said.stderr
     assert said.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in said.stdout
@@ -157,7 +159,7 @@ def test_the_whole_road(tmp_path):
 
 
 def test_road_refuses_before_anything_runs(tmp_path):
-    said = run(sys.executable, 'tools/reproduce.py', '--run-dir', tmp_path/'r', '--set', 'epocs=3')
+    said = run(sys.executable, '-c', REPRODUCE, '--run-dir', tmp_path/'r', '--set', 'epocs=3')
     assert said.returncode != 0 and "unknown parameter 'epocs': did you mean epochs?" in said.stderr and 'Traceback' not in said.stderr
     assert not (tmp_path/'r').exists()
 
@@ -165,9 +167,7 @@ def test_road_refuses_before_anything_runs(tmp_path):
 @pytest.mark.parametrize('change, says', [
     ('epocs=3', 'unknown parameter'), ('epochs=three', "epochs='three' is not of type int"), ('epochs', 'write KEY=VALUE'),
     ('lr=-1', 'lr=-1 is not above 0'), ('protocol=clinic', "protocol='clinic' is not one of 'paper', 'clinical'")])
-def test_road_reads_settings(monkeypatch, change, says):
-    monkeypatch.syspath_prepend(ROOT/'tools')
-    from reproduce import read_settings
+def test_road_reads_settings(change, says):
     with pytest.raises(ValueError, match=re.escape(says)): read_settings('', 'paper', '', [change])
     assert read_settings('', 'clinical', '', ['epochs=3']).epochs == 3
 
