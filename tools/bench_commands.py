@@ -15,7 +15,8 @@ from unittest.mock import patch
 import cv2
 from sklearn.ensemble import RandomForestClassifier
 
-from cesm_nb import audit, check
+from cesm_nb import check
+from cesm_nb.commands import cesm_audit
 from cesm_nb.data import read_dataset
 
 
@@ -45,7 +46,7 @@ def main():
         decode = seconds(lambda: [cv2.imread(f, cv2.IMREAD_GRAYSCALE) is None for f in files])
         looked = seconds(lambda: check.main([a.data, '--out', f'{d}/check']))
         with patch.object(RandomForestClassifier, 'fit', timed):
-            asked = seconds(lambda: audit.main([a.data, '--out', f'{d}/audit', '--n-jobs', '1', *a.audit]))
+            asked = seconds(lambda: cesm_audit([a.data, '--out', f'{d}/audit', '--n-jobs', '1', *a.audit]))
     print(f'cesm_check: {looked:.1f} s for {len(files)} images; {looked/decode:.1f} x decoding them')
     print(f'cesm_audit: {asked:.1f} s with {len(grown)} forests; {asked/sum(grown):.1f} x growing them')
 
