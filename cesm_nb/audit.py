@@ -8,11 +8,9 @@ __all__ = ['SCORED', 'HEADS', 'UNIT_COLORS', 'LEAKY', 'deal_folds', 'out_of_fold
            'find_leaks', 'check_clinical', 'find_leaks_in_run', 'info_sheet']
 
 # %% ../nbs/06_leakage_audit.ipynb #e8c840f4
-import base64
 import hashlib
 import json
 import platform
-from io import BytesIO
 from pathlib import Path
 from typing import Optional
 
@@ -20,7 +18,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import sklearn
-from jinja2 import Environment
 from joblib import Parallel, delayed
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
@@ -32,6 +29,7 @@ from .controls import (
     BOTH, MASK_NUMBERS, SIZED, Control, label_columns, make_controls, read_annotations)
 from .data import CLASSES, KEYS, SIZE, DataSet
 from .figures import save_figure
+from .report import embed, fill_in, make_page
 from .runs import find_commit, read_config, read_parts, write_atomic
 from .settings import PROTOCOLS, AuditConfig, resolve_protocol
 from .splits import make_splits, share_with_twin
@@ -206,22 +204,17 @@ def verdict(
         f'{chance.value:.3f} [{chance.low:.3f}, {chance.high:.3f}].')
 
 # %% ../nbs/06_leakage_audit.ipynb #e9ad4d4d
-_PAGE = Environment(autoescape=True, trim_blocks=True).from_string('''<!doctype html><html lang="en"><meta charset="utf-8">
-<title>cesm_audit: {{ name }}</title><style>body{font:15px/1.5 sans-serif;max-width:100em;margin:2em auto;padding:0 1em}
-table{border-collapse:collapse;font-size:13px}td,th{padding:.15em .7em;border-bottom:1px solid #ddd;text-align:left}
-td.n{white-space:nowrap;font-variant-numeric:tabular-nums}img{max-width:72em;width:100%}p,ul{max-width:72em}</style>
-<h1>Does your preprocessing give the label away?</h1>
-<p id="verdict"><b>{{ verdict }}</b></p>
+_BODY = '''<p class="lead" id="verdict"><b>{{ verdict }}</b></p>
 <p>If contrast is enhanced, or anything else is done, inside drawn regions, a network sees where they are. It can then
 score about this well without looking at tissue, and a new patient has no regions. {{ name }}: {{ facts }}.</p>
-<img alt="Macro AUC of each control with intervals" src="data:image/png;base64,{{ figure }}">
+<img alt="Macro AUC of each control with intervals" src="{{ figure }}">
 {% for unit, table in tables.items() %}<h2>Controls, split by {{ unit }}</h2>
 <p>Value [95 % interval, over women and seeds]; {{ cfg.n_repeats }} seeds of {{ cfg.n_folds }} folds each.
 Label: the worst over all rows of a breast, or over the rows of one modality. DM is low energy, CM subtracted.</p>
-<table><tr><th>what the forest sees<th>label{% for c in table.columns %}<th>{{ c }}{% endfor %}
+<div class="wide"><table><tr><th>what the forest sees<th>label{% for c in table.columns %}<th>{{ c }}{% endfor %}
 
 {% for (control, label), cells in table.iterrows() %}<tr><td data-control="{{ control }}|{{ label }}|{{ unit }}">{{ control }}<td>{{ label }}
-{% for c in cells %}<td class="n">{{ c }}{% endfor %}{% endfor %}</table>
+{% for c in cells %}<td class="n">{{ c }}{% endfor %}{% endfor %}</table></div>
 {% endfor %}<h2>How to read it</h2><ul>
 <li>Chance: macro AUC 0.5; accuracy of the row of permuted labels; log loss of the class shares.
 <li>Macro AUC pools the folds. A fold with more of a class leaves fewer to train on, so what knows nothing comes out a little below 0.5; the mean of folds does not.
@@ -230,14 +223,9 @@ Label: the worst over all rows of a breast, or over the rows of one modality. DM
 <li>BI-RADS is what a radiologist concluded from the same images: circular, and no score for a system to be measured by.
 <li>The other breast's label is worth something only where women are dealt into both parts: split by patient.
 <li>A missing value that tells of the label should be hidden, or its cause removed.</ul>
-<p>{{ made }}</p></html>''')
+<p>{{ made }}</p>'''
 
 # %% ../nbs/06_leakage_audit.ipynb #07571bf6
-def _embed(fig):
-    "A figure as PNG in base64."
-    fig.savefig(buffer := BytesIO(), dpi=110, bbox_inches='tight', metadata={'Software': None})
-    return base64.b64encode(buffer.getvalue()).decode()
-
 def presence_rule(
     images:pd.DataFrame, # of `DataSet`
     rows:str, # 'all rows', 'DM rows' or 'CM rows'
@@ -287,11 +275,14 @@ def write_audit(
     made = dict(settings=settings, files=facts, versions=versions, commit=find_commit())
     write_atomic(out/'settings.json', f'{json.dumps(made, indent=1)}\n'.encode())
     name = [f'{facts[k]} {k}' for k in ('patients', 'breasts', 'rows', 'regions')]
-    page = _PAGE.render(
-        name=found.files['sheet'].name, verdict=said, facts=', '.join(name), figure=_embed(ax.figure), cfg=cfg,
+    sheet = found.files['sheet'].name
+    body = fill_in(
+        _BODY, name=sheet, verdict=said, facts=', '.join(name), figure=embed(ax.figure), cfg=cfg,
         tables={'patient': show_controls(table), 'breast': show_controls(table, unit='breast')},
         made=f'cesm_audit, seed {cfg.seed}, annotation files {facts["fingerprint"]}')
-    write_atomic(out/'index.html', page.encode())
+    heading = 'Does your preprocessing reveal the label?'
+    page = make_page(f'cesm_audit: {sheet}', heading, body, facts['phantom'])
+    write_atomic(out/'index.html', page)
     save_figure(ax.figure, out/'controls', facts['phantom'])
     plt.close(ax.figure)
     return table, out/'index.html', said

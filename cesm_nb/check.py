@@ -6,7 +6,6 @@
 __all__ = ['THUMB_PX', 'LOOKED_FOR', 'chest_wall', 'look_at', 'find_problems', 'write_report', 'CheckConfig', 'main']
 
 # %% ../nbs/00f_check.ipynb #ef3916fa
-import base64
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from jinja2 import Environment
 from tyro import cli
 from tyro.conf import Positional
 
 from .data import SIZE, DataSet, read_dataset
 from .quality import quality_report
+from .report import embed, fill_in, make_page
 from .roi import read_image, region_problem, resize_area, segment_breast
 
 # %% ../nbs/00f_check.ipynb #05415981
@@ -82,18 +81,18 @@ def find_problems(
 
 # %% ../nbs/00f_check.ipynb #59da5f66
 LOOKED_FOR = ('image cannot be used', 'same pixels under two names', 'breast on the other side', 'region skipped')
-_PAGE = Environment(autoescape=True).from_string('''<!doctype html><html lang="en"><meta charset="utf-8"><title>cesm_check: {{ root }}</title>
-<style>body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:left}
-td.n{text-align:right}summary{cursor:pointer;font-weight:bold;padding:.3em 0}ul{columns:3;font-size:13px}img{max-width:100%}.phantom{color:#D55E00}</style>
-<h1>What is in {{ root }}</h1><p>{{ 'PHANTOM: made-up images, evidence of nothing.' if phantom else 'Names and pictures of patients: this page stays with the data.' }} DM is low energy, CM subtracted.</p>
-<h2>Problems</h2>{% if clean %}<p>Looked for and not found: {{ clean|join(', ') }}.</p>{% endif %}<table>{% for k, rows in groups %}<tr><td><a href="#k{{ loop.index }}">{{ k }}</a><td class="n" data-kind="{{ k }}">{{ rows|length }}{% endfor %}</table>
-{% for k, rows in groups %}<details id="k{{ loop.index }}"><summary>{{ k }}: {{ rows|length }}</summary>{% if sheets[k] %}<img alt="up to 12 of them" src="data:image/png;base64,{{ sheets[k] }}">{% endif %}
-<ul>{% for name, detail in rows %}<li>{{ name }}{{ ' - ' + detail if detail }}{% endfor %}</ul></details>{% endfor %}
-<h2>Counts</h2><table>{% for k, v in facts.items() %}<tr><td>{{ k }}<td class="n">{{ v }}{% endfor %}</table></html>''')
+_BODY = '''<p class="lead">{{ 'PHANTOM: made-up images, evidence of nothing.' if phantom else 'Names and pictures of patients: this page stays with the data.' }}
+DM is low energy, CM subtracted.</p>
+<h2>Problems</h2>{% if clean %}<p>Looked for and not found: {{ clean|join(', ') }}.</p>{% endif %}
+<table>{% for k, rows in groups %}<tr><td><a href="#k{{ loop.index }}">{{ k }}</a><td class="n" data-kind="{{ k }}">{{ rows|length }}{% endfor %}</table>
+{% for k, rows in groups %}<details id="k{{ loop.index }}"><summary>{{ k }}: {{ rows|length }}</summary>
+{% if sheets[k] %}<img alt="up to 12 of them" src="{{ sheets[k] }}">{% endif %}
+<ul class="names">{% for name, detail in rows %}<li>{{ name }}{{ ' - ' + detail if detail }}{% endfor %}</ul></details>{% endfor %}
+<h2>Counts</h2><table>{% for k, v in facts.items() %}<tr><td>{{ k }}<td class="n">{{ v }}{% endfor %}</table>'''
 
 def _contact_sheet(thumbs):
-    "Up to 12 thumbnails in a row, as PNG in base64; '' where there is none."
-    return base64.b64encode(cv2.imencode('.png', cv2.hconcat(thumbs[:12]))[1]).decode() if thumbs else ''
+    "Up to 12 thumbnails in a row; '' where there is none."
+    return embed(cv2.imencode('.png', cv2.hconcat(thumbs[:12]))[1].tobytes()) if thumbs else ''
 
 def write_report(
     data:DataSet|str|Path, # a data set, or its folder
@@ -109,8 +108,9 @@ def write_report(
     groups = [(k, list(zip(g.image_name, g.detail))) for k, g in problems.groupby('kind', sort=False)]
     sheets = {k: _contact_sheet([thumbs[n] for n, _ in rows if n in thumbs]) for k, rows in groups}
     clean = [k for k in LOOKED_FOR if k not in sheets]
-    page = _PAGE.render(clean=clean, root=data.root.name, phantom=data.phantom, groups=groups, sheets=sheets, facts=facts)
-    (out/'index.html').write_text(page, encoding='utf-8')
+    body = fill_in(_BODY, clean=clean, phantom=data.phantom, groups=groups, sheets=sheets, facts=facts)
+    name = data.root.name
+    (out/'index.html').write_bytes(make_page(f'cesm_check: {name}', f'What is in {name}', body, data.phantom))
     return out/'index.html'
 
 # %% ../nbs/00f_check.ipynb #23318ee1

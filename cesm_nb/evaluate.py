@@ -7,7 +7,6 @@ __all__ = ['CAPTIONS', 'score_test', 'find_best_epoch', 'list_figures', 'write_f
            'Evaluation', 'evaluate', 'describe', 'group_runs', 'compare', 'evaluate_all', 'main']
 
 # %% ../nbs/05_eval_and_figures.ipynb #719800ba
-import base64
 import json
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -15,7 +14,6 @@ from typing import NamedTuple, TypedDict
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from jinja2 import Environment
 
 from .choose import POINTS, SCALED, SHARES, apply_validation, pool_runs
 from .compare import fold_auc
@@ -25,6 +23,7 @@ from .figures import (
     plot_scores, save_figure)
 from .inside import look_inside, plot_attention, plot_examples, pointing_table
 from .intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
+from .report import embed, fill_in, make_page
 from .runs import Run, pool_tests, write_atomic
 from .tables import (
     LEAST_BREASTS, banner, compare_paired, compare_runs, describe_breasts, forest_rows,
@@ -165,36 +164,19 @@ def write_inside(
     return Seen(pointing_table(games, n_draws), figures, pictures, notes)
 
 # %% ../nbs/05_eval_and_figures.ipynb #e12e48ac
-_PAGE = Environment(autoescape=True).from_string('''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ name }}: cesm_evaluate</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body {font: 16px/1.5 sans-serif; max-width: 1180px; margin: 1.5em auto; padding: 0 1em}
-h2 {margin-top: 2em; border-bottom: 2px solid #0072B2}
-table {border-collapse: collapse; font-size: 14px; margin: .5em 0}
-td, th {padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: left}
-td {font-variant-numeric: tabular-nums}
-.wide {overflow-x: auto}
-.worth {padding: .6em 1em; background: {{ '#fbe3d6' if phantom else '#e3eef7' }}}
-.figures {display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: 1.5em}
-figure {margin: 0} figure.wide {grid-column: span 2}
-img {max-width: 100%} figcaption {font-size: 14px; color: #444}
-</style></head><body>
-<h1>{{ name }}</h1>
-<p class="worth"><strong>{{ banner }}</strong></p>
+_BODY = '''<p class="lead"><strong>{{ banner }}</strong></p>
 <p>{{ facts }}</p>
 {% for note in notes %}<p>Note: {{ note }}.</p>{% endfor %}
 {% for title, text, html in tables %}<h2>{{ title }}</h2><p>{{ text }}</p>
 <div class="wide">{{ html|safe }}</div>{% endfor %}
 <h2>Figures</h2><div class="figures">
-{% for title, data, wide in figures %}<figure{{ ' class=wide' if wide }}>
-<img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
+{% for title, data, wide in figures %}<figure{{ ' class=double' if wide }}>
+<img alt="{{ title }}" src="{{ data }}">
 <figcaption>{{ title }}</figcaption></figure>{% endfor %}</div>
 {% for title, data, _ in pictures %}<h2>{{ title }}</h2>
 {% if not phantom %}<p><strong>Pictures of patients: this page stays with the data.</strong></p>
-{% endif %}<img alt="{{ title }}" src="data:image/png;base64,{{ data }}">{% endfor %}
-<h2>Settings</h2><div class="wide">{{ settings|safe }}</div>
-</body></html>''')
+{% endif %}<img alt="{{ title }}" src="{{ data }}">{% endfor %}
+<h2>Settings</h2><div class="wide">{{ settings|safe }}</div>'''
 
 # %% ../nbs/05_eval_and_figures.ipynb #885d01ff
 CAPTIONS = dict(
@@ -211,9 +193,9 @@ CAPTIONS = dict(
     gradcam='Grad-CAM of the true class: region in blue, hottest point as a cross')
 
 # %% ../nbs/05_eval_and_figures.ipynb #2b2627b2
-def _picture(path): # (caption, base64, whether it needs two columns) of a PNG
-    name, data = Path(path).stem, base64.b64encode(Path(path).read_bytes())
-    return CAPTIONS[name], data.decode(), name == 'subgroups'
+def _picture(path): # (caption, data URI, whether it needs a row of its own) of a PNG
+    name = Path(path).stem
+    return CAPTIONS[name], embed(path), name == 'subgroups'
 
 def _html(table):
     digits = {c: '{:.4f}'.format for c in table.select_dtypes('float')}
@@ -233,11 +215,13 @@ def write_report(
     "Write one page with everything inside it."
     out = Path(out_dir)
     settings = pd.Series(config['settings'] | config['switches'], name='value').to_frame()
-    page = _PAGE.render(
-        name=out.resolve().name, banner=banner(config), phantom=config['phantom'], facts=facts,
+    name = out.resolve().name
+    body = fill_in(
+        _BODY, banner=banner(config), phantom=config['phantom'], facts=facts,
         notes=notes, tables=[(k, text, _html(t)) for k, (text, t) in tables.items()],
         figures=map(_picture, figures), pictures=map(_picture, pictures), settings=_html(settings))
-    write_atomic(out/'report.html', page.encode())
+    page = make_page(f'{name}: cesm_evaluate', name, body, config['phantom'])
+    write_atomic(out/'report.html', page)
     return out/'report.html'
 
 # %% ../nbs/05_eval_and_figures.ipynb #706c0514

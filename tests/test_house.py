@@ -15,7 +15,7 @@ from cesm_nb.tables import with_interval
 from cesm_nb.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
-ORDER = ('data', 'settings', 'runs', 'splits', 'quality', 'anatomy', 'phantom', 'roi', 'check', 'tensorize', 'alter', 'batches', 'augment', 'share', 'model',
+ORDER = ('data', 'settings', 'runs', 'report', 'splits', 'quality', 'anatomy', 'phantom', 'roi', 'check', 'tensorize', 'alter', 'batches', 'augment', 'share', 'model',
          'draw', 'devices', 'simulate', 'stats', 'watch', 'train', 'rates', 'finished', 'intervals', 'compare', 'choose', 'coverage',
          'figures', 'tables', 'inside', 'evaluate', 'grids', 'pooled', 'results', 'findings', 'reproduce', 'experiments', 'controls', 'audit', 'ladder', 'predict', 'commands')
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
