@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encode_rows', 'decode_rows', 'prepare', 'tensor_settings', 'read_tensor_settings', 'claim_folder', 'make_tasks',
            'tensor_name', 'make_tensor', 'read_tensor', 'check_tensor', 'save_tensor', 'save_tensors', 'list_tasks',
-           'tensorize', 'read_manifest', 'BreastTensors', 'plot_tensor', 'plot_tensor_sheet', 'main']
+           'tensorize', 'read_manifest', 'plot_tensor', 'plot_tensor_sheet', 'main']
 
 # %% ../nbs/02_tensorize.ipynb #e1daebaf
 import json
@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .data import CLASSES, CLASS_COLORS, DENSITY, SIDES, DataSet, breasts, read_dataset
@@ -274,25 +273,6 @@ def read_manifest(
     if not path.exists(): raise ValueError(f'{path} is absent: run cesm_tensorize first')
     return pd.read_csv(path, dtype={'side': str}, keep_default_na=False, na_values={'age_years': ['']})
 
-class BreastTensors(Dataset):
-    "The breasts of a tensor folder, or of one part of a split, read when asked for."
-    def __init__(
-        self,
-        tensor_dir:str|Path, # folder of `tensorize`
-        splits:Optional[pd.DataFrame]=None, # patient_id, side, split
-        split:Optional[str]=None, # 'train', 'val' or 'test'; None = all
-    ):
-        self.folder, self.manifest = Path(tensor_dir), read_manifest(tensor_dir)
-        if split is not None:
-            keep = splits.loc[splits.split == split, ['patient_id', 'side']]
-            self.manifest = self.manifest.merge(keep, on=['patient_id', 'side'])
-
-    def __len__(self): return len(self.manifest)
-
-    def __getitem__(self, i):
-        d = read_tensor(self.folder/self.manifest.file[i])
-        return {k: d[k] for k in ('x', 'label', 'real', 'patient_id', 'side')}
-
 # %% ../nbs/02_tensorize.ipynb #7b9edcc7
 def plot_tensor(
     x:torch.Tensor, # (3, S, S) in [0, 1]
@@ -305,16 +285,18 @@ def plot_tensor(
     return axs
 
 def plot_tensor_sheet(
-    dataset:BreastTensors, # breasts to draw from
+    tensor_dir:str|Path, # folder of `tensorize`
     n_per_class:int=4, # breasts of each class
     seed:int=0, # which ones
 ): # the figure
     "Show CC beside MLO of some breasts of each class, framed in the colour of the class."
+    manifest = read_manifest(tensor_dir)
     fig, axs = plt.subplots(len(CLASSES), n_per_class, figsize=(2.6*n_per_class, 4.4), squeeze=False)
     for row, (label, c) in zip(axs, enumerate(CLASSES)):
-        rows = dataset.manifest.index[dataset.manifest.label == label]
-        for ax, i in zip(row, np.random.default_rng(seed).permutation(rows)):
-            ax.imshow(torch.cat(list(dataset[i]['x'][:-1]), 1), cmap='gray', vmin=0, vmax=1)
+        files = manifest.file[manifest.label == label]
+        for ax, file in zip(row, np.random.default_rng(seed).permutation(files)):
+            views = read_tensor(Path(tensor_dir)/file)['x'][:-1]
+            ax.imshow(torch.cat(list(views), 1), cmap='gray', vmin=0, vmax=1)
         for ax in row:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set(color=CLASS_COLORS[c], linewidth=2)
