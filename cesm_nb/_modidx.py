@@ -584,5 +584,4 @@ d = { 'settings': { 'branch': 'main',
                                'cesm_nb.watch.ShowEpochs.__call__': ('watch.html#showepochs.__call__', 'cesm_nb/watch.py'),
                                'cesm_nb.watch.ShowEpochs.__init__': ('watch.html#showepochs.__init__', 'cesm_nb/watch.py'),
                                'cesm_nb.watch.ShowEpochs._draw': ('watch.html#showepochs._draw', 'cesm_nb/watch.py'),
-                               'cesm_nb.watch.in_notebook': ('watch.html#in_notebook', 'cesm_nb/watch.py'),
-                               'cesm_nb.watch.plot_history': ('watch.html#plot_history', 'cesm_nb/watch.py')}}}
+                               'cesm_nb.watch.in_notebook': ('watch.html#in_notebook', 'cesm_nb/watch.py')}}}

@@ -87,7 +87,7 @@ DM is low energy, CM subtracted.</p>
 <table>{% for k, rows in groups %}<tr><td><a href="#k{{ loop.index }}">{{ k }}</a><td class="n" data-kind="{{ k }}">{{ rows|length }}{% endfor %}</table>
 {% for k, rows in groups %}<details id="k{{ loop.index }}"><summary>{{ k }}: {{ rows|length }}</summary>
 {% if sheets[k] %}<img alt="up to 12 of them" src="{{ sheets[k] }}">{% endif %}
-<ul class="names">{% for name, detail in rows %}<li>{{ name }}{{ ' - ' + detail if detail }}{% endfor %}</ul></details>{% endfor %}
+<ul>{% for name, detail in rows %}<li>{{ name }}{{ ' - ' + detail if detail }}{% endfor %}</ul></details>{% endfor %}
 <h2>Counts</h2><table>{% for k, v in facts.items() %}<tr><td>{{ k }}<td class="n">{{ v }}{% endfor %}</table>'''
 
 def _contact_sheet(thumbs):

@@ -27,7 +27,7 @@ td {font-variant-numeric: tabular-nums} td.n {text-align: right; white-space: no
 .figures {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr)); gap: 1.5em}
 figure {margin: 0} figure.double {grid-column: 1 / -1}
 img {max-width: 100%; background: white} figcaption {font-size: 14px; opacity: .8}
-summary {cursor: pointer; font-weight: bold; padding: .3em 0} ul.names {columns: 14em; font-size: 13px}
+summary {cursor: pointer; font-weight: bold; padding: .3em 0} details ul {columns: 14em; font-size: 13px}
 @media print {details > * {display: block} body {max-width: none}}'''
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>

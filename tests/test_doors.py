@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from cesm_nb import data
-from cesm_nb.evaluate import write_report
+from cesm_nb.check import write_report
 from cesm_nb.data import CHANNELS, DataSet, read_dataset
 from cesm_nb.finished import load_run
 from cesm_nb.settings import TrainConfig

@@ -16,8 +16,8 @@ from cesm_nb.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
 ORDER = ('data', 'settings', 'runs', 'report', 'splits', 'quality', 'anatomy', 'phantom', 'roi', 'check', 'tensorize', 'alter', 'batches', 'augment', 'share', 'model',
-         'draw', 'devices', 'simulate', 'stats', 'watch', 'train', 'rates', 'finished', 'intervals', 'compare', 'choose', 'coverage',
-         'figures', 'tables', 'inside', 'evaluate', 'grids', 'pooled', 'results', 'findings', 'reproduce', 'experiments', 'controls', 'audit', 'ladder', 'predict', 'commands')
+         'draw', 'devices', 'simulate', 'stats', 'intervals', 'figures', 'watch', 'train', 'rates', 'finished', 'compare', 'choose', 'coverage',
+         'tables', 'inside', 'evaluate', 'grids', 'pooled', 'results', 'findings', 'reproduce', 'experiments', 'controls', 'audit', 'ladder', 'predict', 'commands')
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 BIN = Path(sys.executable).parent
 
