@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from cesm_nb.findings import LEAD, NOT_RUN, lead_table, say_outcome
+from cesm_nb.findings import LEAD, NOT_RUN, lead_scores, lead_table, say_finding, say_outcome
 from cesm_nb.grids import make_grid
 from cesm_nb.results import fold_tables, repeat_tables, write_tables, find_results
 from cesm_nb.simulate import simulate
@@ -23,7 +23,7 @@ from cesm_nb.data import PROBS
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
-from make_readme import END, START, fill, make_block
+from make_readme import fill, make_blocks
 
 PUBLISHED = sorted((ROOT/'results').rglob('settings.json'))
 names = lambda f: str(f.parent.relative_to(ROOT/'results'))
@@ -170,18 +170,29 @@ def test_a_control_that_is_gone_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"controls.csv has no control \('mask shapes, CM'"): lead_table((tmp_path,))
 
 
-def test_block_stands_between_the_markers(tmp_path):
-    block = make_block(made_up(tmp_path))
-    text = fill(f'before\n{START}\nold\n{END}\nafter', block)
-    assert text.startswith(f'before\n{START}\n\n| score') and text.endswith(f'\n\n{END}\nafter') and 'old' not in text
-    assert fill(text, block) == text
-    for odd in ('no marker', f'{END} {START}', f'{START} {START} {END}'):
-        with pytest.raises(ValueError, match='README.md needs one <!-- results -->'): fill(odd, block)
+def test_blocks_stand_between_their_marks(tmp_path):
+    blocks, start, end = make_blocks(made_up(tmp_path)), '<!-- results -->', '<!-- /results -->'
+    text = fill(f'before\n{start}\nold\n{end}\nafter', 'results', blocks['results'])
+    assert text.startswith(f'before\n{start}\n\n| score') and text.endswith(f'\n\n{end}\nafter') and 'old' not in text
+    assert fill(text, 'results', blocks['results']) == text
+    for odd in ('no mark', f'{end} {start}', f'{start} {start} {end}'):
+        with pytest.raises(ValueError, match='README.md needs one <!-- results -->'): fill(odd, 'results', '')
+
+
+def test_the_finding_is_worded_from_the_files(tmp_path):
+    root = made_up(tmp_path)
+    text, t = say_finding((root,)), lead_table((root,)).loc['AUC-ROC']
+    for column in ('ours, clinical', "ours, radiologist's regions", 'no pixel, mask shapes'): assert t[column] in text
+    assert t.iloc[1].split(';')[0] in text and t.iloc[0] in text
+    scores = lead_scores((root,))
+    assert f'{scores.value.iloc[0]:.3f}' == t.iloc[-1].split()[0]
+    shutil.rmtree(root/'results'/'audit')
+    assert say_finding((root,)) == ''
 
 
 def test_readme_says_what_the_files_say():
     text = (ROOT/'README.md').read_text()
-    assert fill(text, make_block(ROOT)) == text, 'run python tools/make_readme.py'
+    for mark, block in make_blocks(ROOT).items(): assert fill(text, mark, block) == text, 'run python tools/make_readme.py'
 
 
 def test_results_are_found_from_the_root_and_from_nbs(monkeypatch):
@@ -242,7 +253,7 @@ def test_chapters_read_what_there_is(tmp_path, monkeypatch, chapter, there):
     absent = [n for n in names if f'`results/{n}` is not published yet' in text]
     if chapter == '05l_findings': names = [n for n in names if n != 'primary'] # a column of a table there
     assert [n for n in absent if n in names] == dict(none=[*names], first=[*names[1:]], all=[])[there]
-    assert figures == (3 if chapter == '06a_ladder' else 2 + (there != 'none')) # two curves, or one sentence in their place
+    assert figures == (3 if chapter == '06a_ladder' else 3 + (there != 'none')) # the first figure, two curves or a sentence in their place, changes
     if there == 'all':
         assert 'simulated' in text and 'not finished' not in text and 'not yet' not in text.replace(NOT_RUN, '')
         assert len(re.findall('raises|lowers|is not shown to change|supported|contradicted|undecided', text)) > 8

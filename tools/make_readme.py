@@ -1,4 +1,4 @@
-"""Write the README's table of results between `<!-- results -->` and `<!-- /results -->`, from the files in `results/`.
+"""Write what the README and the first page take from the files in `results/`: the finding, its figure, and the table.
 
 usage: python tools/make_readme.py [--check]
 `--check` writes nothing and fails where the README differs from the files. Give the command after every change of
@@ -8,29 +8,33 @@ import argparse
 import sys
 from pathlib import Path
 
-from cesm_nb.findings import lead_table, say_outcome, say_reach
+from cesm_nb.figures import save_figure
+from cesm_nb.findings import lead_scores, lead_table, plot_lead, say_finding, say_outcome, say_reach
 from cesm_nb.tables import to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = '<!-- results -->', '<!-- /results -->'
+MARKS = ('finding', 'results')
 
 
-def make_block(
+def make_blocks(
     root:Path, # folder with `results/`
-) -> str: # what stands between the markers
-    "Put the table, the primary outcome and what it could have found under each other."
+) -> dict: # mark -> what stands between its two comments
+    "Put the finding into words, and the table, the primary outcome and what it could have found under each other."
     words = ' '.join(filter(None, (say_outcome((root,)), say_reach((root,)))))
-    return f'\n\n{to_markdown(lead_table((root,)))}\n\n{words}\n\n'
+    return dict(finding=f'\n\n{say_finding((root,))}\n\n',
+                results=f'\n\n{to_markdown(lead_table((root,)))}\n\n{words}\n\n')
 
 
 def fill(
     text:str, # the README
-    block:str, # from `make_block`
-) -> str: # with the block between its markers
-    "Replace what stands between the markers; raise ValueError where they are not there once each, in this order."
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ValueError(f'README.md needs one {START} and one {END} after it: the table goes between them')
-    return text[:text.index(START) + len(START)] + block + text[text.index(END):]
+    mark:str, # one of `MARKS`
+    block:str, # from `make_blocks`
+) -> str: # with the block between its comments
+    "Replace what stands between the comments; raise ValueError where they are not there once each, in this order."
+    start, end = f'<!-- {mark} -->', f'<!-- /{mark} -->'
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ValueError(f'README.md needs one {start} and one {end} after it, to put the {mark} between them')
+    return text[:text.index(start) + len(start)] + block + text[text.index(end):]
 
 
 def main():
@@ -38,11 +42,14 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('--check', action='store_true', help='write nothing; fail where the README differs from the files')
     a, path = ap.parse_args(), ROOT/'README.md'
-    try: there, made = path.read_text(), fill(path.read_text(), make_block(ROOT))
+    try:
+        there = text = path.read_text()
+        for mark, block in make_blocks(ROOT).items(): text = fill(text, mark, block)
     except (ValueError, OSError) as e: sys.exit(f'make_readme: {e}')
-    if there == made: return
+    if not a.check: save_figure(plot_lead(lead_scores((ROOT,))).figure, ROOT/'results'/'lead', False)
+    if there == text: return
     if a.check: sys.exit('make_readme: README.md differs from results/: run python tools/make_readme.py')
-    path.write_text(made)
+    path.write_text(text)
 
 
 if __name__ == '__main__': main()
