@@ -65,7 +65,7 @@ SHARES = [f'share_{p.removeprefix("p_")}' for p in PROBS] # of the training brea
 def pool_runs(
     runs:list, # of `Run`
 ) -> pd.DataFrame: # all predictions, with columns `run` and SHARES
-    "Put the predictions of runs under each other."
+    "Stack the predictions of runs."
     out = []
     for i, p in enumerate(r.predictions for r in runs):
         train = p.label[p.split == 'train']

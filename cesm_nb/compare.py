@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPEATED', 'delong', 'obuchowski', 'bootstrap_p', 'paired_table', 'split_variance', 'half_width', 'fold_auc',
-           'repeated_interval', 'detectable', 'nadeau_bengio', 'holm']
+           'repeated_interval', 'detectable', 'nadeau_bengio', 'holm', 'correct_p']
 
 # %% ../nbs/05f_compare.ipynb #55469caf
 import numpy as np
@@ -17,7 +17,7 @@ from cesm_nb.intervals import (
     bootstrap_weights, drop_unfounded, explain_gaps, explain_scores, interval_ends, middle_of,
     score_everything)
 from .stats import (
-    CLASS_KEYS, SCORES, class_rankings, debiased_ece, list_shares, weighted_scores)
+    CLASS_KEYS, MORE_SCORES, SCORES, class_rankings, debiased_ece, list_shares, weighted_scores)
 
 # %% ../nbs/05f_compare.ipynb #38360cb0
 def _contributions(positive, value, patient_id):
@@ -81,15 +81,18 @@ def bootstrap_p(
     sides = min((draws <= 0).sum(), (draws >= 0).sum())
     return min(1., 2*(sides + 1)/(n + 1)) if n else np.nan
 
+# %% ../nbs/05f_compare.ipynb #6909ebc0
 def paired_table(
     label:np.ndarray, # (n,) int
-    a:np.ndarray, # (n, 3) probabilities of one run
-    b:np.ndarray, # (n, 3) of the other, on the same breasts
+    a:np.ndarray, # (n, 3) probabilities of one run, or (seeds, n, 3) of trainings from several
+    b:np.ndarray, # of the other, on the same breasts
     patient_id:np.ndarray, # (n,)
     n_draws:int=2000, # bootstrap draws
     seed:int=0, # of the draws
-) -> pd.DataFrame: # a row per score: a, b, difference (b - a), low, high, p, test
-    "Compare two runs on the same breasts, women drawn."
+    fold:np.ndarray|None=None, # for several seeds, as `repeated_interval` takes it
+) -> pd.DataFrame: # a row per score: a, b, difference (b - a), low, high, p, test; seeds: see there
+    "Compare two runs, or two models from several seeds, on the same breasts, women drawn."
+    if a.ndim == 3: return repeated_interval(label, a, patient_id, b, n_draws, seed, fold=fold)
     w, rows = bootstrap_weights(patient_id, n_draws, seed), []
     found = [score_everything(label, p, patient_id, w) for p in (a, b)]
     ends, gaps = interval_ends(len(set(patient_id.tolist()))), explain_gaps(label)
@@ -111,9 +114,9 @@ def paired_table(
 
 # %% ../nbs/05f_compare.ipynb #41fc782e
 REPEATED = (
-    *SCORES, 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant', 'auc_abnormal', 'sensitivity_abnormal',
-    'specificity_abnormal', 'brier', 'log_loss', 'calibration_slope', 'calibration_intercept',
-    'ece')
+    *SCORES, 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant', 'auc_abnormal',
+    'sensitivity_abnormal', 'specificity_abnormal', *MORE_SCORES, 'calibration_slope',
+    'calibration_intercept', 'ece')
 
 def split_variance(
     values:np.ndarray, # (seeds,) of one score
@@ -153,8 +156,9 @@ def _p_of(value, women, seeds, n_patients, n_seeds):
     return float(np.exp(brentq(beyond, *ends))) if beyond(ends[0]) < 0 else 0.
 
 def _limits(name): # of a score that is no difference
-    if name.startswith('calibration'): return -np.inf, np.inf
-    return 0, np.inf if name in ('brier', 'log_loss') else 1
+    if name in ('brier', 'log_loss'): return 0, np.inf
+    if name in MORE_SCORES or name.startswith('calibration'): return -np.inf, np.inf
+    return 0, 1
 
 def _repeated_row(name, values, draws, n_patients, paired):
     "value, low, high, p, se_women, se_seeds, df of one score."
@@ -218,7 +222,7 @@ def repeated_interval(
     seed:int=0, # of the draws
     names:tuple=REPEATED, # scores
     fold:np.ndarray|None=None, # (n,) or (seeds, n) which fold tested it: adds `auc_folds`
-) -> pd.DataFrame: # one row per score: value (mean over seeds), low, high, p, ..., `seed 0`, `seed 1`
+) -> pd.DataFrame: # a row per score: value (mean over seeds), low, high, p, ..., `seed 0`, ...
     "Score trainings from several seeds, or their paired difference, over women and seeds."
     _check_repeated(label, prob, other)
     w, who = bootstrap_weights(patient_id, n_draws, seed), set(patient_id.tolist())
@@ -284,3 +288,9 @@ def holm(
     steps = p[order]*np.arange(len(order), 0, -1)
     out[order] = np.minimum(1, np.maximum.accumulate(steps))
     return out
+
+def correct_p(
+    differences:pd.DataFrame, # p of each pair and `score`, which is a column or an index level
+) -> pd.DataFrame: # the same with `p_holm`
+    "Correct the p values of each score for the number of pairs compared."
+    return differences.assign(p_holm=differences.groupby('score').p.transform(lambda p: holm(p)))

@@ -24,16 +24,16 @@ def read_annotations(
     data:str|Path, # annotation sheet, or a folder that holds it; images may be absent
     regions:str|Path='', # region file; empty: the one beside the sheet
 ) -> DataSet: # images without files, and regions on these images
-    "Read annotations alone; raise as `read_dataset` does, or ValueError where the files do not belong together."
+    "Read annotations alone; raise as `read_dataset`, or ValueError where the files do not match."
     found = read_dataset(data, regions, with_images=False)
-    sheet, drawn = found.files['sheet'], found.files['regions']
-    if drawn is None:
+    sheet, region_file = found.files['sheet'], found.files['regions']
+    if region_file is None:
         raise FileNotFoundError(f'{sheet.parent/REGIONS_NAME} is absent: '
                                 'name the region file (VIA export, CSV) with --regions')
     if not found.images.n_regions.any():
         first = found.regions.image_name.iloc[0] if len(found.regions) else 'no image at all'
-        raise ValueError(f'{drawn} has no region on any image of {sheet} (it names {first!r}): '
-                         'are the two files of one data set?')
+        raise ValueError(f'{region_file} has no region on any image of {sheet} '
+                         f'(it names {first!r}): are the two files of one data set?')
     named = found.regions.image_name.isin(found.images.image_name)
     return found._replace(regions=found.regions[named])
 
@@ -100,18 +100,19 @@ class Control(NamedTuple):
     label: str # which labels of `label_columns`: 'all rows', 'DM rows', 'CM rows', ...
     numbers: pd.DataFrame # index (patient_id, side); NaN: the training median; no column: none
     known: str = 'always' # 'in training': numbers are those of the other breast, 0 unless it trains
-    permuted: bool = False # numbers are dealt anew among the breasts, so labels say nothing of them
+    permuted: bool = False # numbers are shuffled among the breasts and say nothing of labels
     units: tuple = ('patient',) # what stays in one fold; 'breast' too, where a woman can be told
 
 def label_columns(
     images:pd.DataFrame, # of `DataSet`
 ) -> tuple: # (breast table over all rows, labels by whose rows: dict of Series)
-    "Give each breast its labels; those whose subtracted images have a known size once more alone."
+    "Give each breast its labels; those with a subtracted image of known size also apart."
     table = lambda rows, m='CM', scope='modality': breasts(rows, m, scope).set_index(KEYS)
     every = table(images.assign(modality='CM'))
-    there = [m for m in MODALITIES if (images.modality == m).any()]
-    labels = {'all rows': every.label} | {f'{m} rows': table(images, m).label for m in there}
-    sized = set(map(tuple, images[KEYS][images.modality.eq('CM') & images[SIZE[0]].notna()].to_numpy()))
+    present = [m for m in MODALITIES if (images.modality == m).any()]
+    labels = {'all rows': every.label} | {f'{m} rows': table(images, m).label for m in present}
+    has_size = images.modality.eq('CM') & images[SIZE[0]].notna()
+    sized = set(map(tuple, images[KEYS][has_size].to_numpy()))
     known = labels['CM rows'][[k in sized for k in labels['CM rows'].index]] if sized else []
     return every, labels | ({SIZED: known} if len(known) else {})
 
@@ -146,15 +147,15 @@ def sheet_controls(
 def reader_controls(
     images:pd.DataFrame, # of `DataSet`
 ) -> list: # of `Control`; empty where the sheet has no BI-RADS
-    "Describe breasts by the highest BI-RADS category of their images, of both modalities and of each."
+    "Describe breasts by the highest BI-RADS category of their images, of both modalities and each."
     read = images.birads.astype(str).str.split('$').explode()
     highest = pd.to_numeric(read, errors='coerce').groupby(level=0).max()
     rows = images.assign(highest=highest).dropna(subset='highest')
-    there = [m for m in MODALITIES if (rows.modality == m).any()]
-    sources = dict.fromkeys([' + '.join(there), *there]) if there else ()
+    present = [m for m in MODALITIES if (rows.modality == m).any()]
+    sources = dict.fromkeys([' + '.join(present), *present]) if present else ()
     return [
         Control(f'BI-RADS of the same images (circular), {source}',
-                f'{source} rows' if source in MODALITIES and len(there) > 1 else 'all rows',
+                f'{source} rows' if source in MODALITIES and len(present) > 1 else 'all rows',
                 own.groupby(KEYS)[['highest']].max())
         for source in sources for own in [rows[rows.modality.isin(source.split(' + '))]]]
 
@@ -172,7 +173,8 @@ def share_controls(
     labels:dict, # from `label_columns`
 ) -> list: # of `Control`
     "Describe breasts by nothing: the forecast is the class shares of the training part."
-    return [Control('nothing: class shares', k, pd.DataFrame(index=y.index)) for k, y in labels.items()]
+    nothing = {k: pd.DataFrame(index=y.index) for k, y in labels.items()}
+    return [Control('nothing: class shares', k, numbers) for k, numbers in nothing.items()]
 
 # %% ../nbs/06b_controls.ipynb #0e245e4c
 TOOLS = ('polygon', 'ellipse', 'circle', 'polyline', 'point')
@@ -182,15 +184,16 @@ def pen_controls(
     regions:pd.DataFrame, # of `DataSet`
 ) -> list: # of `Control`
     "Describe breasts by presence, shape and drawing tool of their regions; last: permuted labels."
-    masks, there = describe_masks(regions), [m for m in MODALITIES if (images.modality == m).any()]
+    masks = describe_masks(regions)
+    present = [m for m in MODALITIES if (images.modality == m).any()]
     tools = pd.crosstab(regions.image_name, regions['shape']).reindex(columns=TOOLS, fill_value=0)
-    every, out = ' + '.join(there), []
-    for source in dict.fromkeys([every, *there]):
+    every, out = ' + '.join(present), []
+    for source in dict.fromkeys([every, *present]):
         rows = images[images.modality.isin(source.split(' + '))]
         own = 'all rows' if source == every else f'{source} rows'
         shapes, used = sum_over_breast(rows, masks), sum_over_breast(rows, tools).clip(upper=1)
-        present = shapes[['regions']].clip(upper=1)
-        out += [Control(f'region present, {source}', own, present)]
+        marked = shapes[['regions']].clip(upper=1)
+        out += [Control(f'region present, {source}', own, marked)]
         both = dict.fromkeys(['all rows', own])
         units = BOTH if source == every else ('patient',) # the first also as the paper splits
         out += [Control(f'mask shapes, {source}', label, shapes, units=units) for label in both]

@@ -20,19 +20,19 @@ def coverage(
     n_patients:int=150, # women in each, two breasts per woman
     n_draws:int=1000, # bootstrap draws
     names:tuple=('accuracy', 'auc'), # scores
-) -> pd.DataFrame: # one row per score and method: truth, share of intervals that hold it, mean width
-    "Count how often 95 % intervals hold the truth, for women drawn and for breasts drawn."
+) -> pd.DataFrame: # a row per score and method: truth, share of intervals that hold it, mean width
+    "Count how often 95 % intervals hold the truth, drawing women and drawing breasts."
     big, held = simulate(200_000, seed=10**6), []
     truth = weighted_scores(big.label, big.prob, np.ones((1, len(big.label))), names=names)
     for i in range(n_sets):
         s = simulate(n_patients, seed=i)
-        for drawn, who in [('women', s.patient_id), ('breasts', np.arange(len(s.label)))]:
+        for unit, who in [('women', s.patient_id), ('breasts', np.arange(len(s.label)))]:
             w = bootstrap_weights(who, n_draws, seed=10**6 + i) # another stream than the set's
             draws = weighted_scores(s.label, s.prob, w, names=names)
             for name in names:
                 low, high = np.nanpercentile(draws[name], interval_ends(len(set(who.tolist()))))
                 t = truth[name][0]
-                held.append((name, drawn, t, low <= t <= high, high - low))
+                held.append((name, unit, t, low <= t <= high, high - low))
     out = pd.DataFrame(held, columns=['score', 'drawn', 'truth', 'coverage', 'width'])
     return out.groupby(['score', 'drawn'], sort=False).mean()
 
@@ -46,9 +46,10 @@ def true_scores(
     "Score all women, over all seeds."
     nodes, weight = np.polynomial.hermite_e.hermegauss(7 if spread else 1)
     sets = [simulate(n_patients, 10**6, signal + spread*x) for x in nodes]
-    one = np.ones((1, 2*n_patients))
+    once = np.ones((1, 2*n_patients))
     found = pd.DataFrame([
-        {k: weighted_scores(s.label, s.prob, one, names=names)[k][0] for k in names} for s in sets])
+        {k: weighted_scores(s.label, s.prob, once, names=names)[k][0] for k in names}
+        for s in sets])
     share = (weight/weight.sum())[:, None]
     mean = (found*share).sum()
     return mean, (((found - mean)**2*share).sum())**.5
@@ -64,8 +65,8 @@ def coverage_repeated(
     better:float=.3, # how much more signal the other model has
 ) -> pd.DataFrame: # one row per score and kind: truth, seed_sd, coverage, women_only, width
     "Count how often `repeated_interval` holds the truth, of a model and of a difference."
-    (one, sd), (two, _) = (true_scores(1.2 + b, spread, names) for b in (0, better))
-    truth, held = dict(score=one, difference=two - one), []
+    (first, sd), (second, _) = (true_scores(1.2 + b, spread, names) for b in (0, better))
+    truth, held = dict(score=first, difference=second - first), []
     for i in range(n_sets):
         y, a, who = simulate_trainings(n_patients, i, n_seeds, spread=spread)
         b = simulate_trainings(n_patients, i, n_seeds, 1.2 + better, spread, n_seeds)[1]

@@ -65,27 +65,27 @@ def compare_models(
 
 # %% ../nbs/03b_draw.ipynb #546a7855
 def _describe_mixer(model):
-    "What happens to the tokens, a line each."
+    "What happens to the tokens, one line per part."
     s, m = model.settings, model.mixer
     n = len(name_tokens(model))
-    said = [f'{n} token{"s" if n > 1 else ""} of {s["width"]}']
-    if s['mask_missing_views']: said.append('missing views hidden')
-    if m.attn is not None: said.append(f'attention, {m.attn.num_heads} heads')
-    if m.mlp is not None: said.append(f'Conv1D MLP, kernel {m.mlp[0].kernel_size[0]}')
-    return '\n'.join([*said, f'{count_parameters(m)["all"]/1e6:.2f} M weights'])
+    lines = [f'{n} token{"s" if n > 1 else ""} of {s["width"]}']
+    if s['mask_missing_views']: lines.append('missing views hidden')
+    if m.attn is not None: lines.append(f'attention, {m.attn.num_heads} heads')
+    if m.mlp is not None: lines.append(f'Conv1D MLP, kernel {m.mlp[0].kernel_size[0]}')
+    return '\n'.join([*lines, f'{count_parameters(m)["all"]/1e6:.2f} M weights'])
 
 def describe_model(
     model:FourStream, # what to describe
 ) -> dict: # part -> its text in the drawing; parts that are not built are absent
     "Say in a few words what each part of a model is, with counted weights."
     weights, fused, hidden = count_parameters(model), model.head[1], model.head[4]
-    told = {k: f'{k}\n{weights[k]/1e6:.2f} M weights' for k in model.streams}
-    told['mixer'] = _describe_mixer(model)
+    texts = {k: f'{k}\n{weights[k]/1e6:.2f} M weights' for k in model.streams}
+    texts['mixer'] = _describe_mixer(model)
     if model.meta is not None:
-        told['meta'] = f'Linear {model.meta[0].in_features} → {model.meta[0].out_features}'
+        texts['meta'] = f'Linear {model.meta[0].in_features} → {model.meta[0].out_features}'
     plus = '+ metadata\n' if model.meta is not None else ''
-    told['fused'] = f'mean of tokens\n{plus}= {fused.in_features}'
-    return told | dict(head=f'{hidden.in_features} → {hidden.out_features}\nlogits')
+    texts['fused'] = f'mean of tokens\n{plus}= {fused.in_features}'
+    return texts | dict(head=f'{hidden.in_features} → {hidden.out_features}\nlogits')
 
 # %% ../nbs/03b_draw.ipynb #d32f79bc
 _COLUMNS = { # middle and width, in shares of the axes
@@ -113,22 +113,23 @@ def plot_architecture(
 ) -> plt.Axes:
     "Draw the model from its own modules (paper, Figure 4)."
     ax = ax or plt.subplots(figsize=(9, 3.6))[1]
-    told = describe_model(model)
+    texts = describe_model(model)
     mixer, fused, head = (
-        _draw_box(ax, k, y, told[k]) for k, y in dict(mixer=.6, fused=.36, head=.36).items())
+        _draw_box(ax, k, y, texts[k]) for k, y in dict(mixer=.6, fused=.36, head=.36).items())
     shared, views = model.streams.share_views, model.streams.views
     n_fed = len(views) if shared else 1 # views that a stream sees
-    heights = np.linspace(.93, .27, n_fed*len(model.streams)) if n_fed*len(model.streams) > 1 else [.6]
+    n_boxes = n_fed*len(model.streams)
+    heights = np.linspace(.93, .27, n_boxes) if n_boxes > 1 else [.6]
     for i, stream in enumerate(model.streams):
         seen = views if shared else [views[i % len(views)]]
         fed = dict(zip(seen, heights[i*n_fed:])) # view -> height
-        box = _draw_box(ax, 'stream', sum(fed.values())/len(fed), told[stream])
+        box = _draw_box(ax, 'stream', sum(fed.values())/len(fed), texts[stream])
         for v, y in fed.items(): _draw_arrow(ax, _draw_box(ax, 'in', y, v)[1], box[0])
         _draw_arrow(ax, box[1], mixer[0])
     for a, b in ((mixer, fused), (fused, head)): _draw_arrow(ax, a[1], b[0])
-    if 'meta' in told:
+    if 'meta' in texts:
         age, meta = (_draw_box(ax, k, .06, t) for k, t in (
-            ('in', 'age, density'), ('stream', told['meta'])))
+            ('in', 'age, density'), ('stream', texts['meta'])))
         for a, b in ((age, meta), (meta, fused)): _draw_arrow(ax, a[1], b[0])
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.axis('off')

@@ -7,6 +7,7 @@ __all__ = ['PART_STYLES', 'plot_curves', 'plot_confusion', 'trace_curves', 'plot
            'reliability_table', 'plot_reliability', 'plot_scores', 'plot_forest', 'mark_phantom', 'save_figure']
 
 # %% ../nbs/05b_figures.ipynb #02b2f090
+from io import BytesIO
 from pathlib import Path
 from typing import Optional
 
@@ -14,10 +15,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.text import Text
 from sklearn.metrics import confusion_matrix
 
 from .data import CLASSES, CLASS_COLORS
 from .intervals import LEAST_SIDE, bootstrap_weights, interval_ends, wilson
+from .runs import write_atomic
 from .stats import calibration_bins, ranking_scores, weighted_curve
 
 # %% ../nbs/05b_figures.ipynb #80a4ea2b
@@ -89,15 +92,15 @@ _GRID = np.linspace(0, 1, 201)
 
 def _draw_ranking(ax, positive, value, weights, ends, kind, name):
     "Draw one curve, its band, and in the legend its area and its number of breasts."
-    one = np.ones((1, len(value)))
-    area = ranking_scores(positive, value, one)[kind == 'pr'][0]
+    once = np.ones((1, len(value)))
+    area = ranking_scores(positive, value, once)[kind == 'pr'][0]
     style = dict(color=CLASS_COLORS[name], ls={'Benign': '--', 'Malignant': '-'}.get(name, '-.'))
-    (curve,) = trace_curves(positive, value, one, kind, _GRID)
+    (curve,) = trace_curves(positive, value, once, kind, _GRID)
     ax.plot(_GRID, curve, label=f'{name} {area:.3f} (n={positive.sum()})', **style)
     if min(positive.sum(), (~positive).sum()) < LEAST_SIDE: return # too few for a band
-    drawn = trace_curves(positive, value, weights, kind, _GRID)
-    if len(drawn) < 40: return
-    low, high = np.percentile(drawn, ends, 0)
+    curves = trace_curves(positive, value, weights, kind, _GRID)
+    if len(curves) < 40: return
+    low, high = np.percentile(curves, ends, 0)
     ax.fill_between(_GRID, low, high, color=style['color'], alpha=.15, lw=0)
 
 def plot_ranking(
@@ -105,10 +108,10 @@ def plot_ranking(
     prob:np.ndarray, # (n, 3) in [0, 1]
     patient_id:np.ndarray, # (n,) whose breast, for the bands
     kind:str='roc', # 'roc' or 'pr'
-    ax:Optional[plt.Axes]=None, # None makes one, 4 x 3.6 inches
+    ax:Optional[plt.Axes]=None, # None makes once, 4 x 3.6 inches
     n_draws:int=500, # bootstrap draws of women
 ) -> plt.Axes:
-    "Draw one curve a class against the rest, with its band, its area and its number of breasts."
+    "Draw one curve per class against the rest, with its band, its area and its number of breasts."
     ax = ax or plt.subplots(figsize=(4, 3.6))[1]
     weights = bootstrap_weights(patient_id, n_draws)
     ends = interval_ends(len(set(patient_id.tolist())))
@@ -129,7 +132,7 @@ def net_benefit(
     risk:np.ndarray, # (n,) in [0, 1], probability of a malignant lesion
     weights:np.ndarray, # (draws, n), how often each breast counts
     thresholds:np.ndarray, # (t,) in (0, 1), risks at which one would act
-) -> np.ndarray: # (draws, t) true positives a breast, false ones subtracted at the threshold's odds
+) -> np.ndarray: # (draws, t) true positives per breast less false ones at the threshold's odds
     "Give the net benefit of acting where the risk reaches each threshold."
     malignant, acts = label == CLASSES.index('Malignant'), risk[:, None] >= thresholds # (n, t)
     worth = np.where(malignant[:, None], 1., -thresholds/(1 - thresholds))
@@ -139,15 +142,16 @@ def plot_decision(
     label:np.ndarray, # (n,) int
     prob:np.ndarray, # (n, 3) in [0, 1]
     patient_id:np.ndarray, # (n,) whose breast, for the band
-    ax:Optional[plt.Axes]=None, # None makes one, 4.5 x 3.4 inches
+    ax:Optional[plt.Axes]=None, # None makes once, 4.5 x 3.4 inches
     n_draws:int=500, # bootstrap draws of women
 ) -> plt.Axes:
     "Draw the net benefit of acting by the model, for everybody and for nobody."
     ax = ax or plt.subplots(figsize=(4.5, 3.4))[1]
-    at, one = np.arange(.01, .61, .01), np.ones((1, len(label)))
-    (mine,), (every,) = (net_benefit(label, r, one, at) for r in (prob[:, -1], np.ones(len(label))))
-    drawn = net_benefit(label, prob[:, -1], bootstrap_weights(patient_id, n_draws), at)
-    low, high = np.percentile(drawn, interval_ends(len(set(patient_id.tolist()))), 0)
+    at, once = np.arange(.01, .61, .01), np.ones((1, len(label)))
+    risks = prob[:, -1], np.ones(len(label))
+    (mine,), (every,) = (net_benefit(label, risk, once, at) for risk in risks)
+    draws = net_benefit(label, prob[:, -1], bootstrap_weights(patient_id, n_draws), at)
+    low, high = np.percentile(draws, interval_ends(len(set(patient_id.tolist()))), 0)
     ax.fill_between(100*at, low, high, color='#0072B2', alpha=.15, lw=0)
     ax.plot(100*at, mine, color='#0072B2', label='model')
     ax.plot(100*at, every, '--', color='#D55E00', label='act on every breast')
@@ -155,7 +159,7 @@ def plot_decision(
     top = max(every[0], mine.max(), .01)
     ax.set(
         xlabel='risk of a malignant lesion at which one acts (%)', xlim=(0, 61),
-        ylabel='net benefit (found a breast)', ylim=(-.35*top, 1.25*top))
+        ylabel='net benefit (found per breast)', ylim=(-.35*top, 1.25*top))
     ax.legend(frameon=False, fontsize=8)
     return ax
 
@@ -163,8 +167,8 @@ def plot_decision(
 def reliability_table(
     label:np.ndarray, # (n,) int
     prob:np.ndarray, # (n, 3) in [0, 1]
-) -> pd.DataFrame: # a row a bin that is not empty: confidence, right, low, high, n
-    "Compare what is said with what is right, by bins of the highest probability."
+) -> pd.DataFrame: # a row per bin that is not empty: confidence, right, low, high, n
+    "Compare forecast and outcome in bins of the highest probability."
     table = pd.DataFrame(dict(
         bin=calibration_bins(prob), confidence=prob.max(1), hit=prob.argmax(1) == label))
     out = table.groupby('bin').agg(
@@ -221,7 +225,7 @@ def plot_forest(
     table:pd.DataFrame, # a row per group: value, low, high, and breasts if known; index = names
     label:str='AUC', # what the values are
     reference:float=np.nan, # a line to compare with: the whole set, or 0 for differences
-    ax:Optional[plt.Axes]=None, # None makes one, 5 inches wide, a quarter inch a row
+    ax:Optional[plt.Axes]=None, # None makes one, 5 inches wide, a quarter inch per row
 ) -> plt.Axes:
     "Draw each row's value with its interval, from the top down."
     ax = ax or plt.subplots(figsize=(5, 1 + .26*len(table)))[1]
@@ -238,7 +242,7 @@ def plot_forest(
             backgroundcolor='white')
     names = [' | '.join(k) if isinstance(k, tuple) else str(k) for k in table.index]
     if 'breasts' in table: names = [f'{k} (n={n})' for k, n in zip(names, table.breasts)]
-    ax.set_yticks(y, names, fontsize=8)
+    ax.set_yticks(y, names, fontsize=8, parse_math=False) # a sheet's `$` is no formula
     ax.set(xlabel=label, ylim=(-.6, len(table) - .4))
     ax.locator_params(axis='x', nbins=6) # labels of differences are long
     ax.spines[['top', 'right', 'left']].set_visible(False)
@@ -259,11 +263,14 @@ def save_figure(
     phantom:bool, # True marks it as a phantom's
     svg:bool=True, # False: PNG only, for pictures made of pixels
 ) -> Path: # the PNG
-    "Write a figure for print, the same bytes each time."
+    "Write a figure for print, the same bytes each time; raise OSError where it cannot be written."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     mark_phantom(fig, phantom)
+    for text in fig.findobj(Text): text.set_parse_math(False) # `$` in a name is no formula
+    kinds = dict(png=dict(dpi=200)) | (dict(svg=dict(metadata={'Date': None})) if svg else {})
     with plt.rc_context({'svg.hashsalt': path.name, 'svg.fonttype': 'path'}):
-        fig.savefig(path.with_suffix('.png'), dpi=200, bbox_inches='tight')
-        if svg: fig.savefig(path.with_suffix('.svg'), bbox_inches='tight', metadata={'Date': None})
+        for kind, how in kinds.items():
+            fig.savefig(buffer := BytesIO(), format=kind, bbox_inches='tight', **how)
+            write_atomic(path.with_suffix(f'.{kind}'), buffer.getvalue())
     return path.with_suffix('.png')

@@ -37,7 +37,7 @@ class Cases(NamedTuple):
     "Breasts as a model sees them."
     table: pd.DataFrame # patient_id, side, label, split, one row per breast
     x: torch.Tensor # (N, V + 1, S, S) float in [0, 1]
-    real: torch.Tensor # (N, V) bool, which views are there
+    real: torch.Tensor # (N, V) bool, which views are real
     channels: tuple = VIEWS # names of the views
 
 def load_cases(
@@ -65,7 +65,7 @@ def find_layer(
     backbone:nn.Module, # from `cesm_nb.model.make_backbone`
     image_size:int, # side in pixels
 ) -> nn.Module: # the layer whose output Grad-CAM weighs
-    "Find the deepest layer that has at least `LEAST_CELLS` cells a side."
+    "Find the deepest layer that has at least `LEAST_CELLS` cells per side."
     deep = [f for f in backbone.feature_info if -(-image_size//f['reduction']) >= LEAST_CELLS]
     if not deep: raise ValueError(f'image_size {image_size} is too small for a map: use 28 or more')
     return backbone.get_submodule(deep[-1]['module'])
@@ -79,7 +79,7 @@ def _map_names(stream, n_maps, views):
 def gradcam(
     model:nn.Module, # in eval mode, with `streams`
     x:torch.Tensor, # (B, 3, S, S) float in [0, 1]
-    real:torch.Tensor, # (B, 2) bool, which views are there
+    real:torch.Tensor, # (B, 2) bool, which views are real
     target:torch.Tensor, # (B,) int64, the class whose logit is explained
     layers:Optional[dict]=None, # stream -> layer; None: `find_layer` of each
 ) -> dict: # (backbone, view) -> (B, S, S) float >= 0
@@ -99,7 +99,7 @@ def region_masks(
     run_dir:str|Path, # run folder of `cesm_nb.train`
     table:pd.DataFrame, # breasts with patient_id, side
 ) -> np.ndarray: # (N, V, S, S) bool; all False without a region
-    "Draw the regions of breasts; raise ValueError where the data set is not there."
+    "Draw the regions of breasts; raise ValueError where the data set is absent."
     s = read_config(run_dir)['settings']
     size, root = s['image_size'], s['data_root']
     try: data = read_dataset(root)
@@ -111,8 +111,8 @@ def region_masks(
     for i, key in enumerate(zip(table.patient_id, table.side)):
         for j, view in enumerate(tasks[key]['views']):
             if not view or not view['geometries'] or not view['original_px']: continue
-            drawn = scaled_outlines(view['geometries'], (size, size), view['original_px'])[0]
-            mask = roi_mask(drawn, (size, size)) > 0
+            outlines = scaled_outlines(view['geometries'], (size, size), view['original_px'])[0]
+            mask = roi_mask(outlines, (size, size)) > 0
             out[i, j] = mask[:, ::-1] if s['align_laterality'] and key[1] == 'R' else mask
     return out
 
@@ -144,7 +144,7 @@ def untrain(
     model:FourStream, # any
     seed:int, # another seed, other weights
 ) -> FourStream: # the same network with random weights, in eval mode
-    "Make a network anew that has learned nothing."
+    "Build the network anew with random weights."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return FourStream(**model.settings).eval()
@@ -171,7 +171,7 @@ def play(
     masks:np.ndarray, # (B, V, S, S) bool, from `region_masks`
     untrained:list, # as `maps`, of networks with random weights
     names:tuple=VIEWS, # of the views
-) -> pd.DataFrame: # one row per game: breast (its position), view, then hits in [0, 1] of each player
+) -> pd.DataFrame: # a row per game: breast (its position), view, hits in [0, 1] of each player
     "Play the pointing game on every view that has a region."
     rows = []
     for i, j in np.argwhere(masks.any((2, 3))):
@@ -181,26 +181,27 @@ def play(
         last = [[*_of_view(u, i, names[j]).values()][-1] for u in untrained]
         random = np.mean([is_hit(peak(m), mask) for m in last])
         spot, centre = (float(is_hit(at(view), mask)) for at in (brightest_spot, breast_centre))
-        rows.append(dict(breast=int(i), view=names[j]) | hits | dict(zip(CONTROLS, (random, spot, centre))))
+        hits |= dict(zip(CONTROLS, (random, spot, centre)))
+        rows.append(dict(breast=int(i), view=names[j]) | hits)
     return pd.DataFrame(rows)
 
 # %% ../nbs/05d_inside.ipynb #86b8bb36
 def pointing_table(
     games:pd.DataFrame, # from `play`, with patient_id and side
     n_draws:int=2000, # bootstrap draws of women
-) -> pd.DataFrame: # one row per player: hit rate, its interval, gain over each control, its interval, n
+) -> pd.DataFrame: # a row per player: hit rate and gain over each control with intervals, n
     "Count hits; intervals draw women, the gains are paired."
     players = [c for c in games if c not in ('breast', 'view', 'patient_id', 'side')]
     w, hit = bootstrap_weights(games.patient_id.to_numpy(), n_draws), games[players].to_numpy(float)
     ends = interval_ends(games.patient_id.nunique())
-    drawn = (w @ hit)/w.sum(1, keepdims=True)
-    def columns(name, rate, drawn):
-        low, high = np.percentile(drawn, ends, 0)
+    draws = (w @ hit)/w.sum(1, keepdims=True)
+    def columns(name, rate, draws):
+        low, high = np.percentile(draws, ends, 0)
         return {name: rate, f'{name} low': low, f'{name} high': high}
-    out = columns('hit rate', hit.mean(0), drawn)
+    out = columns('hit rate', hit.mean(0), draws)
     for c in CONTROLS:
         k = players.index(c)
-        out |= columns(f'above {c}', hit.mean(0) - hit[:, k].mean(), drawn - drawn[:, [k]])
+        out |= columns(f'above {c}', hit.mean(0) - hit[:, k].mean(), draws - draws[:, [k]])
     return pd.DataFrame(out, index=pd.Index(players, name='map')).assign(
         views=len(games), breasts=games.groupby(['patient_id', 'side']).ngroups,
         patients=games.patient_id.nunique())
@@ -288,7 +289,8 @@ def look_inside(
     if len(cases.table) > max_breasts:
         some = np.sort(np.random.default_rng(0).permutation(len(cases.table))[:max_breasts])
         cases = cases._replace(
-            table=cases.table.loc[some].reset_index(drop=True), x=cases.x[some], real=cases.real[some])
+            table=cases.table.loc[some].reset_index(drop=True), x=cases.x[some],
+            real=cases.real[some])
     masks, maps = region_masks(run_dir, cases.table), _all_maps(model, cases)
     note = NOT_PLAYED if config['switches']['roi_source'] == 'annotation' else ''
     games = pd.DataFrame() if note else _play(model, cases, maps, masks)
@@ -308,10 +310,10 @@ def plot_examples(
 ): # the figure; for real runs it stays in the run folder
     "Draw the maps of some breasts of each class."
     table, rng, rows = inside.cases.table, np.random.default_rng(seed), []
-    drawn = inside.masks.any((2, 3)).all(1) # regions on both views
+    marked = inside.masks.any((2, 3)).all(1) # regions on both views
     for i in range(len(CLASSES)):
         own = np.flatnonzero((table.label == i).to_numpy() & inside.cases.real.all(1).numpy())
-        own = own[drawn[own]] if drawn[own].any() else own
+        own = own[marked[own]] if marked[own].any() else own
         rows += rng.permutation(own)[:n_per_class].tolist()
     n = len(inside.cases.channels) + len(inside.maps)
     fig, axs = plt.subplots(len(rows), n, figsize=(1.6*n, 1.75*len(rows)), squeeze=False)

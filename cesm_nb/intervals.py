@@ -28,12 +28,12 @@ def bootstrap_weights(
     return times[:, of].astype(float)
 
 # %% ../nbs/05e_intervals.ipynb #fc7015bb
-def _reasons_of_class(c, there, alone, said):
+def _reasons_of_class(c, present, alone, called):
     "Why scores of one class are not defined."
     name, out = c.lower(), {}
-    if not said: out[f'precision_{name}'] = f'no breast is called {c}'
+    if not called: out[f'precision_{name}'] = f'no breast is called {c}'
     scores = [f'{k}_{name}' for k in ('sensitivity', 'f1', 'auc', 'pr_auc')]
-    if not there: out |= dict.fromkeys(scores, f'no {c} breast')
+    if not present: out |= dict.fromkeys(scores, f'no {c} breast')
     if alone: out |= dict.fromkeys([f'{k}_{name}' for k in ('specificity', 'auc')], f'all are {c}')
     return out
 
@@ -55,19 +55,19 @@ def explain_scores(
     points:tuple=(), # names of operating points
 ) -> dict: # score name -> why it is NaN, or what it counts as 0
     "Say in words what is missing where a score is not defined, or why it has no interval."
-    there, guess, out = [(label == i).any() for i in range(len(CLASSES))], prob.argmax(1), {}
+    present, guess, out = [(label == i).any() for i in range(len(CLASSES))], prob.argmax(1), {}
     for i, c in enumerate(CLASSES):
-        out |= _reasons_of_class(c, there[i], (label == i).all(), (guess == i).any())
-    sides = [(not there[0], 'specificity', 'no Normal breast')]
+        out |= _reasons_of_class(c, present[i], (label == i).all(), (guess == i).any())
+    sides = [(not present[0], 'specificity', 'no Normal breast')]
     sides.append(((label == 0).all(), 'sensitivity', 'all are Normal'))
     for missing, kind, why in sides:
         if missing: out |= dict.fromkeys([f'{kind}_abnormal', 'auc_abnormal'], why)
     out |= _reasons_of_line(label, prob)
     for k in points:
-        if not there[-1]: out[f'sensitivity_at_{k}'] = f'no {CLASSES[-1]} breast'
+        if not present[-1]: out[f'sensitivity_at_{k}'] = f'no {CLASSES[-1]} breast'
         if (label == len(CLASSES) - 1).all(): out[f'specificity_at_{k}'] = f'all are {CLASSES[-1]}'
-    absent = ' and no '.join(c for c, t in zip(CLASSES, there) if not t)
-    never = [c for i, c in enumerate(CLASSES) if there[i] and not (guess == i).any()]
+    absent = ' and no '.join(c for c, t in zip(CLASSES, present) if not t)
+    never = [c for i, c in enumerate(CLASSES) if present[i] and not (guess == i).any()]
     if never:
         counted = f"no breast is called {' or '.join(never)}: that precision counts as 0"
         out |= dict.fromkeys(['precision', 'macro_precision'], counted)
@@ -125,8 +125,8 @@ def drop_unfounded(name, value, low, high, gaps, women=0):
 # %% ../nbs/05e_intervals.ipynb #5d22a9bd
 def score_everything(label, prob, patient_id, weights, flags=None):
     "All scores, and their draws; ece, which is not drawn, in its place."
-    one = np.ones((1, len(label)))
-    whole, draws = (weighted_scores(label, prob, w, flags) for w in (one, weights))
+    once = np.ones((1, len(label)))
+    whole, draws = (weighted_scores(label, prob, w, flags) for w in (once, weights))
     whole['ece'] = np.array([debiased_ece(label, prob, patient_id)])
     draws['ece'] = np.full(len(weights), np.nan)
     names = [*FIRST_SCORES, 'ece', *(k for k in whole if k not in (*FIRST_SCORES, 'ece'))]
@@ -149,9 +149,9 @@ def interval_table(
     shares['recall'] = shares['accuracy'] # weighted by class size they are the same number
     rows, every, ends = [], np.ones(len(label), bool), interval_ends(len(set(patient_id.tolist())))
     gaps = explain_gaps(label)
-    for name, (value, drawn) in found.items():
+    for name, (value, draws) in found.items():
         right, of = shares.get(name, (None, every))
-        women, low_high = len(set(patient_id[of].tolist())), middle_of(drawn, value, ends)
+        women, low_high = len(set(patient_id[of].tolist())), middle_of(draws, value, ends)
         low, high, why = drop_unfounded(
             name, value, *low_high[:2], gaps, 0 if right is None else women)
         between = (np.nan, np.nan) if right is None else wilson(right.sum(), of.sum())

@@ -67,7 +67,7 @@ def stand_in(
     switches:dict, # of the protocol
     seed:int, # of the forest
 ) -> np.ndarray: # (tested, 3) probabilities
-    "Predict test breasts in a moment, from what the protocol lets be seen."
+    "Predict test breasts quickly, from what the protocol shows."
     y, train = data.label.numpy()[~test], ~test
     rows = fill_density(data.rows, missing, train, switches['density_missing']).numpy()
     z = pool_views(numbers, data.real.numpy(), train, switches['mask_missing_views'])

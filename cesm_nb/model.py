@@ -178,7 +178,8 @@ def make_backbones(
 ) -> tuple: # (dict stream -> backbone, sentence that says where their weights come from)
     "Make all backbones; raise ValueError where the weights of one cannot be had."
     def make(pretrained):
-        return {k: make_backbone(n, width, pretrained, weights_dir, in_chans) for k, n in names.items()}
+        settings = width, pretrained, weights_dir, in_chans
+        return {k: make_backbone(n, *settings) for k, n in names.items()}
     if not pretrained: return make(False), 'scratch'
     try: nets = make(True)
     except Exception as e: # every hub client has errors of its own; all mean the same here
@@ -258,13 +259,13 @@ class Streams(nn.ModuleDict):
         "Give each view to each backbone."
         look = lambda k, x, real: look_at(self[k], self.prepare(k, x), real, self.width)
         each = x.split(1, 1) # V views, (B, 1, S, S) each
-        there = [None]*len(each) if real is None else real.unbind(1) # (B,) each
+        masks = [None]*len(each) if real is None else real.unbind(1) # (B,) each
         if self.share_views:
-            folded = torch.cat(each), None if real is None else torch.cat(there)
+            folded = torch.cat(each), None if real is None else torch.cat(masks)
             tokens = [t for k in self for t in look(k, *folded).chunk(len(each))] # (B, width)
         else:
             at = [n % len(each) for n in range(len(self))]
-            tokens = [look(k, each[v], there[v]) for k, v in zip(self, at)] # (B, width)
+            tokens = [look(k, each[v], masks[v]) for k, v in zip(self, at)] # (B, width)
         return torch.stack(tokens, 1)
 
 # %% ../nbs/03_model.ipynb #4d0e4942
@@ -382,13 +383,15 @@ class FourStream(FourStreamParts, SharedModel):
     def forward_tokens(
         self,
         x:torch.Tensor, # (B, C + 1, S, S), C channels, by default CC and MLO
-        real:Optional[torch.Tensor]=None, # (B, C) bool, which are there; None: those not black
+        real:Optional[torch.Tensor]=None, # (B, C) bool, which are real; None: those not black
     ) -> tuple: # tokens (B, n, width), and hidden (B, n) bool, or None where all count
         "Give the views to the backbones."
         channels, which = self.settings['channels'].split(','), slice(None)
         if x.shape[1] != len(channels) + 1:
-            raise ValueError(f'{x.shape[1]} channels, expected {channels} and one of age and density')
-        if len(self.streams.views) < len(channels): which = list(map(channels.index, self.streams.views))
+            raise ValueError(
+                f'{x.shape[1]} channels, expected {channels} and one of age and density')
+        if len(self.streams.views) < len(channels):
+            which = list(map(channels.index, self.streams.views))
         views = x[:, :-1][:, which] # (B, V, S, S)
         if not self.settings['mask_missing_views']: return self.streams(views), None
         real = views.flatten(2).any(2) if real is None else real[:, which] # (B, V)
@@ -417,7 +420,8 @@ def name_tokens(
     model:FourStream, # whose tokens
 ) -> list: # 'mobilenetv2_100 CC', 'mobilenetv2_100 MLO', ... in the order of the tokens
     "Say which backbone and view each token comes from."
-    return [f'{k} {v}' for k, v in product(model.settings['backbones'].split(','), model.streams.views)]
+    backbones = model.settings['backbones'].split(',')
+    return [f'{k} {v}' for k, v in product(backbones, model.streams.views)]
 
 # %% ../nbs/03_model.ipynb #7e16940a
 def load_model(
@@ -431,5 +435,5 @@ def load_model(
             raise ValueError(f'{folder/name} is absent: name a folder that export_model made')
     try: return FourStream.from_pretrained(folder, map_location=device)
     except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as e:
-        said = ' '.join(str(e).split())[:300]
-        raise ValueError(f'{folder} holds no readable model: {said}; export it again') from e
+        cause = ' '.join(str(e).split())[:300]
+        raise ValueError(f'{folder} holds no readable model: {cause}; export it again') from e

@@ -13,7 +13,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 import pandas as pd
 
-from .compare import holm, nadeau_bengio, repeated_interval
+from .compare import correct_p, nadeau_bengio, paired_table, repeated_interval
 from .data import KEYS, PROBS
 from .intervals import interval_table
 from .tables import MORE_NAMES, PAPER, PUBLISHED, SCORE_NAMES, with_interval
@@ -49,9 +49,11 @@ FOLDS = 'auc_folds' # mean of the folds' AUCs, beside `auc` of the joined folds
 
 def _intervals(a, b, n_draws, seed):
     "Scores of `a`, or differences b - a, with a column for each seed."
-    other, fold, who = None if b is None else b.prob, a.fold, a.keys.patient_id.to_numpy()
-    if b is not None and not np.array_equal(fold, b.fold): fold = None # folds were dealt anew
-    t = repeated_interval(a.label, a.prob, who, other, n_draws, seed, fold=fold)
+    fold, who = a.fold, a.keys.patient_id.to_numpy()
+    if b is None: t = repeated_interval(a.label, a.prob, who, None, n_draws, seed, fold=fold)
+    else:
+        if not np.array_equal(fold, b.fold): fold = None # other folds
+        t = paired_table(a.label, a.prob, b.prob, who, n_draws, seed, fold)
     t = t.rename(columns={f'seed {i}': f'seed {s}' for i, s in enumerate(a.seeds)})
     return t.reset_index(names='score').drop(columns=['breasts', 'patients'])
 
@@ -83,7 +85,7 @@ def paired_differences(
     seed:int=0, # of the draws
 ) -> pd.DataFrame: # a row per pair and score: value, low, high, p, `seed ...`, seeds, p_holm
     "Subtract variants; raise ValueError where they do not test the same breasts."
-    columns = ['change', 'score', 'value', 'low', 'high', 'p', 'seeds'] # there without rows too
+    columns = ['change', 'score', 'value', 'low', 'high', 'p', 'seeds'] # also without rows
     parts = []
     for names in pairs:
         if any(n not in pooled for n in names): continue # not finished
@@ -93,8 +95,7 @@ def paired_differences(
         t = _pair(a, b, n_draws, seed)
         if t is not None: parts.append(t.assign(change=f'{names[0]} -> {names[1]}'))
     out = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    out = out.set_index('change')
-    return out.assign(p_holm=out.groupby('score').p.transform(lambda p: holm(p)))
+    return correct_p(out.set_index('change'))
 
 # %% ../nbs/05j_pooled.ipynb #e7c7fa18
 SHOWN = {'accuracy': 'accuracy', 'auc': 'AUC-ROC', FOLDS: 'AUC-ROC, mean of folds'}
@@ -114,9 +115,9 @@ def _say_each(row):
     return ', '.join(f'{v:.3f}' for v in each)
 
 def _cells(table, names):
-    "Texts of some scores, a column each: value with interval."
-    there = {k: name for k, name in names.items() if (table.score == k).any()}
-    return {name: table[table.score == k].apply(with_interval, axis=1) for k, name in there.items()}
+    "Texts of some scores, one column per score: value with interval."
+    scored = {k: name for k, name in names.items() if (table.score == k).any()}
+    return {v: table[table.score == k].apply(with_interval, axis=1) for k, v in scored.items()}
 
 def binary_table(
     scores:pd.DataFrame, # from `score_variants`
@@ -128,7 +129,7 @@ def binary_table(
 # %% ../nbs/05j_pooled.ipynb #77f81f33
 def change_table(
     differences:pd.DataFrame, # from `paired_differences`
-) -> pd.DataFrame: # a row a pair: seeds, then change, each seed's and p of the scores shown
+) -> pd.DataFrame: # a row per pair: seeds, then change, each seed's and p of the scores shown
     "Put all differences under each other."
     out = differences.groupby(level=0, sort=False)[['seeds']].first()
     for k, name in SHOWN.items():
@@ -201,7 +202,7 @@ def score_repeats(
 def repeats_table(
     scores:pd.DataFrame, # from `score_repeats`
 ) -> pd.DataFrame: # a row per variant and seed, as text
-    "Put the runs under each other."
+    "List the runs, one row per seed."
     out = scores.groupby(level=[0, 1], sort=False)[['breasts', 'patients']].first()
     names = {k: SHOWN_NAMES[k] for k in _REPEATED}
     return out.rename(columns={'breasts': 'test breasts', 'patients': 'women'}).assign(
@@ -210,7 +211,7 @@ def repeats_table(
 def summarise_repeats(
     scores:pd.DataFrame, # from `score_repeats`
     test_share:float=.15/.7, # breasts tested for each that was trained on
-) -> pd.DataFrame: # a row per variant and score: published, value, low, high, lowest, highest, seeds
+) -> pd.DataFrame: # a row per variant and score: published, value, low, high, ..., seeds
     "Average over the runs of each variant."
     rows = []
     for (name, k), t in scores.groupby(['variant', 'score'], sort=False):

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .compare import holm, paired_table
+from .compare import correct_p, paired_table
 from .data import CLASSES, PROBS, read_dataset
 from .intervals import interval_table
 from .runs import read_config, run_file, write_atomic
+from .stats import MORE_SCORES
 
 # %% ../nbs/05c_tables.ipynb #ab5b2d43
 PAPER = dict( # its Table 1
@@ -96,10 +97,8 @@ def per_class_table(
     for c in (*CLASSES, 'Abnormal'):
         name = c.lower()
         sizes = scores.loc[f'sensitivity_{name}', ['breasts', 'patients']].astype(int).to_dict()
-        there = {v: f'{k}_{name}' for k, v in columns.items()}
         shown = lambda k: with_interval(scores.loc[k]) if k in scores.index else ''
-        cells = {v: shown(k) for v, k in there.items()}
-        rows[c] = sizes | cells
+        rows[c] = sizes | {v: shown(f'{k}_{name}') for k, v in columns.items()}
     return pd.DataFrame(rows).T.rename_axis('class')
 
 # %% ../nbs/05c_tables.ipynb #05db0fc1
@@ -146,7 +145,7 @@ LITERATURE = { # the paper's Table 2, then what is known of unit, split and use 
 # %% ../nbs/05c_tables.ipynb #7e137e49
 def table_2(
     runs:dict, # name -> (config, scores, test predictions)
-) -> pd.DataFrame: # one row a study or run
+) -> pd.DataFrame: # one row per study or run
     "Put runs under the literature of the paper's Table 2."
     out = pd.DataFrame.from_dict(LITERATURE, orient='index', columns=_COLUMNS_2)
     out[['accuracy', 'auc']] = out[['accuracy', 'auc']].map(
@@ -171,16 +170,25 @@ def format_p(
 def _with_words(table): # p values as text, for readers; programs get the numbers
     return table.assign(**{c: table[c].map(format_p) for c in ('p', 'p_holm') if c in table})
 
+def _escape(cell): # `|` would end a cell, `$` begin a formula
+    return re.sub(r'([|$])', r'\\\1', cell) if isinstance(cell, str) else cell
+
 def to_markdown(
     table:pd.DataFrame, # any table
 ) -> str: # a Markdown table: counts as whole numbers, other numbers with four decimals
     "Write a table for a terminal or a page."
     several, table = table.index.nlevels > 1, _with_words(table)
-    if several: table = table.reset_index()
+    table = (table.reset_index() if several else table).rename(index=_escape, columns=_escape)
     whole = [pd.api.types.is_integer_dtype(t) for t in table.dtypes]
     formats = ['.0f' if w else '.4f' for w in whole]
+    for c, kind in table.dtypes.items():
+        if pd.api.types.is_string_dtype(kind): table[c] = table[c].map(_escape)
     text = table.to_markdown(index=not several, floatfmt=formats if several else ['', *formats])
     return re.sub('(?<= )nan(?= )', ' --', text).replace('<NA>', '--  ') # of the same width
+
+# %% ../nbs/05c_tables.ipynb #83b92266
+_TEX = str.maketrans({c: f'\\{c}' for c in '&%$#_{}'} | {
+    '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'})
 
 def write_table(
     table:pd.DataFrame, # to write
@@ -189,9 +197,10 @@ def write_table(
 ):
     "Write one table as CSV, Markdown and LaTeX (booktabs)."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    escaped = re.sub(r'([&%$#_{}])', r'\\\1', caption) # pandas escapes cells, not captions
     tex = _with_words(table).to_latex(
-        float_format='%.4f', caption=escaped or None, escape=True, na_rep='--')
+        float_format='%.4f', escape=True, na_rep='--',
+        caption=caption.translate(_TEX) or None) # pandas escapes cells, not captions
+    caption = caption.replace('$', r'\$')
     text = (f'{caption}\n\n' if caption else '') + to_markdown(table) + '\n'
     for suffix, content in [('.csv', table.to_csv()), ('.md', text), ('.tex', tex)]:
         write_atomic(f'{path}{suffix}', content.encode())
@@ -205,11 +214,11 @@ def group_findings(
     "Sort a breast by what the radiologists wrote."
     found = set()
     for text in texts:
-        said = re.sub('no mass or non[- ]mass enhancement|non enhancement', '', text.lower())
-        if re.search('non[- ]mass', said): found.add(FINDINGS[1])
-        said = re.sub('non[- ]mass', '', said)
-        if 'mass' in said: found.add(FINDINGS[0])
-        elif said.strip(' ,;$_') and not re.search(r'\bnormal\b', said): found.add(FINDINGS[2])
+        words = re.sub('no mass or non[- ]mass enhancement|non enhancement', '', text.lower())
+        if re.search('non[- ]mass', words): found.add(FINDINGS[1])
+        words = re.sub('non[- ]mass', '', words)
+        if 'mass' in words: found.add(FINDINGS[0])
+        elif words.strip(' ,;$_') and not re.search(r'\bnormal\b', words): found.add(FINDINGS[2])
     return next((f for f in FINDINGS if f in found), 'none')
 
 # %% ../nbs/05c_tables.ipynb #8dda213d
@@ -252,7 +261,7 @@ def forest_rows(
 COMPARED = (
     'accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant',
     'sensitivity_malignant', 'specificity_malignant', 'auc_abnormal', 'sensitivity_abnormal',
-    'specificity_abnormal', 'brier', 'log_loss', 'calibration_slope')
+    'specificity_abnormal', *MORE_SCORES, 'calibration_slope')
 
 def align_tests(
     tests:dict, # name -> test predictions
@@ -279,8 +288,7 @@ def compare_paired(
     for name in rest:
         a, b = (tests[k][PROBS].to_numpy() for k in (first, name))
         parts[name] = paired_table(label, a, b, who, n_draws).loc[list(COMPARED)]
-    out = pd.concat(parts, names=['run', 'score'])
-    out['p_holm'] = out.groupby('score', group_keys=False).p.transform(lambda p: holm(p))
+    out = correct_p(pd.concat(parts, names=['run', 'score']))
     return out.assign(breasts=len(label), patients=len(set(who.tolist())))
 
 # %% ../nbs/05c_tables.ipynb #5ee00af4
@@ -297,7 +305,8 @@ def _from_sheet(config):
 
 def _say_views(m):
     "'CC and MLO', 'MLO alone', ... for each row of a manifest."
-    has = {c.removeprefix('has_').upper().replace('_', ' '): m[c].astype(bool) for c in m if c.startswith('has_')}
+    columns = [c for c in m if c.startswith('has_')]
+    has = {c[4:].upper().replace('_', ' '): m[c].astype(bool) for c in columns}
     names = [[v for v, h in has.items() if h[i]] for i in m.index]
     return [' and '.join(n) if len(n) > 1 else f'{n[0]} alone' for n in names]
 

@@ -1,5 +1,9 @@
-"What CONTRIBUTING.md promises: a backbone, another stack of views, another data set, each through one public place."
+"What CONTRIBUTING.md promises: a backbone, a score, another stack of views, another data set, each through one public place."
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -14,9 +18,15 @@ from cesm_nb.finished import load_run
 from cesm_nb.settings import TrainConfig
 from cesm_nb.tensorize import read_tensor
 from cesm_nb.train import fit
+from conftest import PATIENCE, ROOT
 
 SMALL = dict(image_size=32, epochs=1, batch_size=16, device='cpu', mixed_precision='no')
 BOTH = ('DM CC', 'DM MLO', 'CM CC', 'CM MLO')
+
+
+def path_first(folder):
+    "The environment in which modules of `folder` come before all others."
+    return os.environ | {'PYTHONPATH': str(folder)}
 
 
 def train(phantom, tmp_path, **change):
@@ -28,6 +38,45 @@ def train(phantom, tmp_path, **change):
 def test_another_backbone_is_its_name(phantom, tmp_path):
     run = train(phantom, tmp_path, backbones='mobilenetv3_small_050,mobilenetv2_100')
     assert list(load_run(run.run_dir)[0].streams) == ['mobilenetv3_small_050', 'mobilenetv2_100']
+
+
+ADDED = '''MORE_SCORES = dict( # name -> function; another score is one line here
+    spherical=lambda label, prob, weights: weights @ (
+        prob[np.arange(len(label)), label]/np.linalg.norm(prob, axis=1))/weights.sum(1),
+    '''
+TRY_SCORE = '''
+from cesm_nb.compare import repeated_interval
+from cesm_nb.data import PROBS
+from cesm_nb.intervals import interval_table
+from cesm_nb.simulate import simulate_predictions
+from cesm_nb.tables import compare_paired, write_table
+a, b = simulate_predictions(20), simulate_predictions(20, twin=1)
+label, prob, who = (a[k].to_numpy() for k in ('label', PROBS, 'patient_id'))
+table = interval_table(label, prob, who, 50)
+row = table.loc['spherical']
+assert 0 < row.low < row.value < row.high < 1 and not row.note, row
+repeated = repeated_interval(label, prob[None], who, n_draws=50).loc['spherical']
+assert repeated.low < repeated.value < repeated.high, repeated
+paired = compare_paired(dict(a=a, b=b), 50).loc[('b', 'spherical')]
+assert paired.low < paired.difference < paired.high, paired
+write_table(table, 'scores')
+'''
+
+
+def test_another_score_is_a_line_of_the_table(tmp_path):
+    "In a copy of the package, chapter 05a gets one more line and is exported; every table then has the score."
+    from nbdev.export import nb_export
+    shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    chapter = (ROOT/'nbs'/'05a_stats.ipynb').read_text()
+    old = ADDED.splitlines()[0] + '\n    '
+    quoted = lambda text: text.replace('\n', '\\n",\n    "')
+    assert quoted(old) in chapter
+    (tmp_path/'nbs').mkdir()
+    (tmp_path/'nbs'/'05a_stats.ipynb').write_text(chapter.replace(quoted(old), quoted(ADDED), 1))
+    nb_export(tmp_path/'nbs'/'05a_stats.ipynb', tmp_path/'cesm_nb')
+    done = subprocess.run([sys.executable, '-c', TRY_SCORE], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=path_first(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path/'scores.md').read_text().count('| spherical') == 1
 
 
 def test_four_views_are_a_setting(phantom, tmp_path):

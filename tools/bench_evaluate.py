@@ -11,8 +11,8 @@ import time
 import numpy as np
 
 from cesm_nb.intervals import bootstrap_weights, interval_table
-from cesm_nb.simulate import simulate
-from cesm_nb.stats import sklearn_scores, weighted_scores
+from cesm_nb.simulate import simulate, sklearn_scores
+from cesm_nb.stats import weighted_scores
 
 
 def main():
