@@ -106,6 +106,7 @@ def _walk(root, levels, enter):
         out = out + level
     return out[:_MOST_FOLDERS]
 
+# %% ../nbs/00_data.ipynb #fc3c9a63
 def _named(folders, name, suffixes):
     "Files called `name`, whatever their suffix and spelling."
     return [f for p in folders for f in _inside(p) if f.suffix.lower() in suffixes and spell(f.stem) == spell(Path(name).stem) and f.is_file()]
@@ -218,7 +219,8 @@ def read_sheet(
     sheet = read_table(path, SHEET_COLUMNS, _ALIASES)
     filled = sheet.apply(lambda c: c.str.strip() != '').sum(axis=1)
     rows = np.flatnonzero(filled > 1) # a note is a cell on its own
-    sheet = sheet.iloc[:rows[-1]+1 if len(rows) else 0][filled > 0]
+    last = rows[-1] + 1 if len(rows) else 0
+    sheet = sheet.iloc[:last][filled.iloc[:last] > 0]
     if sheet.empty: raise ValueError(f'{path} has no rows; expected one per image, download it again')
     sheet.index -= 2
     sheet.attrs['file'] = str(path)
@@ -324,6 +326,7 @@ class DataSet(NamedTuple):
                          f'{len(self.regions)} regions {len(lost)} are on images that the sheet does not name{named}, {on} cannot be drawn and '
                          f'{len(self.regions)-len(lost)-on} are on other images; correct the file or {use}')
 
+# %% ../nbs/00_data.ipynb #5a865b73
 def _fingerprint(layout, images):
     "Hash the sheet, the region file and the list of image files with their sizes in bytes."
     h = hashlib.sha256()
@@ -346,7 +349,8 @@ def read_cdd_cesm(
         raise FileNotFoundError(f'{regions} is absent: name the region file (VIA export, CSV or JSON)')
     files = find_images(layout)
     images, drawn = _join_images(layout, read_regions(layout['regions']), files)
-    return DataSet(root, images, drawn, layout, layout['phantom'] is not None, _fingerprint(layout, files))
+    phantom = layout['phantom'] is not None or (images.machine == 'phantom').all() # its sheet says so where the note was left behind
+    return DataSet(root, images, drawn, layout, bool(phantom), _fingerprint(layout, files))
 
 # %% ../nbs/00_data.ipynb #ac1614d9
 READERS = {'CDD-CESM': read_cdd_cesm} # name -> reader; the first that knows the folder reads it
