@@ -6,7 +6,8 @@
 __all__ = ['VIEWS', 'MODALITIES', 'CHANNELS', 'CLASSES', 'PROBS', 'KEYS', 'SIZE', 'CLASS_COLORS', 'SIDES', 'DENSITY',
            'SHEET_NAME', 'REGIONS_NAME', 'SIZES_NAME', 'PHANTOM_NAME', 'FOLDERS', 'SHEET_COLUMNS', 'READERS',
            'name_channels', 'to_column', 'parse_name', 'image_key', 'find_layout', 'find_images', 'read_sheet',
-           'check_sheet', 'DataSet', 'read_cdd_cesm', 'read_dataset', 'breasts', 'plot_breast', 'plot_contact_sheet']
+           'check_sheet', 'exif_orientation', 'DataSet', 'read_cdd_cesm', 'read_dataset', 'breasts', 'plot_breast',
+           'plot_contact_sheet']
 
 # %% ../nbs/00_data.ipynb #6129b4fb
 import hashlib
@@ -24,7 +25,7 @@ import pandas as pd
 from PIL import Image
 
 from .shapes import can_draw, looks_like_regions, read_regions
-from .sheets import only_one, read_table, spell
+from .sheets import find_named, list_folder, only_one, read_table, spell, walk_folders
 
 # %% ../nbs/00_data.ipynb #f540f161
 VIEWS = ('CC', 'MLO')
@@ -91,25 +92,6 @@ _PACKAGE = ('cdd cesm', 'pkg cdd cesm') # folders of the archive's package, whic
 _OUTPUT = ('runs', 'tensors', 'checkpoints', 'figures', 'tables', 'results', 'out', 'phantom') # folders that no data set is looked for in
 _TABLES = ('.xlsx', '.xlsm', '.csv', '.tsv', '.txt') # and what people have instead, named and refused where it is read:
 _OTHERS = ('.xls', '.ods', '.numbers')
-_MOST_FOLDERS = 2000 # that are searched
-
-def _inside(folder, hidden=('.', '~')):
-    "What a folder holds, in order of names, hidden and lock files aside; nothing where it cannot be read."
-    try: return sorted(f for f in folder.iterdir() if not f.name.startswith(hidden))
-    except OSError: return []
-
-def _walk(root, levels, enter):
-    "`root` and the folders below it that pass `enter`, nearest first."
-    out = level = [root]
-    for _ in range(levels):
-        level = [d for p in level for d in _inside(p) if d.is_dir() and enter(d)][:_MOST_FOLDERS]
-        out = out + level
-    return out[:_MOST_FOLDERS]
-
-# %% ../nbs/00_data.ipynb #fc3c9a63
-def _named(folders, name, suffixes):
-    "Files called `name`, whatever their suffix and spelling."
-    return [f for p in folders for f in _inside(p) if f.suffix.lower() in suffixes and spell(f.stem) == spell(Path(name).stem) and f.is_file()]
 
 def _is_sheet(path):
     try: return len(read_table(path, SHEET_COLUMNS)) > 0
@@ -118,15 +100,15 @@ def _is_sheet(path):
 def _find_sheet(near, far):
     "The annotation sheet: by its name, else by its columns; None where there is none."
     for folders in (near, far()):
-        found = _named(folders, SHEET_NAME, _TABLES) or _named(folders, SHEET_NAME, _OTHERS)
+        found = find_named(folders, SHEET_NAME, _TABLES) or find_named(folders, SHEET_NAME, _OTHERS)
         if found: return only_one(found, 'the annotation sheet')
-    return only_one([f for p in far() for f in _inside(p) if f.suffix.lower() in _TABLES[:4] and f.is_file() and _is_sheet(f)], 'the annotation sheet')
+    return only_one([f for p in far() for f in list_folder(p) if f.suffix.lower() in _TABLES[:4] and f.is_file() and _is_sheet(f)], 'the annotation sheet')
 
 def _find_regions(near, far):
     "The region file: by its name, else by what is in it; None where there is none."
     kinds = (*_TABLES, '.json')
-    found = _named(near, REGIONS_NAME, kinds) or _named(far(), REGIONS_NAME, kinds)
-    found = found or [f for p in near for f in _inside(p) if f.suffix.lower() in kinds and f.is_file() and looks_like_regions(f)]
+    found = find_named(near, REGIONS_NAME, kinds) or find_named(far(), REGIONS_NAME, kinds)
+    found = found or [f for p in near for f in list_folder(p) if f.suffix.lower() in kinds and f.is_file() and looks_like_regions(f)]
     return only_one(found, 'the region file')
 
 # %% ../nbs/00_data.ipynb #809292d4
@@ -136,13 +118,13 @@ def _find_folders(near, far):
     out = dict(DM=None, CM=None, images=None)
     for m in MODALITIES:
         for folders, names in ((near, (FOLDERS[m],)), (far(), (FOLDERS[m],)), (far(), short[m])):
-            found = [d for p in folders for d in _inside(p) if spell(d.name) in map(spell, names) and d.is_dir()]
+            found = [d for p in folders for d in list_folder(p) if spell(d.name) in map(spell, names) and d.is_dir()]
             if out[m] or not found: continue
             level = [d for d in found if len(d.parts) == len(found[0].parts)]
             if len(level) > 1: raise ValueError(f'folder {FOLDERS[m]!r} is there more than once: {", ".join(map(str, level[:4]))}; remove or rename all but one')
             out[m] = found[0]
     if not (out['DM'] or out['CM']):
-        holds = [p for p in far() if any(f.suffix.lower() in _SUFFIXES and image_key(f.name) for f in _inside(p))]
+        holds = [p for p in far() if any(f.suffix.lower() in _SUFFIXES and image_key(f.name) for f in list_folder(p))]
         if holds: out['images'] = Path(os.path.commonpath(holds))
     return out
 
@@ -154,15 +136,15 @@ def find_layout(
     "Locate the pieces of a data set; raise FileNotFoundError where sheet or images are absent, ValueError where two could be meant."
     root = Path(root).expanduser()
     base = root.parent if root.is_file() else root
-    near = _walk(base, 3, lambda d: spell(d.name) in _PACKAGE)
-    far = cache(lambda: _walk(base, 4, lambda d: spell(d.name) not in _OUTPUT))
+    near = walk_folders(base, 3, lambda d: spell(d.name) in _PACKAGE)
+    far = cache(lambda: walk_folders(base, 4, lambda d: spell(d.name) not in _OUTPUT))
     sheet = root if root.is_file() else _find_sheet(near, far)
     near = list(dict.fromkeys([*near, *([sheet.parent] if sheet else [])]))
-    one = lambda name: only_one(_named(near, name, (Path(name).suffix,)), name)
+    one = lambda name: only_one(find_named(near, name, (Path(name).suffix,)), name)
     out = dict(sheet=sheet, regions=Path(regions).expanduser() if regions else _find_regions(near, far), sizes=one(SIZES_NAME), phantom=one(PHANTOM_NAME))
     out |= _find_folders(near, far) if with_images else dict(DM=None, CM=None, images=None)
     if out['sheet'] is None or with_images and not (out['DM'] or out['CM'] or out['images']):
-        held = [f.name + '/'*f.is_dir() for f in _inside(base)] if base.is_dir() else 'no such folder'
+        held = [f.name + '/'*f.is_dir() for f in list_folder(base)] if base.is_dir() else 'no such folder'
         raise FileNotFoundError(
             f'{root} lacks ' + ('the annotation sheet' if out['sheet'] is None else 'both image folders') +
             f': looked for {SHEET_NAME} (or .csv) and folders {list(FOLDERS.values())} there and below, found {held[:12]}; '
@@ -184,8 +166,8 @@ def find_images(
     "Index all image files, in subfolders too; raise ValueError where two could be meant."
     found = {}
     for home in dict.fromkeys(filter(None, (layout['DM'], layout['CM'], layout['images']))):
-        for folder in _walk(home, 3, lambda d: spell(d.name) not in _OUTPUT):
-            for f in _inside(folder):
+        for folder in walk_folders(home, 3, lambda d: spell(d.name) not in _OUTPUT):
+            for f in list_folder(folder):
                 key = image_key(f.name) if f.suffix.lower() in _SUFFIXES else ''
                 if key and f.is_file():
                     own = layout[key.split('_')[2]] in (None, home)
@@ -266,12 +248,20 @@ def check_sheet(
     return out.reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #78f635e2
+def exif_orientation(
+    image:Image.Image, # as Pillow has opened it, not decoded yet
+) -> int: # 1 to 8 as EXIF has it; 1: upright, or nothing is known
+    "Say how a picture is turned or mirrored in its file; raise nothing, as viewers pass over damaged EXIF."
+    if 'exif' not in image.info: return 1
+    try: turn = image.getexif().get(0x0112, 1)
+    except Exception: return 1 # Pillow raises whatever the damage leads to
+    return turn if turn in range(1, 9) else 1
+
 def _size_px(path):
-    "Read width and height, upright, from the file's header; (nan, nan) where it has none."
+    "Width and height of the upright picture, from the file's header; (nan, nan) where it has none."
+    if not Path(path).is_file(): return np.nan, np.nan # a pipe would never end
     try:
-        with Image.open(path) as im:
-            turned = (im.format != 'PNG' or 'exif' in im.info) and im.getexif().get(0x112, 1) in (5, 6, 7, 8) # a PNG without would be decoded for it
-            return im.size[::-1] if turned else im.size
+        with Image.open(path) as im: return im.size[::-1] if exif_orientation(im) > 4 else im.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return np.nan, np.nan
 
 def _original_sizes(images, layout):

@@ -65,22 +65,30 @@ def _ellipse(
     x, y = rx*np.cos(t), ry*np.sin(t)
     return np.c_[cx + x*np.cos(theta) - y*np.sin(theta), cy + x*np.sin(theta) + y*np.cos(theta)]
 
+def _points(g, kind):
+    "Corner points of a shape of a known kind."
+    if kind in ('polygon', 'polyline'):
+        return np.array([g['all_points_x'], g['all_points_y']], float).reshape(2, -1).T
+    if kind == 'ellipse':
+        return _ellipse(*(float(g[k]) for k in ('cx', 'cy', 'rx', 'ry')), float(g.get('theta', 0)))
+    r = float(g['r']) if kind == 'circle' else POINT_RADIUS_PX
+    return _ellipse(float(g['cx']), float(g['cy']), r, r)
+
+# %% ../nbs/00k_shapes.ipynb #e747da67
 def outline(
     geometry:dict, # VIA `region_shape_attributes`, parsed
 ) -> np.ndarray: # (n, 2) float, x and y in original px
     "Give a region's outline; raise ValueError where it is no region that can be drawn."
-    g, kind = geometry, geometry.get('name')
-    if not g: raise ValueError('broken JSON')
-    if kind not in ('polygon', 'polyline', 'ellipse', 'circle', 'point'): raise ValueError(f'unknown shape {str(kind)[:40]!r}')
-    try:
-        if kind in ('polygon', 'polyline'): points = np.array([g['all_points_x'], g['all_points_y']], float).reshape(2, -1).T
-        elif kind == 'ellipse': points = _ellipse(*(float(g[k]) for k in ('cx', 'cy', 'rx', 'ry')), float(g.get('theta', 0)))
-        else:
-            r = float(g['r']) if kind == 'circle' else POINT_RADIUS_PX
-            points = _ellipse(float(g['cx']), float(g['cy']), r, r)
-    except (KeyError, TypeError, ValueError, OverflowError) as e: raise ValueError(f'{kind} lacks or garbles {e}') from e
+    if not geometry: raise ValueError('broken JSON')
+    kind = geometry.get('name')
+    if kind not in ('polygon', 'polyline', 'ellipse', 'circle', 'point'):
+        raise ValueError(f'unknown shape {str(kind)[:40]!r}')
+    try: points = _points(geometry, kind)
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise ValueError(f'{kind} lacks or garbles {str(e)[:80]}') from e
     if len(points) < 3: raise ValueError(f'{kind} has {len(points)} points, fewer than 3')
-    if not np.isfinite(points).all() or np.abs(points).max() > 1e5: raise ValueError(f'{kind} has coordinates that are no pixels')
+    if not np.isfinite(points).all() or np.abs(points).max() > 1e5:
+        raise ValueError(f'{kind} has coordinates that are no pixels')
     return points
 
 # %% ../nbs/00k_shapes.ipynb #0b38c193
