@@ -298,7 +298,8 @@ def main(
     try: table, page, answer = write_audit(data, out, regions, cfg)
     except (ValueError, OSError) as e: raise SystemExit(f'cesm_audit: {e}') from None
     shown = show_controls(table, ('accuracy', 'auc', 'log_loss')).to_string()
-    print(shown, answer, f'page: {page}', sep='\n\n')
+    mark = 'PHANTOM, ' if answer.startswith('PHANTOM') else ''
+    print(shown, answer, f'{mark}page: {page} (git ignores runs/, other folders perhaps not)', sep='\n\n')
 
 # %% ../nbs/06_leakage_audit.ipynb #6576c3a3
 LEAKY = dict( # switch -> what the paper's side of it lets through

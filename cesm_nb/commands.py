@@ -57,7 +57,7 @@ def cesm_audit(
         "Ask of annotation files, without any image, whether drawn regions give the label away."
         data:tyro.conf.Positional[Path] = Path('data/CDD-CESM') # sheet, or the folder that holds it
         regions:str = '' # region file (VIA export, CSV); empty: the one beside the sheet
-        out:Path = Path('cesm_audit') # folder for index.html, controls.csv, controls.png
+        out:Path = Path('runs/cesm_audit') # folder for index.html, controls.csv, controls.png
     options = tyro.cli(Audit, args=args)
     cfg = AuditConfig(**{f.name: getattr(options, f.name) for f in fields(AuditConfig)})
     from cesm_nb.audit import main

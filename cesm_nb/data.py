@@ -5,22 +5,27 @@
 # %% auto #0
 __all__ = ['VIEWS', 'MODALITIES', 'CHANNELS', 'CLASSES', 'PROBS', 'KEYS', 'SIZE', 'CLASS_COLORS', 'SIDES', 'DENSITY',
            'SHEET_NAME', 'REGIONS_NAME', 'SIZES_NAME', 'PHANTOM_NAME', 'FOLDERS', 'SHEET_COLUMNS', 'READERS',
-           'name_channels', 'to_column', 'parse_name', 'find_layout', 'read_sheet', 'check_sheet', 'read_regions',
-           'DataSet', 'read_cdd_cesm', 'read_dataset', 'breasts', 'plot_breast', 'plot_contact_sheet']
+           'name_channels', 'to_column', 'parse_name', 'image_key', 'find_layout', 'find_images', 'read_sheet',
+           'check_sheet', 'exif_orientation', 'DataSet', 'read_cdd_cesm', 'read_dataset', 'breasts', 'plot_breast',
+           'plot_contact_sheet']
 
 # %% ../nbs/00_data.ipynb #6129b4fb
-import csv
 import hashlib
-import json
+import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Optional
+from urllib.parse import unquote
 
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from PIL import Image
+
+from .shapes import can_draw, looks_like_regions, read_regions
+from .sheets import find_named, list_folder, only_one, read_table, spell, walk_folders
 
 # %% ../nbs/00_data.ipynb #f540f161
 VIEWS = ('CC', 'MLO')
@@ -59,6 +64,9 @@ def to_column(channel): # 'DM CC' -> 'dm_cc', as columns are called
 
 # %% ../nbs/00_data.ipynb #a213c051
 _NAME = re.compile(r'P(\d{1,9})_([LR])_(DM|CM)_(CC|MLO)(?:_?([2-9]))?')
+_SUFFIXES = ('.jpeg', '.jpg', '.png', '.jpe', '.jfif', '.tif', '.tiff', '.bmp', '.webp', '.dcm', '.dicom') # of images, in the order of choice
+_ENDING = re.compile(rf'({"|".join(map(re.escape, _SUFFIXES))})+$', re.IGNORECASE)
+_SIZE_ENDING = re.compile(r'[-_ ]\d{2,5}(x\d{2,5})?(px)?$', re.IGNORECASE)
 
 def parse_name(
     name:str, # as in the sheet or of a file without its suffix; blanks around it are ignored
@@ -70,28 +78,76 @@ def parse_name(
     patient, side, modality, view, copy = m.groups()
     return dict(patient_id=int(patient), side=side, modality=modality, view=view, copy=int(copy or 1))
 
+def image_key(
+    name:str, # of an image, as any program writes it: with folders, an address, a suffix, in another case
+) -> str: # the same for all spellings of one image; '' where it is no image's name
+    "Reduce a name to what it says: patient, side, modality, view and copy."
+    base = re.split(r'[\\/]', unquote(str(name)).partition('?')[0])[-1].strip()
+    stem = _ENDING.sub('', base).strip().upper()
+    m = _NAME.fullmatch(stem) or _NAME.fullmatch(_SIZE_ENDING.sub('', stem))
+    return f'P{int(m[1])}_{m[2]}_{m[3]}_{m[4]}_{m[5] or 1}' if m else ''
+
 # %% ../nbs/00_data.ipynb #92eaa023
-def _spelled(name): return re.sub(r'[-_ ]+', ' ', Path(name).name).lower()
+_PACKAGE = ('cdd cesm', 'pkg cdd cesm') # folders of the archive's package, which may be absent
+_OUTPUT = ('runs', 'tensors', 'checkpoints', 'figures', 'tables', 'results', 'out', 'phantom') # folders that no data set is looked for in
+_TABLES = ('.xlsx', '.xlsm', '.csv', '.tsv', '.txt') # and what people have instead, named and refused where it is read:
+_OTHERS = ('.xls', '.ods', '.numbers')
+
+def _is_sheet(path):
+    try: return len(read_table(path, SHEET_COLUMNS)) > 0
+    except (ValueError, OSError): return False
+
+def _find_sheet(near, far):
+    "The annotation sheet: by its name, else by its columns; None where there is none."
+    for folders in (near, far()):
+        found = find_named(folders, SHEET_NAME, _TABLES) or find_named(folders, SHEET_NAME, _OTHERS)
+        if found: return only_one(found, 'the annotation sheet')
+    return only_one([f for p in far() for f in list_folder(p) if f.suffix.lower() in _TABLES[:4] and f.is_file() and _is_sheet(f)], 'the annotation sheet')
+
+def _find_regions(near, far):
+    "The region file: by its name, else by what is in it; None where there is none."
+    kinds = (*_TABLES, '.json')
+    found = find_named(near, REGIONS_NAME, kinds) or find_named(far(), REGIONS_NAME, kinds)
+    found = found or [f for p in near for f in list_folder(p) if f.suffix.lower() in kinds and f.is_file() and looks_like_regions(f)]
+    return only_one(found, 'the region file')
+
+# %% ../nbs/00_data.ipynb #809292d4
+def _find_folders(near, far):
+    "Folders of low energy and of subtracted images, and the one that holds images of both; None where there is none."
+    short = {'DM': ('low energy', 'low energy images', 'dm'), 'CM': ('subtracted', 'subtracted images', 'cm', 'cesm', 'recombined')}
+    out = dict(DM=None, CM=None, images=None)
+    for m in MODALITIES:
+        for folders, names in ((near, (FOLDERS[m],)), (far(), (FOLDERS[m],)), (far(), short[m])):
+            found = [d for p in folders for d in list_folder(p) if spell(d.name) in map(spell, names) and d.is_dir()]
+            if out[m] or not found: continue
+            level = [d for d in found if len(d.parts) == len(found[0].parts)]
+            if len(level) > 1: raise ValueError(f'folder {FOLDERS[m]!r} is there more than once: {", ".join(map(str, level[:4]))}; remove or rename all but one')
+            out[m] = found[0]
+    if not (out['DM'] or out['CM']):
+        holds = [p for p in far() if any(f.suffix.lower() in _SUFFIXES and image_key(f.name) for f in list_folder(p))]
+        if holds: out['images'] = Path(os.path.commonpath(holds))
+    return out
 
 def find_layout(
-    root:str|Path, # folder with the data set, one or two levels above it, or the sheet itself
+    root:str|Path, # folder with the data set, some levels above it, or the sheet itself
     with_images:bool=True, # refuse a data set without image folders
-) -> dict: # paths: 'sheet', 'regions' or None, 'sizes' or None, 'phantom' or None, 'DM' or None, 'CM' or None
-    "Locate sheet, region file and image folders under `root`; raise FileNotFoundError where sheet or images are absent."
+    regions:str|Path='', # the region file, where it is not the one beside the sheet
+) -> dict: # paths or None: 'sheet', 'regions', 'sizes', 'phantom', 'DM', 'CM', and 'images' where all are in one folder
+    "Locate the pieces of a data set; raise FileNotFoundError where sheet or images are absent, ValueError where two could be meant."
     root = Path(root).expanduser()
-    places = [root, root/'CDD-CESM', root/'PKG - CDD-CESM', root/'PKG - CDD-CESM'/'CDD-CESM']
-    if root.is_file(): places = [root.parent]
-    there = {}
-    for f in (f for p in places if p.is_dir() for f in sorted(p.iterdir())): there.setdefault(_spelled(f), f)
-    sheets = [SHEET_NAME, SHEET_NAME.replace('.xlsx', '.csv')]
-    wanted = dict(regions=[REGIONS_NAME], sizes=[SIZES_NAME], phantom=[PHANTOM_NAME], sheet=sheets,
-                  DM=[FOLDERS['DM']], CM=[FOLDERS['CM']])
-    out = {k: next((there[_spelled(n)] for n in names if _spelled(n) in there), None) for k, names in wanted.items()}
-    if root.is_file(): out['sheet'] = root
-    if out['sheet'] is None or with_images and not (out['DM'] or out['CM']):
+    base = root.parent if root.is_file() else root
+    near = walk_folders(base, 3, lambda d: spell(d.name) in _PACKAGE)
+    far = cache(lambda: walk_folders(base, 4, lambda d: spell(d.name) not in _OUTPUT))
+    sheet = root if root.is_file() else _find_sheet(near, far)
+    near = list(dict.fromkeys([*near, *([sheet.parent] if sheet else [])]))
+    one = lambda name: only_one(find_named(near, name, (Path(name).suffix,)), name)
+    out = dict(sheet=sheet, regions=Path(regions).expanduser() if regions else _find_regions(near, far), sizes=one(SIZES_NAME), phantom=one(PHANTOM_NAME))
+    out |= _find_folders(near, far) if with_images else dict(DM=None, CM=None, images=None)
+    if out['sheet'] is None or with_images and not (out['DM'] or out['CM'] or out['images']):
+        held = [f.name + '/'*f.is_dir() for f in list_folder(base)] if base.is_dir() else 'no such folder'
         raise FileNotFoundError(
             f'{root} lacks ' + ('the annotation sheet' if out['sheet'] is None else 'both image folders') +
-            f': looked for {sheets} and folders {list(FOLDERS.values())} there and in {[str(p) for p in places[1:]]}; '
+            f': looked for {SHEET_NAME} (or .csv) and folders {list(FOLDERS.values())} there and below, found {held[:12]}; '
             'data/README.md says what to download and where to put it')
     return out
 
@@ -99,122 +155,136 @@ def find_layout(
 def _files(
     folder:Optional[Path], # image folder, or None
 ) -> dict: # stripped stem -> path; a .jpg comes before a .png of the same name
-    "Index the image files of `folder` once."
+    "Image files right in `folder`."
     if folder is None: return {}
     files = [f for f in sorted(folder.iterdir(), reverse=True) if f.suffix.lower() in ('.jpg', '.jpeg', '.png')]
     return {f.stem.strip(): f for f in files}
+
+def find_images(
+    layout:dict, # from `find_layout`
+) -> dict: # `image_key` -> path
+    "Index all image files, in subfolders too; raise ValueError where two could be meant."
+    found = {}
+    for home in dict.fromkeys(filter(None, (layout['DM'], layout['CM'], layout['images']))):
+        for folder in walk_folders(home, 3, lambda d: spell(d.name) not in _OUTPUT):
+            for f in list_folder(folder):
+                key = image_key(f.name) if f.suffix.lower() in _SUFFIXES else ''
+                if key and f.is_file():
+                    own = layout[key.split('_')[2]] in (None, home)
+                    found.setdefault(key, []).append(((not own, len(f.parts), bool(_SIZE_ENDING.search(f.stem)), _SUFFIXES.index(f.suffix.lower())), f))
+    best = {k: [f for rank, f in some if rank == min(some)[0]] for k, some in found.items()}
+    return {k: only_one(some, f'image {k[:-2]}') for k, some in best.items()}
 
 # %% ../nbs/00_data.ipynb #a9513bfc
 def _refuse_rows(
     bad:pd.Series, # bool, one per row of the sheet
     what:str, # what is wrong with these rows
     values:pd.Series, # the offending column
+    file:str='sheet', # where they are
 ):
     "Raise ValueError that names the spreadsheet rows where `bad` is true, the first ten of them with their values."
     if not bad.any(): return
-    rows = ', '.join(f'row {i+2} ({v!r})' for i, v in values[bad].head(10).items())
+    rows = ', '.join(f'row {i+2} ({v[:80]!r})' for i, v in values[bad].head(10).items())
     more = f' and {bad.sum()-10} more' if bad.sum() > 10 else ''
-    raise ValueError(f'sheet: {what}: {rows}{more}; correct these cells or remove the rows')
+    raise ValueError(f'{file}: {what}: {rows}{more}; correct these cells or remove the rows')
 
-def _read_csv(path):
-    "Read a CSV file as text; raise ValueError where it is none."
-    try: return pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    except (ValueError, csv.Error) as e: # pandas' parser errors are ValueErrors, so is a wrong encoding
-        raise ValueError(f'{path} is no CSV file that can be read ({type(e).__name__}); download it again') from e
+_ALIASES = {
+    'image': 'Image_name', 'image id': 'Image_name', 'file name': 'Image_name', 'filename': 'Image_name', 'imagename': 'Image_name', 'patient': 'Patient_ID',
+    'patientid': 'Patient_ID', 'laterality': 'Side', 'breast density': 'Breast density (ACR)', 'density': 'Breast density (ACR)', 'acr': 'Breast density (ACR)',
+    'density acr': 'Breast density (ACR)', 'acr density': 'Breast density (ACR)', 'bi rads': 'BIRADS', 'age years': 'Age', 'finding': 'Findings', 'tag': 'Tags',
+    **dict.fromkeys(('pathology', 'pathology classification', 'pathology classification followup', 'classification'), SHEET_COLUMNS[-1])}
 
 def read_sheet(
-    path:str|Path, # annotation workbook (.xlsx, sheet 'all' or the first one) or the same as .csv
-) -> pd.DataFrame: # the 12 published columns as text, index = position of the row in the sheet
+    path:str|Path, # annotation workbook (.xlsx, sheet 'all' or the one that has the columns) or the same as text
+) -> pd.DataFrame: # the 12 published columns as text, blank rows and notes below left out; index + 2 = row in the spreadsheet
     "Read the annotation sheet; raise ValueError where it cannot be read, lacks a column or has no rows."
-    path = Path(path)
-    if path.suffix.lower() == '.csv': sheet = _read_csv(path)
-    else:
-        try:
-            with pd.ExcelFile(path) as book:
-                sheet = pd.read_excel(book, 'all' if 'all' in book.sheet_names else 0, dtype=str, keep_default_na=False)
-        except Exception as e: # a damaged workbook fails in zip, XML or openpyxl, each with errors of its own
-            raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}); download it again') from e
-    sheet.columns = [str(c).strip() for c in sheet.columns]
-    absent = [c for c in SHEET_COLUMNS if c not in sheet]
-    if absent: raise ValueError(f'{path} has no column {absent}; expected {list(SHEET_COLUMNS)}')
+    sheet = read_table(path, SHEET_COLUMNS, _ALIASES)
+    filled = sheet.apply(lambda c: c.str.strip() != '').sum(axis=1)
+    rows = np.flatnonzero(filled > 1) # a note is a cell on its own
+    last = rows[-1] + 1 if len(rows) else 0
+    sheet = sheet.iloc[:last][filled.iloc[:last] > 0]
     if sheet.empty: raise ValueError(f'{path} has no rows; expected one per image, download it again')
-    return sheet[list(SHEET_COLUMNS)].fillna('').reset_index(drop=True)
+    sheet.index -= 2
+    sheet.attrs['file'] = str(path)
+    return sheet
 
 # %% ../nbs/00_data.ipynb #da1e86db
+_NO_DENSITY = ('', '_', '-', '--', '–', '—', '?', 'NA', 'N/A', 'NAN', 'NONE', 'UNKNOWN')
+_WRITTEN = { # column -> {as it is written, in capitals: as it is meant}
+    'Side': {'L': 'L', 'R': 'R', 'LEFT': 'L', 'RIGHT': 'R'}, 'View': {v: v for v in VIEWS},
+    'Type': {'DM': 'DM', 'CM': 'CM', 'CESM': 'CM', 'LOW ENERGY': 'DM', 'SUBTRACTED': 'CM'},
+    SHEET_COLUMNS[-1]: {c.upper(): c for c in CLASSES},
+    'Breast density (ACR)': {**{d: d for d in DENSITY}, **{f'ACR {d}': d for d in DENSITY}, **dict(zip('1234', DENSITY)), **dict.fromkeys(_NO_DENSITY, '')}}
+
+def _number(text): # '41,0' -> 41.0; NaN where it is none
+    return pd.to_numeric(text.str.replace(r'^(\d+),(\d{1,2})$', r'\1.\2', regex=True), errors='coerce')
+
+def _patient(text): # '0012', 'P12', '12.0' -> '12'; as it is where it is no number
+    return text.str.replace(r'^[Pp]?[-_ ]?0*(\d+)(?:[.,]0+)?$', r'\1', regex=True)
+
 def check_sheet(
     sheet:pd.DataFrame, # from `read_sheet`
 ) -> pd.DataFrame: # one row per image: image_name, patient_id, side, modality, view, copy, age_years, density, label, ...
     "Turn text into values and hold each row against its own name; raise ValueError that lists the rows that fail."
-    s = sheet.apply(lambda c: c.str.strip())
-    refuse = lambda bad, what, column: _refuse_rows(bad, what, s[column])
-    refuse(~s.Image_name.map(lambda n: bool(_NAME.fullmatch(n))), 'no image name of the published form', 'Image_name')
-    refuse(s.Image_name.duplicated(), 'image named twice', 'Image_name')
-    refuse(~s.Side.isin(list(SIDES)), 'side is not L or R', 'Side')
-    refuse(~s.View.isin(VIEWS), f'view is not one of {VIEWS}', 'View')
-    refuse(~s.Type.isin(['DM', 'CM', 'CESM']), 'type is not DM or CESM', 'Type')
-    label = s[SHEET_COLUMNS[-1]].str.capitalize()
-    refuse(~label.isin(CLASSES), f'pathology is not one of {CLASSES}', SHEET_COLUMNS[-1])
-    density = s['Breast density (ACR)'].str.upper()
-    refuse(~density.isin([*DENSITY, '_', '']), 'density is not A, B, C, D or _ (missing)', 'Breast density (ACR)')
-    age = pd.to_numeric(s.Age, errors='coerce')
+    s, file = sheet.apply(lambda c: c.str.strip()), sheet.attrs.get('file', 'sheet')
+    refuse = lambda bad, what, column: _refuse_rows(bad, what, s[column], file)
+    value = {c: s[c].str.upper().str.replace(r'\.0$', '', regex=True).map(known) for c, known in _WRITTEN.items()}
+    name = s.Image_name.map(lambda n: n if _NAME.fullmatch(n) else _ENDING.sub('', n).strip().upper())
+    refuse(~name.map(lambda n: bool(_NAME.fullmatch(n))), 'no image name of the published form', 'Image_name')
+    refuse(name.map(image_key).duplicated(), 'image named twice', 'Image_name')
+    for column, what in {'Side': 'side is not L or R', 'View': f'view is not one of {VIEWS}', 'Type': 'type is not DM or CESM',
+                         SHEET_COLUMNS[-1]: f'pathology is not one of {CLASSES}',
+                         'Breast density (ACR)': 'density is not A, B, C, D (or 1 to 4) or _ (missing)'}.items(): refuse(value[column].isna(), what, column)
+    refuse(s.Age.str.match(r'\d{4}-\d\d-\d\d'), 'age is a date, expected years (set the format of the column to number)', 'Age')
+    age = _number(s.Age)
     refuse(~age.between(10, 120), 'age is not between 10 and 120 years', 'Age')
-    out = pd.DataFrame(s.Image_name.map(parse_name).tolist()).assign(
-        image_name=s.Image_name, trailing_blank=sheet.Image_name != s.Image_name, age_years=age.astype(float),
-        density=density.where(density.isin(list(DENSITY))), birads=s.BIRADS, pathology=label,
+    label, density = value[SHEET_COLUMNS[-1]], value['Breast density (ACR)']
+    out = pd.DataFrame(name.map(parse_name).tolist(), s.index).assign(
+        image_name=name, trailing_blank=sheet.Image_name != s.Image_name, age_years=age.astype(float),
+        density=density.where(density != ''), birads=s.BIRADS, pathology=label,
         label=label.map(CLASSES.index), machine=s.Machine, findings=s.Findings)
-    said = pd.DataFrame({'patient_id': s.Patient_ID, 'side': s.Side, 'modality': s.Type.replace('CESM', 'CM'), 'view': s.View})
+    said = pd.DataFrame({'patient_id': _patient(s.Patient_ID), 'side': value['Side'], 'modality': value['Type'], 'view': value['View']})
     for c in said: refuse(out[c].astype(str) != said[c], f'image name says another {c} than the sheet', 'Image_name')
-    return out
-
-# %% ../nbs/00_data.ipynb #49b94b35
-def _geometry(text):
-    "Parse one VIA shape; a cell that is no JSON object gives {}."
-    try: geometry = json.loads(text)
-    except (ValueError, RecursionError): return {}
-    return geometry if isinstance(geometry, dict) else {}
-
-def read_regions(
-    path:Optional[str|Path], # VIA export (.csv); None where the data set has no regions
-) -> pd.DataFrame: # one row per region: image_name, shape (polygon, ellipse, ... or 'broken'), geometry (dict, original px)
-    "Read the hand-drawn regions; raise ValueError where the file cannot be read or lacks a column."
-    if path is None: return pd.DataFrame({'image_name': [], 'shape': [], 'geometry': []}, dtype=object)
-    via = _read_csv(path).rename(columns=lambda c: c.strip().lstrip('#'))
-    absent = [c for c in ('filename', 'region_shape_attributes') if c not in via]
-    if absent: raise ValueError(f'{path} has no column {absent}; expected a VIA region export (CSV)')
-    name = via.filename.str.strip().str.replace(r'\.(jpe?g|png)$', '', regex=True, case=False).str.strip()
-    geometry = via.region_shape_attributes.map(_geometry)
-    drawn = via.region_shape_attributes != '{}' # VIA writes {} for an image without a region
-    out = pd.DataFrame({'image_name': name, 'shape': [str(g.get('name', 'broken')) for g in geometry], 'geometry': geometry})
-    return out[drawn].reset_index(drop=True)
+    return out.reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #78f635e2
+def exif_orientation(
+    image:Image.Image, # as Pillow has opened it, not decoded yet
+) -> int: # 1 to 8 as EXIF has it; 1: upright, or nothing is known
+    "Say how a picture is turned or mirrored in its file; raise nothing, as viewers pass over damaged EXIF."
+    if 'exif' not in image.info: return 1
+    try: turn = image.getexif().get(0x0112, 1)
+    except Exception: return 1 # Pillow raises whatever the damage leads to
+    return turn if turn in range(1, 9) else 1
+
 def _size_px(path):
-    "Read width and height from the file's header; (nan, nan) where it has none."
+    "Width and height of the upright picture, from the file's header; (nan, nan) where it has none."
+    if not Path(path).is_file(): return np.nan, np.nan # a pipe would never end
     try:
-        with Image.open(path) as im: return im.size
+        with Image.open(path) as im: return im.size[::-1] if exif_orientation(im) > 4 else im.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return np.nan, np.nan
 
 def _original_sizes(images, layout):
     "Width and height that region coordinates refer to: from `image_sizes.csv` if present, else from each file's header."
     if layout['sizes'] is None:
         return pd.DataFrame([(np.nan, np.nan) if pd.isna(p) else _size_px(p) for p in images.path], images.index)
-    sizes = _read_csv(layout['sizes'])
-    absent = [c for c in ('filename', 'width', 'height') if c not in sizes]
-    if absent: raise ValueError(f"{layout['sizes']} has no column {absent}; expected filename, width, height")
-    sizes.index = sizes.filename.map(lambda f: Path(f).stem.strip())
-    sizes = sizes.loc[~sizes.index.duplicated(), ['width', 'height']].apply(pd.to_numeric, errors='coerce')
-    return pd.DataFrame(sizes.where((sizes >= 1) & (sizes <= 1e5)).reindex(images.image_name).to_numpy(), images.index)
+    sizes = read_table(layout['sizes'], ('filename', 'width', 'height'))
+    sizes.index = sizes.filename.map(image_key)
+    sizes = sizes.loc[~sizes.index.duplicated(), ['width', 'height']].apply(_number)
+    return pd.DataFrame(sizes.where((sizes >= 1) & (sizes <= 1e5)).reindex(images.image_name.map(image_key)).to_numpy(), images.index)
 
-def _join_images(layout, regions, with_images):
-    "Join sheet, regions and image files into the image table."
+def _join_images(layout, regions, files):
+    "Join sheet, regions and image files: the image table, and the regions under the names of the sheet."
     images = check_sheet(read_sheet(layout['sheet']))
-    files = {m: _files(layout[m] if with_images else None) for m in MODALITIES}
-    found = [files[m].get(n) for m, n in zip(images.modality, images.image_name)]
-    images['path'] = pd.Series([f and str(f) for f in found], dtype=object)
+    keys = images.image_name.map(image_key)
+    found = keys.map(files)
+    images['path'] = pd.Series([str(f) if isinstance(f, Path) else None for f in found], dtype=object)
     images[SIZE] = _original_sizes(images, layout)
-    counts = regions.image_name.value_counts()
-    images['n_regions'] = images.image_name.map(counts).fillna(0).astype(int)
-    return images
+    names, size = dict(zip(keys, images.image_name)), dict(zip(images.image_name, images[SIZE].to_numpy()))
+    regions = regions.assign(image_name=[names.get(image_key(n), n) for n in regions.image_name])
+    drawn = [n for n, g in zip(regions.image_name, regions.geometry) if n in size and can_draw(g, size[n])]
+    images['n_regions'] = images.image_name.map(pd.Series(drawn, dtype=object).value_counts()).fillna(0).astype(int)
+    return images, regions
 
 # %% ../nbs/00_data.ipynb #9881e953
 class DataSet(NamedTuple):
@@ -228,12 +298,34 @@ class DataSet(NamedTuple):
 
     def __repr__(self): return f'DataSet({self.root.name}: {len(self.images)} images, {len(self.regions)} regions)'
 
-def _fingerprint(layout):
+    @property
+    def unmatched(self): return self.regions[~self.regions.image_name.isin(self.images.image_name)] # rows of `regions`
+
+    def need_regions(
+        self,
+        modality:str, # a key of `CHANNELS`
+    ):
+        "Raise ValueError where no image of the modality has a region that can be drawn, saying what the file has instead."
+        used = self.images[self.images.modality.isin([m for m, _ in CHANNELS[modality]])]
+        if used.n_regions.any(): return
+        use, file = "use roi_source 'breast' or 'none' (protocol clinical)", self.files.get('regions')
+        if file is None and self.regions.empty: raise ValueError(f"{self.root} has no region file, which roi_source 'annotation' needs: add it or {use}")
+        lost, on = self.unmatched.image_name, self.regions.image_name.isin(used.image_name).sum()
+        named = f' (such as {lost.iloc[0]!r})' if len(lost) else ''
+        raise ValueError(f"{file} has no region that can be drawn on an image of modality {modality!r}, which roi_source 'annotation' needs: of "
+                         f'{len(self.regions)} regions {len(lost)} are on images that the sheet does not name{named}, {on} cannot be drawn and '
+                         f'{len(self.regions)-len(lost)-on} are on other images; correct the file or {use}')
+
+# %% ../nbs/00_data.ipynb #5a865b73
+def _fingerprint(layout, images):
     "Hash the sheet, the region file and the list of image files with their sizes in bytes."
     h = hashlib.sha256()
     for k in ('sheet', 'regions', 'sizes'): h.update(layout[k].read_bytes() if layout[k] else b'-')
-    for m in MODALITIES:
-        for n, f in sorted(_files(layout[m]).items()): h.update(f'{m}/{n}{f.suffix}:{f.stat().st_size};'.encode())
+    direct = {m: _files(layout[m]) for m in MODALITIES}
+    for m, files in direct.items():
+        for n, f in sorted(files.items()): h.update(f'{m}/{n}{f.suffix}:{f.stat().st_size};'.encode())
+    hashed = {f for files in direct.values() for f in files.values()}
+    for k, f in sorted(images.items()): h.update(b'' if f in hashed else f'{k}{f.suffix}:{f.stat().st_size};'.encode())
     return h.hexdigest()[:16]
 
 def read_cdd_cesm(
@@ -242,12 +334,13 @@ def read_cdd_cesm(
     with_images:bool=True, # False: annotations alone
 ) -> DataSet:
     "Read CDD-CESM as the archive has it; raise as `find_layout`, `read_sheet`, `check_sheet`, `read_regions` do."
-    layout = find_layout(root, with_images)
-    if regions: layout['regions'] = Path(regions).expanduser()
+    layout = find_layout(root, with_images, regions)
     if regions and not layout['regions'].is_file():
-        raise FileNotFoundError(f'{regions} is absent: name the region file (VIA export, CSV)')
-    drawn = read_regions(layout['regions'])
-    return DataSet(root, _join_images(layout, drawn, with_images), drawn, layout, layout['phantom'] is not None, _fingerprint(layout))
+        raise FileNotFoundError(f'{regions} is absent: name the region file (VIA export, CSV or JSON)')
+    files = find_images(layout)
+    images, drawn = _join_images(layout, read_regions(layout['regions']), files)
+    phantom = layout['phantom'] is not None or (images.machine == 'phantom').all() # its sheet says so where the note was left behind
+    return DataSet(root, images, drawn, layout, bool(phantom), _fingerprint(layout, files))
 
 # %% ../nbs/00_data.ipynb #ac1614d9
 READERS = {'CDD-CESM': read_cdd_cesm} # name -> reader; the first that knows the folder reads it
@@ -276,12 +369,11 @@ def _density(images):
     source = np.select([own.notna(), other.notna()], ['own', 'other_breast'], 'missing')
     return pd.DataFrame({'density': own.fillna(other), 'density_source': source}, every)
 
-def _view(group, view, view_copy):
-    "Name and path of the copy of `view` to use: the one asked for, else the first, files that exist before those that do not."
-    rows = group[group['view'] == view]
-    if rows.empty: return None, None
-    order = rows.assign(absent=rows.path.isna(), other=rows['copy'] != view_copy).sort_values(['absent', 'other', 'copy'])
-    return order.image_name.iloc[0], order.path.iloc[0]
+def _views(used, modality, view, view_copy):
+    "Name, path and regions of the copy of a view to use per breast: the one asked for, else the first, files that exist before those that do not."
+    rows = used[(used['view'] == view) & (used.modality == modality)]
+    order = rows.assign(absent=rows.path.isna(), other=rows['copy'] != view_copy).sort_values([*KEYS, 'absent', 'other', 'copy'])
+    return order.drop_duplicates(KEYS).set_index(KEYS)[['image_name', 'path', 'n_regions']]
 
 # %% ../nbs/00_data.ipynb #96079adc
 def breasts(
@@ -295,15 +387,14 @@ def breasts(
     if label_scope not in ('modality', 'breast'): raise ValueError(f"label_scope {label_scope!r}: use 'modality' or 'breast'")
     used = images[images.modality.isin([m for m, _ in channels])]
     scope = (used if label_scope == 'modality' else images).groupby(KEYS).label
-    rows = []
-    for key, g in used.groupby(KEYS):
-        found = [_view(g[g.modality == m], v, view_copy) for m, v in channels] # (name, path) each
-        names, paths = ({f'{c}_{k}': v for c, v in zip(columns, each)} for k, each in zip(('name', 'path'), zip(*found)))
-        chosen = g[g.image_name.isin(list(names.values()))]
-        rows.append(dict(zip(KEYS, key), age_years=g.age_years.iloc[0]) | names | paths | dict(
-            n_annotated_views=len(g[['modality', 'view']].drop_duplicates()),
-            n_views=int(chosen.path.notna().sum()), n_regions=int(chosen.n_regions.sum())))
-    table = pd.DataFrame(rows).set_index(KEYS)
+    by = used.groupby(KEYS)
+    table = by.age_years.first().to_frame()
+    found = {c: _views(used, m, v, view_copy).reindex(table.index) for c, (m, v) in zip(columns, channels)}
+    for k, column in (('name', 'image_name'), ('path', 'path')):
+        for c, rows in found.items(): table[f'{c}_{k}'] = pd.Series([v if isinstance(v, str) else None for v in rows[column]], table.index)
+    table['n_annotated_views'] = used.drop_duplicates([*KEYS, 'modality', 'view']).groupby(KEYS).size()
+    table['n_views'] = sum(rows.path.notna().astype(int) for rows in found.values())
+    table['n_regions'] = sum(rows.n_regions.fillna(0).astype(int) for rows in found.values())
     table['label'], table['label_conflict'] = scope.max(), scope.nunique() > 1
     return table.join(_density(images)).reset_index()
 
