@@ -6,7 +6,8 @@
 __all__ = ['VIEWS', 'MODALITIES', 'CHANNELS', 'CLASSES', 'PROBS', 'KEYS', 'SIZE', 'CLASS_COLORS', 'SIDES', 'DENSITY',
            'SHEET_NAME', 'REGIONS_NAME', 'SIZES_NAME', 'PHANTOM_NAME', 'FOLDERS', 'SHEET_COLUMNS', 'READERS',
            'name_channels', 'to_column', 'parse_name', 'find_layout', 'read_sheet', 'check_sheet', 'read_regions',
-           'DataSet', 'read_cdd_cesm', 'read_dataset', 'breasts', 'plot_breast', 'plot_contact_sheet']
+           'exif_orientation', 'DataSet', 'read_cdd_cesm', 'read_dataset', 'breasts', 'plot_breast',
+           'plot_contact_sheet']
 
 # %% ../nbs/00_data.ipynb #6129b4fb
 import csv
@@ -188,10 +189,20 @@ def read_regions(
     return out[drawn].reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #78f635e2
+def exif_orientation(
+    image:Image.Image, # as Pillow has opened it, not decoded yet
+) -> int: # 1 to 8 as EXIF has it; 1: upright, or nothing is known
+    "Say how a picture is turned or mirrored in its file; raise nothing, as viewers pass over damaged EXIF."
+    if 'exif' not in image.info: return 1
+    try: turn = image.getexif().get(0x0112, 1)
+    except Exception: return 1 # Pillow raises whatever the damage leads to
+    return turn if turn in range(1, 9) else 1
+
 def _size_px(path):
-    "Read width and height from the file's header; (nan, nan) where it has none."
+    "Width and height of the upright picture, from the file's header; (nan, nan) where it has none."
+    if not Path(path).is_file(): return np.nan, np.nan # a pipe would never end
     try:
-        with Image.open(path) as im: return im.size
+        with Image.open(path) as im: return im.size[::-1] if exif_orientation(im) > 4 else im.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return np.nan, np.nan
 
 def _original_sizes(images, layout):
