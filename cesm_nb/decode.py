@@ -126,7 +126,7 @@ def resize_area(
 
 # %% ../nbs/01b_decode.ipynb #b667fdf0
 MIN_SIDE_PX = 24 # the shorter side of an image; also, at least a tenth of the longer one
-MIN_LEVELS = 8 # grey levels between the 1st and the 99th percentile
+MIN_LEVELS = 16 # grey levels between the 1st and the 99th percentile
 DARK = .5 # the darkest corner is at most this share of the image's middle
 NO_VIEW = ('implausibly small', 'blank') # problems of an image that does not count as a view
 

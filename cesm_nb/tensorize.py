@@ -242,7 +242,10 @@ def _finished_row(path, task, image_size):
 def _ended_in_order():
     "Let SIGTERM end this process as an exception does, so that joblib ends its workers; one by one they would stay."
     if threading.current_thread() is not threading.main_thread(): yield; return # only it may set handlers
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    def end(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN) # once is enough: let the workers be ended in peace
+        sys.exit(128 + signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, end)
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
 
