@@ -49,7 +49,7 @@ def look_at(
 
 # %% ../nbs/00f_check.ipynb #91e1f8d6
 def _wrong_side(seen):
-    "Images whose chest wall is at the edge that the other side's images have; empty where both sides have the same."
+    "Images whose chest wall is at the other side's edge; empty where both sides have the same."
     known = seen[seen.wall != '']
     usual = known.groupby('side').wall.agg(lambda w: w.mode()[0])
     if usual.nunique() < 2: return known.head(0)
@@ -64,7 +64,7 @@ def _region_problems(images, regions):
         if odd: yield f"region {odd.partition(': ')[0]}", r.image_name, odd.partition(': ')[2]
 
 def _image_problems(seen):
-    "Kind, image and detail of each image that cannot be used or looks odd, one by one or beside the others."
+    "Kind, image and detail of each image that cannot be used or looks odd, alone or beside the others."
     for o in seen[seen.problem != ''].itertuples(): yield 'image cannot be used', o.image_name, o.problem
     good = seen[seen.problem == '']
     first = good.drop_duplicates('digest').set_index('digest').image_name
@@ -144,7 +144,7 @@ def write_report(
 class CheckConfig:
     "Check a CESM data set and write what was found as a page and as CSV."
     data:Positional[Path] # data set in the TCIA layout
-    out:Path = Path('runs/cesm_check') # folder for index.html, problems.csv and facts.csv; git passes over it
+    out:Path = Path('runs/cesm_check') # folder for index.html, problems.csv, facts.csv; not for git
 
 def main(
     args:list|None=None, # arguments as in a shell; those of the process if not given

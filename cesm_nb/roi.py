@@ -71,7 +71,7 @@ def scaled_outlines(
     shape_px:tuple, # (height, width) of the image at hand
     original_px:tuple=None, # (width, height) that they refer to; None = those of the image at hand
 ) -> tuple: # (list of (n, 2) outlines in px of the image at hand, list of sentences)
-    "Scale outlines to the image at hand; say what is thinned, or skipped as it cannot be drawn or lies outside."
+    "Scale outlines to the image at hand; say what is thinned, and what is skipped and why."
     h, w = shape_px
     scale = np.array([w, h])/np.array(original_px or (w, h), float)
     outlines, odd = [], []
@@ -130,7 +130,7 @@ def region_problem(
     return 'used as drawn: crosses itself' if _crosses_itself(points) else ''
 
 # %% ../nbs/01_roi_clahe.ipynb #04a9b443
-SEGMENT_PX = 4096 # a longer side is halved, or more, before the breast is looked for: large discs take minutes
+SEGMENT_PX = 4096 # of the longer side: beyond it a copy is searched, as large discs take minutes
 
 def _largest_object(mask):
     "The largest object of a mask, its holes filled."
@@ -143,7 +143,7 @@ def _largest_object(mask):
 def segment_breast(
     image:np.ndarray, # (h, w) uint8
 ) -> np.ndarray: # (h, w) uint8, 1 in the breast; all 0 where there is none
-    "Threshold above the background, close dark fat at the chest wall, keep the largest object and fill its holes."
+    "Threshold above the background, close dark fat at the chest wall, keep the largest object, filled."
     if (side := max(image.shape)) > SEGMENT_PX:
         size = [max(1, n*SEGMENT_PX//(2*side)) for n in image.shape[::-1]]
         mask = segment_breast(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
@@ -154,7 +154,8 @@ def segment_breast(
     object_ = (smooth > background + above).astype(np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2*(side//40)+1,)*2)
     n = disc.shape[0]
-    framed = cv2.copyMakeBorder(object_, n, n, n, n, cv2.BORDER_REPLICATE) # the chest wall touches the edge
+    # the chest wall touches the edge
+    framed = cv2.copyMakeBorder(object_, n, n, n, n, cv2.BORDER_REPLICATE)
     return _largest_object(cv2.morphologyEx(framed, cv2.MORPH_CLOSE, disc)[n:-n, n:-n])
 
 # %% ../nbs/01_roi_clahe.ipynb #40d4e234
@@ -165,7 +166,7 @@ def _grid(shape_px, tiles):
     return min(tiles, shape_px[1]), min(tiles, shape_px[0])
 
 def _tile_px(shape_px, tiles):
-    "Pixels per tile; where one side does not divide, OpenCV pads both sides, up to the next multiple."
+    "Pixels per tile; where one side does not divide, OpenCV pads both to the next multiple."
     (h, w), (nx, ny) = shape_px, _grid(shape_px, tiles)
     if w % nx == 0 and h % ny == 0: return (w//nx)*(h//ny)
     return (w//nx + 1)*(h//ny + 1)
@@ -175,20 +176,21 @@ def effective_clip(
     clip:float=2., # limit asked for, in multiples of the mean count per grey level; above 0
     tiles:int=8, # tiles along each side
 ) -> float: # the limit applied, in the same unit
-    "Give the limit that OpenCV applies: whole pixels per grey level and tile, rounded down, at least one."
+    "Give the limit that OpenCV applies: whole pixels per level and tile, rounded down, at least one."
     if tiles < 1: raise ValueError(f'clahe_tiles is {tiles}: use at least 1')
     area = _tile_px(shape_px, tiles)
     return max(int(clip*area/256), 1)*256/area
 
+# %% ../nbs/01_roi_clahe.ipynb #73cf0708
 def fit_tiles(
     shape_px:tuple, # (height, width) of what is equalised
     clip:float=2., # limit wanted, above 0
     tiles:int=8, # the most tiles along each side, at least 1
 ) -> tuple: # (limit to hand to OpenCV, tiles along each side)
-    "Choose the most tiles whose applied limit is within a tenth of `clip`, or the closest there is."
+    "Choose the most tiles whose applied limit is within a tenth of `clip`, or the closest."
     if not 0 < clip < np.inf: raise ValueError(f'clahe_clip is {clip}: use a number above 0')
     if tiles < 1: raise ValueError(f'clahe_tiles is {tiles}: use at least 1')
-    if clip >= 256: return 256., min(tiles, max(shape_px)) # all counts of a tile in one level: no limit
+    if clip >= 256: return 256., min(tiles, max(shape_px)) # a whole tile in one level: no limit
     options = []
     for n in range(min(tiles, max(shape_px)), 0, -1):
         area = _tile_px(shape_px, n)
@@ -201,7 +203,7 @@ def fit_tiles(
     return min(options)[1:]
 
 # %% ../nbs/01_roi_clahe.ipynb #86c12bdf
-TILE_PX = 1280 # pixels per tile beyond which more change little: at a limit of 2.0 they are ten counts per grey level
+TILE_PX = 1280 # per tile; more change little: at a limit of 2.0 they are ten counts per grey level
 
 def _clahe(image, clip, tiles):
     "Equalise a uint8 image with as many tiles as its size allows."
@@ -231,26 +233,30 @@ def _equalise_at(image, large, part, clip, tiles):
     before = cv2.resize(image, large.tolist(), interpolation=cv2.INTER_CUBIC)
     after = before.copy()
     after[part] = _clahe(before[part], clip, tiles)
-    change = cv2.resize(cv2.subtract(after, before, dtype=cv2.CV_16S), image.shape[::-1], interpolation=cv2.INTER_AREA)
+    change = cv2.subtract(after, before, dtype=cv2.CV_16S)
+    change = cv2.resize(change, image.shape[::-1], interpolation=cv2.INTER_AREA)
     return cv2.add(image, change, dtype=cv2.CV_8U)
 
 def clahe_within(
     image:np.ndarray, # (h, w) uint8
     outlines:list, # (n, 2) outlines in px of `image`
-    extent:str='box', # 'box': equalise each region's bounding box; 'image': equalise the whole image
+    extent:str='box', # what is equalised: 'box', each region's bounding box, or 'image'
     clip:float=2., # contrast limit of CLAHE, above 0
     tiles:int=8, # the most tiles along each side
     original_px:tuple=None, # (width, height) before the image was reduced; None = those of `image`
 ) -> np.ndarray: # (h, w) uint8, equal to `image` outside the outlines
     "Enhance contrast inside the outlines only (paper, section 3.2)."
-    if extent not in ('box', 'image'): raise ValueError(f"clahe_extent {extent!r}: use 'box' or 'image'")
+    if extent not in ('box', 'image'):
+        raise ValueError(f"clahe_extent {extent!r}: use 'box' or 'image'")
     if not outlines: return image
     out = image.copy()
     whole = _clahe(image, clip, tiles) if extent == 'image' else None
     for points in outlines:
         box, large, part = _plan(points, image.shape, original_px, tiles)
-        equal = whole[box] if whole is not None else _equalise_at(image[box], large, part, clip, tiles)
-        np.copyto(out[box], equal, where=fill(points - [box[1].start, box[0].start], equal.shape).view(bool))
+        if whole is not None: equal = whole[box]
+        else: equal = _equalise_at(image[box], large, part, clip, tiles)
+        inside = fill(points - [box[1].start, box[0].start], equal.shape)
+        np.copyto(out[box], equal, where=inside.view(bool))
     return out
 
 # %% ../nbs/01_roi_clahe.ipynb #04145f91
@@ -314,7 +320,8 @@ def plot_histogram(
 ): # the axes
     "Draw the distribution of grey levels inside `mask` of each image."
     ax = ax or plt.subplots(figsize=(5, 3))[1]
-    for name, im in images.items(): ax.hist(im[mask > 0], bins=np.arange(0, 257, 4), histtype='step', density=True, label=name)
+    style = dict(bins=np.arange(0, 257, 4), histtype='step', density=True)
+    for name, im in images.items(): ax.hist(im[mask > 0], label=name, **style)
     ax.set(xlabel='grey level inside the mask', ylabel='share per level')
     ax.legend(frameon=False)
     return ax

@@ -60,7 +60,8 @@ def prepare(
     run_dir = Path(cfg.run_dir or tempfile.mkdtemp(prefix='cesm_run_')).expanduser()
     run_dir.mkdir(parents=True, exist_ok=True)
     data_root = cfg.data_root or make_phantom(
-        run_dir/'phantom', cfg.phantom_patients, cfg.phantom_seed, cfg.phantom_signal, clinical=min(1., cfg.phantom_signal))
+        run_dir/'phantom', cfg.phantom_patients, cfg.phantom_seed, cfg.phantom_signal,
+        clinical=min(1., cfg.phantom_signal))
     tensor_dir = cfg.tensor_dir or run_dir/'tensors'
     return replace(cfg, data_root=str(data_root), run_dir=str(run_dir), tensor_dir=str(tensor_dir))
 
@@ -90,7 +91,7 @@ def claim_folder(
     tensor_dir:str|Path, # folder for tensors, made where absent
     settings:dict, # from `tensor_settings`
 ):
-    "Write `settings.json`, or raise ValueError where the folder was made with other settings, naming which."
+    "Write `settings.json`, or raise ValueError where the folder was made with others, naming which."
     folder, path = Path(tensor_dir), Path(tensor_dir)/'settings.json'
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -138,7 +139,7 @@ def tensor_name(
 
 # %% ../nbs/02_tensorize.ipynb #92a71df0
 def _make_view(view, side, s):
-    "One view as uint8, enhanced and resized; None where it is no view; and sentences that say what is odd."
+    "One view as uint8, enhanced and resized; None where it is no view; sentences on what is odd."
     if view is None: return None, []
     try: image = read_image(view['path'])
     except ValueError as e: return None, [str(e)]
@@ -190,7 +191,7 @@ def check_tensor(
     task:dict, # what it should be made from
     image_size:int, # side in pixels
 ) -> list: # sentences; empty where all is well
-    "Hold one tensor against its breast: shape, dtype, range, label, ids, rows that decode, views that are real."
+    "Hold one tensor against its breast: shape, dtype, range, label, ids, rows that decode, real views."
     x, wrong, shape = d['x'], [], (len(task['views']) + 1, image_size, image_size)
     if tuple(x.shape) != shape: return [f'shape {tuple(x.shape)}, expected {shape}']
     if x.dtype != torch.float32: wrong.append(f'dtype {x.dtype}, expected float32')
@@ -221,7 +222,7 @@ def save_tensor(
     settings:dict, # from `tensor_settings`
     folder:str|Path, # where to
 ) -> dict: # the breast's row of the manifest
-    "Make one breast's tensor, check it and write it, the same bytes each time; without any image nothing is written."
+    "Make, check and write one breast's tensor, the same bytes each time; nothing without any image."
     cv2.setNumThreads(1) # one process per core is faster than threads inside one image
     name, d = tensor_name(task['patient_id'], task['side']), make_tensor(task, settings)
     row = _manifest_row(d, task, settings['image_size'], name)
@@ -240,19 +241,22 @@ def _finished_row(path, task, image_size):
 
 @contextmanager
 def _ended_in_order():
-    "Let SIGTERM end this process as an exception does, so that joblib ends its workers; one by one they would stay."
-    if threading.current_thread() is not threading.main_thread(): yield; return # only it may set handlers
+    "Let SIGTERM end this process as an exception does, so that joblib ends its workers."
+    if threading.current_thread() is not threading.main_thread(): # only it may set handlers
+        yield
+        return
     def end(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN) # once is enough: let the workers be ended in peace
+        signal.signal(signal.SIGTERM, signal.SIG_IGN) # once is enough: the workers are being ended
         sys.exit(128 + signal.SIGTERM)
     before = signal.signal(signal.SIGTERM, end)
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
 
 def _save_all(tasks, settings, folder, n_jobs):
-    "Rows of tensors that were not there yet, made by as many processes as there is work and cores for."
+    "Rows of new tensors, made by as many processes as there is work and cores for."
     if n_jobs > 1: n_jobs = max(1, min(n_jobs, len(tasks), max(2, effective_n_jobs(-1))))
-    queue = tqdm(tasks, 'tensors', unit='breast', disable=len(tasks) < 2) # hand-outs: Ray gives all results at once
+    # counts hand-outs: Ray gives all results at once
+    queue = tqdm(tasks, 'tensors', unit='breast', disable=len(tasks) < 2)
     try: return Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue)
     except TerminatedWorkerError:
         raise OSError('a process that made tensors was killed, perhaps as memory ran out: what was finished is '
@@ -263,7 +267,7 @@ def save_tensors(
     tasks:list, # from `make_tasks`
     settings:dict, # from `tensor_settings`
     folder:str|Path, # where to
-    n_jobs:int=1, # processes, no more than breasts or cores; -1 is all cores, or all workers of a cluster
+    n_jobs:int=1, # processes, at most one per breast or core; -1: all cores, or a cluster's workers
 ) -> list: # manifest rows in the order of `tasks`
     "Write the tensors that are not there yet and check all of them."
     remove_leftovers(folder)
@@ -273,7 +277,8 @@ def save_tensors(
         paths = [Path(folder)/tensor_name(t['patient_id'], t['side']) for t in tasks]
         rows = {p: _finished_row(p, t, settings['image_size']) for p, t in zip(paths, tasks)}
         todo = {p: t for p, t in zip(paths, tasks) if rows[p] is None}
-        with _ended_in_order(): rows |= zip(todo, _save_all(list(todo.values()), settings, folder, n_jobs))
+        with _ended_in_order():
+            rows |= zip(todo, _save_all(list(todo.values()), settings, folder, n_jobs))
     finally: torch.set_num_threads(threads)
     return [rows[p] for p in paths]
 
@@ -293,16 +298,19 @@ def list_tasks(
     cfg:TensorConfig, # settings
     data:DataSet, # whose breasts
 ) -> list: # from `make_tasks`
-    "Breasts of a data set as tasks; raise ValueError where there is none or the regions are needed and absent."
-    root, roi_source = cfg.data_root, resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)['roi_source']
-    advice = f"which roi_source 'annotation' needs: add it or use 'breast' or 'none'"
+    "Breasts of a data set as tasks; raise ValueError where there is none, or no region and one is needed."
+    root = cfg.data_root
+    roi_source = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)['roi_source']
+    advice = "which roi_source 'annotation' needs: add it or use 'breast' or 'none'"
     if roi_source == 'annotation' and data.files.get('regions') is None and data.regions.empty:
         raise ValueError(f'{root} has no region file, {advice}')
     table = breasts(data.images, cfg.modality, cfg.label_scope, cfg.view_copy)
     tasks = make_tasks(table, data.images, data.regions)
-    if not tasks: raise ValueError(f'{root} has no image of modality {cfg.modality!r} that the sheet names')
+    if not tasks:
+        raise ValueError(f'{root} has no image of modality {cfg.modality!r} that the sheet names')
     if roi_source == 'annotation' and not any(map(_has_region, tasks)):
-        raise ValueError(f'{root} has no region that can be drawn on an image of modality {cfg.modality!r}, {advice}')
+        image = f'an image of modality {cfg.modality!r}'
+        raise ValueError(f'{root} has no region that can be drawn on {image}, {advice}')
     if dropped := _drop_count(table, tasks, cfg.modality): print(dropped)
     return tasks
 
@@ -321,7 +329,7 @@ def _write_problems(rows, folder, strict):
 def tensorize(
     cfg:TensorConfig, # settings
 ) -> pd.DataFrame: # the manifest: one row per breast
-    "Write the tensor of each breast that is not there yet, check all of them, write `manifest.csv` and `problems.csv`."
+    "Write the tensors that are not there yet, check all, write `manifest.csv` and `problems.csv`."
     cfg = prepare(cfg)
     folder, data = Path(cfg.tensor_dir), read_dataset(cfg.data_root)
     settings, tasks = tensor_settings(cfg, data), list_tasks(cfg, data)
@@ -334,7 +342,9 @@ def tensorize(
     lost = len(rows) - len(manifest)
     where = f'of {len(rows)} breasts has an image that can be read; see {folder}/problems.csv'
     if manifest.empty: raise ValueError(f'{cfg.data_root}: none {where}')
-    if lost: print(f'{lost} of {len(rows)} breasts dropped: none of their images can be used; see {folder}/problems.csv')
+    if lost:
+        print(f'{lost} of {len(rows)} breasts dropped: none of their images can be used; '
+              f'see {folder}/problems.csv')
     write_atomic(run_file(folder, 'manifest'), manifest.to_csv(index=False).encode())
     return manifest
 
@@ -387,4 +397,5 @@ def main(
     except (ValueError, OSError) as e: raise SystemExit(f'cesm_tensorize: {e}') from None
     source = 'PHANTOM' if read_tensor_settings(cfg.tensor_dir)['phantom'] else 'real images'
     odd = len(pd.read_csv(Path(cfg.tensor_dir)/'problems.csv'))
-    print(f'{len(manifest)} breasts ({source}) in {cfg.tensor_dir}; {odd} breasts with problems{": see problems.csv there" if odd else ""}')
+    more = ': see problems.csv there' if odd else ''
+    print(f'{len(manifest)} breasts ({source}) in {cfg.tensor_dir}; {odd} breasts with problems{more}')
