@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from .data import REGIONS_NAME, SIZE, DataSet, read_dataset
-from .roi import fill, outline, read_image, segment_breast
+from .decode import read_image
+from .roi import fill, outline, segment_breast
 from .runs import write_atomic
 
 # %% ../nbs/01a_alter.ipynb #651095a0

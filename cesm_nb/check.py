@@ -17,9 +17,11 @@ from tyro import cli
 from tyro.conf import Positional
 
 from .data import SIZE, DataSet, read_dataset
+from .decode import image_problem, read_bytes, read_image, resize_area, stored_turn
 from .quality import quality_report
 from .report import embed, fill_in, make_page
-from .roi import read_image, region_problem, resize_area, segment_breast
+from .roi import region_problem, segment_breast
+from .runs import remove_leftovers, write_atomic
 
 # %% ../nbs/00f_check.ipynb #05415981
 THUMB_PX = 128 # enough to find the chest wall, and to look at
@@ -35,56 +37,74 @@ def chest_wall(
 
 def look_at(
     path:str, # image file
-) -> dict: # path, problem ('' or a sentence), digest of the pixels, wall, thumb (THUMB_PX, THUMB_PX) uint8 or None
+) -> dict: # path, problem ('' or a sentence), doubt, turn, digest of the pixels, wall, thumb (uint8 or None)
     "Open one image and say what there is to say about it alone."
+    out = dict(path=path, problem='', doubt='', turn=1, digest='', wall='', thumb=None)
     try: image = read_image(path)
-    except ValueError as e: return dict(path=path, problem=str(e), digest='', wall='', thumb=None)
+    except ValueError as e: return out | dict(problem=str(e))
     thumb = resize_area(image, THUMB_PX)
-    return dict(path=path, problem='', digest=hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest(),
-                wall=chest_wall(thumb), thumb=thumb)
+    digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+    return out | dict(doubt=image_problem(image), turn=stored_turn(read_bytes(path)), digest=digest,
+                      wall=chest_wall(thumb), thumb=thumb)
 
 # %% ../nbs/00f_check.ipynb #91e1f8d6
 def _wrong_side(seen):
-    "Images whose chest wall is at the edge that the other side's images have; empty where both sides have the same."
-    told = seen[seen.wall != '']
-    usual = told.groupby('side').wall.agg(lambda w: w.mode()[0])
-    if usual.nunique() < 2: return told.head(0)
-    return told[told.wall != told.side.map(usual)]
+    "Images whose chest wall is at the other side's edge; empty where both sides have the same."
+    known = seen[seen.wall != '']
+    usual = known.groupby('side').wall.agg(lambda w: w.mode()[0])
+    if usual.nunique() < 2: return known.head(0)
+    return known[known.wall != known.side.map(usual)]
 
 def _region_problems(images, regions):
     "Kind, image and detail of each region that is not simply used."
     sizes = images.set_index('image_name')[SIZE]
     for r in regions[regions.image_name.isin(sizes.index)].itertuples():
-        size = sizes.loc[r.image_name]
-        said = region_problem(r.geometry, tuple(size) if size.notna().all() else (1e5, 1e5)) # no image, no known border
-        if said: yield f"region {said.partition(': ')[0]}", r.image_name, said.partition(': ')[2]
+        size = sizes.loc[r.image_name] # no image, no known border
+        odd = region_problem(r.geometry, tuple(size) if size.notna().all() else (1e5, 1e5))
+        if odd: yield f"region {odd.partition(': ')[0]}", r.image_name, odd.partition(': ')[2]
 
+def _image_problems(seen):
+    "Kind, image and detail of each image that cannot be used or looks odd, alone or beside the others."
+    for o in seen[seen.problem != ''].itertuples(): yield 'image cannot be used', o.image_name, o.problem
+    good = seen[seen.problem == '']
+    first = good.drop_duplicates('digest').set_index('digest').image_name
+    for o in good[good.digest.duplicated(keep=False)].itertuples():
+        yield 'same pixels under two names', o.image_name, f'first: {first[o.digest]}'
+    for o in _wrong_side(good).itertuples():
+        yield 'breast on the other side', o.image_name, f'side {o.side}, chest wall {o.wall}'
+    for o in good[good.doubt != ''].itertuples():
+        yield o.doubt.partition(': ')[0], o.image_name, o.doubt.partition(': ')[2]
+    for o in good[good.turn != 1].itertuples():
+        yield 'stored turned, used upright', o.image_name, f'EXIF orientation {o.turn}'
+
+# %% ../nbs/00f_check.ipynb #621e02ed
 def find_problems(
     data:DataSet|str|Path, # a data set, or its folder
 ) -> tuple: # (facts: dict, problems: DataFrame kind, image_name, detail; thumbs: dict image_name -> uint8 image)
     "Open every image and region of a data set; raise as `read_dataset` does."
     data = read_dataset(data)
     (facts, named), images, regions = quality_report(data), data.images, data.regions
-    there = images.dropna(subset='path').reset_index(drop=True)
-    seen = there[['image_name', 'side']].join(pd.DataFrame(map(look_at, there.path), columns=['path', 'problem', 'digest', 'wall', 'thumb']))
-    bad, good = seen[seen.problem != ''], seen[seen.problem == '']
-    again = good[good.digest.duplicated(keep=False)]
-    first = good.drop_duplicates('digest').set_index('digest').image_name
-    rows = [('image cannot be used', o.image_name, o.problem) for o in bad.itertuples()]
-    rows += [('same pixels under two names', o.image_name, f'first: {first[o.digest]}') for o in again.itertuples()]
-    rows += [('breast on the other side', o.image_name, f'side {o.side}, chest wall {o.wall}') for o in _wrong_side(good).itertuples()]
-    rows += _region_problems(images, regions)
-    problems = pd.concat([pd.DataFrame(rows, columns=['kind', 'image_name', 'detail']), named.assign(detail='')], ignore_index=True)
-    facts |= {'images opened': len(seen), 'images whose chest wall can be told': int((good.wall != '').sum())}
+    present = images.dropna(subset='path').reset_index(drop=True)
+    columns = ['path', 'problem', 'doubt', 'turn', 'digest', 'wall', 'thumb']
+    seen = present[['image_name', 'side']].join(pd.DataFrame(map(look_at, present.path), columns=columns))
+    rows = [*_image_problems(seen), *_region_problems(images, regions)]
+    found = pd.DataFrame(rows, columns=['kind', 'image_name', 'detail'])
+    problems = pd.concat([found, named.assign(detail='')], ignore_index=True)
+    facts |= {'images opened': len(seen), 'images whose chest wall can be told': int((seen.wall != '').sum())}
     facts |= {f'found: {k}': int(n) for k, n in problems.kind.value_counts().items()}
-    return {k: v for k, v in facts.items() if not k.startswith('names: ')}, problems, good.set_index('image_name').thumb.to_dict()
+    facts = {k: v for k, v in facts.items() if not k.startswith('names: ')}
+    return facts, problems, seen[seen.problem == ''].set_index('image_name').thumb.to_dict()
 
 # %% ../nbs/00f_check.ipynb #59da5f66
-LOOKED_FOR = ('image cannot be used', 'same pixels under two names', 'breast on the other side', 'region skipped')
-_BODY = '''<p class="lead">{{ 'PHANTOM: made-up images, evidence of nothing.' if phantom else 'Names and pictures of patients: this page stays with the data.' }}
+LOOKED_FOR = (
+    'image cannot be used', 'same pixels under two names', 'breast on the other side', 'region skipped', 'negative',
+    'blank', 'implausibly small')
+_BODY = '''<p class="lead">{% if phantom %}PHANTOM: made-up images, evidence of nothing.
+{% else %}Names and pictures of patients: this page stays with the data.{% endif %}
 DM is low energy, CM subtracted.</p>
 <h2>Problems</h2>{% if clean %}<p>Looked for and not found: {{ clean|join(', ') }}.</p>{% endif %}
-<table>{% for k, rows in groups %}<tr><td><a href="#k{{ loop.index }}">{{ k }}</a><td class="n" data-kind="{{ k }}">{{ rows|length }}{% endfor %}</table>
+<table>{% for k, rows in groups %}<tr><td><a href="#k{{ loop.index }}">{{ k }}</a>
+<td class="n" data-kind="{{ k }}">{{ rows|length }}{% endfor %}</table>
 {% for k, rows in groups %}<details id="k{{ loop.index }}"><summary>{{ k }}: {{ rows|length }}</summary>
 {% if sheets[k] %}<img alt="up to 12 of them" src="{{ sheets[k] }}">{% endif %}
 <ul>{% for name, detail in rows %}<li>{{ name }}{{ ' - ' + detail if detail }}{% endfor %}</ul></details>{% endfor %}
@@ -94,6 +114,13 @@ def _contact_sheet(thumbs):
     "Up to 12 thumbnails in a row; '' where there is none."
     return embed(cv2.imencode('.png', cv2.hconcat(thumbs[:12]))[1].tobytes()) if thumbs else ''
 
+# %% ../nbs/00f_check.ipynb #e90aa000
+def _claim_out(folder):
+    "Make the folder of a report, which git passes over: it shows patients."
+    if folder.exists(): return remove_leftovers(folder)
+    folder.mkdir(parents=True)
+    write_atomic(folder/'.gitignore', b'*\n')
+
 def write_report(
     data:DataSet|str|Path, # a data set, or its folder
     out:str|Path, # folder for `index.html`, `problems.csv` and `facts.csv`, made where absent
@@ -101,16 +128,15 @@ def write_report(
     "Check a data set and write what was found."
     data = read_dataset(data)
     facts, problems, thumbs = find_problems(data)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    pd.Series(facts, name='value').rename_axis('fact').to_csv(out/'facts.csv')
-    problems.to_csv(out/'problems.csv', index=False)
+    _claim_out(out := Path(out))
+    write_atomic(out/'facts.csv', pd.Series(facts, name='value').rename_axis('fact').to_csv().encode())
+    write_atomic(out/'problems.csv', problems.to_csv(index=False).encode())
     groups = [(k, list(zip(g.image_name, g.detail))) for k, g in problems.groupby('kind', sort=False)]
     sheets = {k: _contact_sheet([thumbs[n] for n, _ in rows if n in thumbs]) for k, rows in groups}
     clean = [k for k in LOOKED_FOR if k not in sheets]
     body = fill_in(_BODY, clean=clean, phantom=data.phantom, groups=groups, sheets=sheets, facts=facts)
-    name = data.root.name
-    (out/'index.html').write_bytes(make_page(f'cesm_check: {name}', f'What is in {name}', body, data.phantom))
+    page = make_page(f'cesm_check: {data.root.name}', f'What is in {data.root.name}', body, data.phantom)
+    write_atomic(out/'index.html', page)
     return out/'index.html'
 
 # %% ../nbs/00f_check.ipynb #23318ee1
@@ -118,7 +144,7 @@ def write_report(
 class CheckConfig:
     "Check a CESM data set and write what was found as a page and as CSV."
     data:Positional[Path] # data set in the TCIA layout
-    out:Path = Path('cesm_check') # folder for index.html, problems.csv and facts.csv
+    out:Path = Path('runs/cesm_check') # folder for index.html, problems.csv, facts.csv; not for git
 
 def main(
     args:list|None=None, # arguments as in a shell; those of the process if not given

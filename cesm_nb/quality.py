@@ -32,7 +32,8 @@ def _region_facts(images, regions):
 def _unused(folder, paths):
     "Names of the files of `folder` that are not in `paths`; hidden ones are not counted."
     used = {Path(p).name for p in paths.dropna()}
-    return sorted(f.name for f in folder.iterdir() if f.name not in used and f.name[0] != '.') if folder else []
+    files = folder.iterdir() if folder else []
+    return sorted(f.name for f in files if f.name not in used and f.name[0] != '.')
 
 def _breast_facts(images):
     "Counts of breasts: labels under each scope, conflicts, views, density."
@@ -70,7 +71,8 @@ def quality_report(
     problems += [('second copy of a view', n) for n in names.index[names['copy'] > 1]]
     rows = images.groupby(['patient_id', 'side', 'modality']).label.transform('nunique') > 1
     problems += [('label differs between the views of a modality', n) for n in images.image_name[rows]]
-    problems += [('region on an image that is not in the sheet', n) for n in sorted(set(regions.image_name) - set(names.index))]
+    strange = sorted(set(regions.image_name) - set(names.index))
+    problems += [('region on an image that is not in the sheet', n) for n in strange]
     problems += [('abnormal without a region', n) for n in names.index[(names.label > 0) & (names.n_regions == 0)]]
     problems += [('normal with a region', n) for n in names.index[(names.label == 0) & (names.n_regions > 0)]]
     facts |= {f'images {c.lower()}': n for c, n in _class_counts(images.label).items()}
@@ -86,9 +88,10 @@ def cohort_tables(
     every = breasts(images.assign(modality='CM'), label_scope='breast') # all rows as one modality
     scopes = {'all rows': images, 'subtracted': images[images.modality == 'CM'], 'low energy': images[images.modality == 'DM']}
     worst = {k: _class_counts(rows.groupby(['patient_id', 'side']).label.max()) for k, rows in scopes.items()}
-    said = images.assign(finding=images.findings.str.lower().str.split('$')).explode('finding', ignore_index=True)
-    said['finding'] = said.finding.str.strip().replace({'': 'none said', '_': 'none said'})
-    said = said.drop_duplicates(['image_name', 'finding'])
+    found = images.assign(finding=images.findings.str.lower().str.split('$'))
+    found = found.explode('finding', ignore_index=True)
+    found['finding'] = found.finding.str.strip().replace({'': 'none said', '_': 'none said'})
+    found = found.drop_duplicates(['image_name', 'finding'])
     count = lambda by, label: pd.crosstab(by, label.map(dict(enumerate(CLASSES)))).reindex(columns=list(CLASSES), fill_value=0)
     return {
         'breasts: worst label over ...': pd.DataFrame(worst).T,
@@ -97,7 +100,7 @@ def cohort_tables(
         'breasts by ACR density': count(every.density.fillna('not given'), every.label),
         'breasts by source of density': count(every.density_source, every.label),
         'breasts by annotated views': count(every.n_annotated_views, every.label),
-        'images by finding': count(said.finding, said.label).loc[said.finding.value_counts().index[:8]]}
+        'images by finding': count(found.finding, found.label).loc[found.finding.value_counts().index[:8]]}
 
 def plot_counts(
     table:pd.DataFrame, # counts, (category, class)

@@ -9,7 +9,11 @@ __all__ = ['encode_rows', 'decode_rows', 'prepare', 'tensor_settings', 'read_ten
 
 # %% ../nbs/02_tensorize.ipynb #e1daebaf
 import json
+import signal
+import sys
 import tempfile
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -20,12 +24,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from .data import CLASSES, CLASS_COLORS, DENSITY, SIDES, DataSet, breasts, read_dataset
+from .decode import NO_VIEW, image_problem, read_image, resize_area
 from .phantom import make_phantom
-from .roi import enhance, read_image, resize_area
+from .roi import enhance, scaled_outlines
 from .runs import remove_leftovers, run_file, write_atomic
 from .settings import TensorConfig, resolve_protocol
 
@@ -54,12 +60,15 @@ def prepare(
     run_dir = Path(cfg.run_dir or tempfile.mkdtemp(prefix='cesm_run_')).expanduser()
     run_dir.mkdir(parents=True, exist_ok=True)
     data_root = cfg.data_root or make_phantom(
-        run_dir/'phantom', cfg.phantom_patients, cfg.phantom_seed, cfg.phantom_signal, clinical=min(1., cfg.phantom_signal))
+        run_dir/'phantom', cfg.phantom_patients, cfg.phantom_seed, cfg.phantom_signal,
+        clinical=min(1., cfg.phantom_signal))
     tensor_dir = cfg.tensor_dir or run_dir/'tensors'
     return replace(cfg, data_root=str(data_root), run_dir=str(run_dir), tensor_dir=str(tensor_dir))
 
 # %% ../nbs/02_tensorize.ipynb #3c253100
-_TENSOR_FIELDS = ('modality', 'image_size', 'label_scope', 'view_copy', 'clahe_extent', 'clahe_clip', 'clahe_tiles', 'align_laterality')
+_TENSOR_FIELDS = (
+    'modality', 'image_size', 'label_scope', 'view_copy', 'clahe_extent', 'clahe_clip', 'clahe_tiles',
+    'align_laterality')
 
 def tensor_settings(
     cfg:TensorConfig, # settings
@@ -82,35 +91,44 @@ def claim_folder(
     tensor_dir:str|Path, # folder for tensors, made where absent
     settings:dict, # from `tensor_settings`
 ):
-    "Write `settings.json`, or raise ValueError where the folder was made with other settings, naming which."
+    "Write `settings.json`, or raise ValueError where the folder was made with others, naming which."
     folder, path = Path(tensor_dir), Path(tensor_dir)/'settings.json'
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        if any(folder.glob('*.pt')): raise ValueError(f'{folder} has tensors but no settings.json: choose another tensor_dir')
+        if any(folder.glob('*.pt')):
+            raise ValueError(f'{folder} has tensors but no settings.json: choose another tensor_dir')
         return write_atomic(path, json.dumps(settings, indent=1).encode())
-    try: there = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError): raise ValueError(f'{path} cannot be read: delete {folder} and run again') from None
-    other = [f'{k}={there.get(k)!r} there, {v!r} asked for' for k, v in settings.items() if there.get(k) != v]
-    if other: raise ValueError(f'{folder} was made with other settings ({"; ".join(other)}): choose another tensor_dir or delete it')
+    try: old = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise ValueError(f'{path} cannot be read: delete {folder} and run again') from None
+    other = '; '.join(
+        f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in settings.items() if old.get(k) != v)
+    if other:
+        raise ValueError(
+            f'{folder} was made with other settings ({other}): choose another tensor_dir or delete it')
 
 # %% ../nbs/02_tensorize.ipynb #1b74f02c
+def _task(b, columns, view):
+    "What one breast, a row of the breast table, is made from."
+    ids = dict(patient_id=int(b.patient_id), side=b.side, label=int(b.label), age_years=float(b.age_years))
+    density = dict(density=b.density if isinstance(b.density, str) else '', density_source=b.density_source)
+    views = [view(getattr(b, f'{c}_name'), getattr(b, f'{c}_path')) for c in columns]
+    return ids | density | dict(channels=columns, views=views)
+
 def make_tasks(
     table:pd.DataFrame, # from `breasts`; those without a file are left out
     images:pd.DataFrame, # of `DataSet`
     regions:pd.DataFrame, # of `DataSet`
-) -> list: # one dict per breast: ids, label, age, density, and for each view None or dict(path, geometries, original_px)
+) -> list: # one dict per breast: ids, label, age, density; per view None or path, geometries, original_px
     "Gather what each breast is made from."
     sizes = dict(zip(images.image_name, zip(images.original_width_px, images.original_height_px)))
     drawn = regions.groupby('image_name').geometry.apply(list).to_dict() if len(regions) else {}
     def view(name, path):
         if not isinstance(path, str): return None
-        return dict(path=path, geometries=drawn.get(name, []), original_px=None if np.isnan(sizes[name]).any() else sizes[name])
+        size = None if np.isnan(sizes[name]).any() else sizes[name]
+        return dict(path=path, geometries=drawn.get(name, []), original_px=size)
     columns = [k.removesuffix('_path') for k in table if k.endswith('_path')]
-    return [
-        dict(patient_id=int(b.patient_id), side=b.side, label=int(b.label), age_years=float(b.age_years),
-             density=b.density if isinstance(b.density, str) else '', density_source=b.density_source,
-             channels=columns, views=[view(getattr(b, f'{c}_name'), getattr(b, f'{c}_path')) for c in columns])
-        for b in table.itertuples() if b.n_views > 0]
+    return [_task(b, columns, view) for b in table.itertuples() if b.n_views > 0]
 
 def tensor_name(
     patient_id:int, # as in the sheet
@@ -121,16 +139,21 @@ def tensor_name(
 
 # %% ../nbs/02_tensorize.ipynb #92a71df0
 def _make_view(view, side, s):
-    "Decode, enhance and resize one view to uint8; None where it is missing or unreadable, with sentences that say why."
+    "One view as uint8, enhanced and resized; None where it is no view; sentences on what is odd."
     if view is None: return None, []
     try: image = read_image(view['path'])
     except ValueError as e: return None, [str(e)]
+    name, odd = Path(view['path']).name, []
+    if doubt := image_problem(image):
+        if doubt.startswith(NO_VIEW): return None, [f'{name} does not count as a view ({doubt})']
+        odd = [f'{name} is used but looks {doubt}']
     lost = bool(view['geometries']) and view['original_px'] is None and s['roi_source'] == 'annotation'
-    image, problems = enhance(image, s['roi_source'], [] if lost else view['geometries'], view['original_px'],
-                              s['clahe_extent'], s['clahe_clip'], s['clahe_tiles'])
-    if lost: problems = [f"{len(view['geometries'])} regions skipped: {Path(view['path']).name} has no valid size in image_sizes.csv"]
+    if lost: odd += [f"{len(view['geometries'])} regions skipped: {name} has no valid size in image_sizes.csv"]
+    image, skipped = enhance(
+        image, s['roi_source'], [] if lost else view['geometries'], view['original_px'],
+        s['clahe_extent'], s['clahe_clip'], s['clahe_tiles'])
     image = resize_area(image, s['image_size'])
-    return image[:, ::-1] if s['align_laterality'] and side == 'R' else image, problems
+    return image[:, ::-1] if s['align_laterality'] and side == 'R' else image, odd + skipped
 
 def make_tensor(
     task:dict, # from `make_tasks`
@@ -140,39 +163,47 @@ def make_tensor(
     size, n = settings['image_size'], len(task['views'])
     x, real, problems = torch.zeros(n + 1, size, size), torch.zeros(n, dtype=torch.bool), []
     for i, view in enumerate(task['views']):
-        image, said = _make_view(view, task['side'], settings)
-        name = task['channels'][i].upper().replace('_', ' ')
-        problems += [f'{name}: {p}' for p in said]
+        image, odd = _make_view(view, task['side'], settings)
+        channel = task['channels'][i].upper().replace('_', ' ')
+        problems += [f'{channel}: {p}' for p in odd]
         if image is not None: x[i], real[i] = torch.from_numpy(image/np.float32(255)), True
     x[-1] = encode_rows(task['age_years'], task['density'], size)
-    return dict(x=x, real=real, problems=problems,
-                **{k: task[k] for k in ('label', 'patient_id', 'side', 'age_years', 'density', 'density_source')})
+    kept = ('label', 'patient_id', 'side', 'age_years', 'density', 'density_source')
+    return dict(x=x, real=real, problems=problems, **{k: task[k] for k in kept})
 
 # %% ../nbs/02_tensorize.ipynb #8a1eb890
 def read_tensor(
     path:str|Path, # a `.pt` file of `save_tensor`
 ) -> dict: # as from `make_tensor`
     "Load a tensor file as data only; raise ValueError where it is none."
+    if Path(path).exists() and not Path(path).is_file(): # reading a pipe would never end
+        raise ValueError(f'{path} is no regular file: delete it and run again')
     try: d = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f'{path} is no tensor file ({type(e).__name__}): delete it and run again') from e
-    if not isinstance(d, dict) or 'x' not in d: raise ValueError(f'{path} holds no breast: delete it and run again')
+    except Exception as e:
+        raise ValueError(f'{path} is no tensor file ({type(e).__name__}): delete it and run again') from e
+    if not isinstance(d, dict) or 'x' not in d:
+        raise ValueError(f'{path} holds no breast: delete it and run again')
     return d
 
+# %% ../nbs/02_tensorize.ipynb #ea7b34c1
 def check_tensor(
     d:dict, # from `read_tensor`
     task:dict, # what it should be made from
     image_size:int, # side in pixels
 ) -> list: # sentences; empty where all is well
-    "Hold one tensor against its breast: shape, dtype, range, label, ids, rows that decode, views that are real."
+    "Hold one tensor against its breast: shape, dtype, range, label, ids, rows that decode, real views."
     x, wrong, shape = d['x'], [], (len(task['views']) + 1, image_size, image_size)
     if tuple(x.shape) != shape: return [f'shape {tuple(x.shape)}, expected {shape}']
     if x.dtype != torch.float32: wrong.append(f'dtype {x.dtype}, expected float32')
     low, high = x.amin((1, 2)), x.amax((1, 2)) # one per channel
-    if not (0 <= low.min() and high[-1] <= 1.2): wrong.append(f'values from {low.min()} to {high.max()}') # age/100 may pass 1
+    if not (0 <= low.min() and high[-1] <= 1.2): # age/100 may pass 1
+        wrong.append(f'values from {low.min()} to {high.max()}')
     if not high[:-1].max() <= 1: wrong.append(f'image values up to {high[:-1].max()}, expected at most 1')
-    wrong += [f'{k} {d[k]!r}, the sheet says {task[k]!r}' for k in ('label', 'patient_id', 'side') if d[k] != task[k]]
+    for k in ('label', 'patient_id', 'side'):
+        if d[k] != task[k]: wrong.append(f'{k} {d[k]!r}, the sheet says {task[k]!r}')
     if not torch.equal(x[-1], encode_rows(task['age_years'], task['density'], image_size)):
-        wrong.append(f"third channel decodes to {decode_rows(x).tolist()}, not to age {task['age_years']} and density {task['density']!r}")
+        wrong.append(f"third channel decodes to {decode_rows(x).tolist()}, not to age {task['age_years']} "
+                     f"and density {task['density']!r}")
     if (~d['real'] & (high[:-1] > 0)).any(): wrong.append('a view that is missing is not black')
     return wrong
 
@@ -181,16 +212,17 @@ def _manifest_row(d, task, image_size, name):
     "Check a tensor and say what is in it; `file` is empty where no view could be read."
     wrong = check_tensor(d, task, image_size)
     if wrong: raise ValueError(f'{name}: {"; ".join(wrong)}; delete the file and run again')
-    there = {f'has_{c}': r for c, r in zip(task['channels'], d['real'].tolist())}
-    return dict(file=name if any(there.values()) else '', problems='; '.join(d['problems']), **there,
-                **{k: d[k] for k in ('patient_id', 'side', 'label', 'age_years', 'density', 'density_source')})
+    has = {f'has_{c}': r for c, r in zip(task['channels'], d['real'].tolist())}
+    kept = ('patient_id', 'side', 'label', 'age_years', 'density', 'density_source')
+    return dict(file=name if any(has.values()) else '', problems='; '.join(d['problems']), **has,
+                **{k: d[k] for k in kept})
 
 def save_tensor(
     task:dict, # from `make_tasks`
     settings:dict, # from `tensor_settings`
     folder:str|Path, # where to
 ) -> dict: # the breast's row of the manifest
-    "Make one breast's tensor, check it and write it, the same bytes each time; without any image nothing is written."
+    "Make, check and write one breast's tensor, the same bytes each time; nothing without any image."
     cv2.setNumThreads(1) # one process per core is faster than threads inside one image
     name, d = tensor_name(task['patient_id'], task['side']), make_tensor(task, settings)
     row = _manifest_row(d, task, settings['image_size'], name)
@@ -200,67 +232,119 @@ def save_tensor(
     return row
 
 # %% ../nbs/02_tensorize.ipynb #70ebb66f
-def _row_there(path, task, image_size):
+def _finished_row(path, task, image_size):
     "The manifest row of a tensor that is there; None where it is absent or does not load."
+    if not path.exists(): return None
     try: d = read_tensor(path)
     except ValueError: return None
     return _manifest_row(d, task, image_size, path.name)
 
+@contextmanager
+def _ended_in_order():
+    "Let SIGTERM end this process as an exception does, so that joblib ends its workers."
+    if threading.current_thread() is not threading.main_thread(): # only it may set handlers
+        yield
+        return
+    def end(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN) # once is enough: the workers are being ended
+        sys.exit(128 + signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, end)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
+
+def _save_all(tasks, settings, folder, n_jobs):
+    "Rows of new tensors, made by as many processes as there is work and cores for."
+    if n_jobs > 1: n_jobs = max(1, min(n_jobs, len(tasks), max(2, effective_n_jobs(-1))))
+    # counts hand-outs: Ray gives all results at once
+    queue = tqdm(tasks, 'tensors', unit='breast', disable=len(tasks) < 2)
+    try: return Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue)
+    except TerminatedWorkerError:
+        raise OSError('a process that made tensors was killed, perhaps as memory ran out: what was finished is '
+                      'kept, run again with fewer n_jobs') from None
+
+# %% ../nbs/02_tensorize.ipynb #4e1be789
 def save_tensors(
     tasks:list, # from `make_tasks`
     settings:dict, # from `tensor_settings`
     folder:str|Path, # where to
-    n_jobs:int=1, # processes; -1 is all cores, or all workers of a cluster
+    n_jobs:int=1, # processes, at most one per breast or core; -1: all cores, or a cluster's workers
 ) -> list: # manifest rows in the order of `tasks`
     "Write the tensors that are not there yet and check all of them."
+    remove_leftovers(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1) # on tensors this small several threads mostly wait for each other
-    try: return _save_tensors(tasks, settings, folder, n_jobs)
+    try:
+        paths = [Path(folder)/tensor_name(t['patient_id'], t['side']) for t in tasks]
+        rows = {p: _finished_row(p, t, settings['image_size']) for p, t in zip(paths, tasks)}
+        todo = {p: t for p, t in zip(paths, tasks) if rows[p] is None}
+        with _ended_in_order():
+            rows |= zip(todo, _save_all(list(todo.values()), settings, folder, n_jobs))
     finally: torch.set_num_threads(threads)
-
-def _save_tensors(tasks, settings, folder, n_jobs):
-    remove_leftovers(folder)
-    paths = [Path(folder)/tensor_name(t['patient_id'], t['side']) for t in tasks]
-    rows = {p: _row_there(p, t, settings['image_size']) if p.exists() else None for p, t in zip(paths, tasks)}
-    todo = {p: t for p, t in zip(paths, tasks) if rows[p] is None}
-    queue = tqdm(todo.values(), 'tensors', unit='breast', disable=len(todo) < 2) # counts hand-outs: Ray cannot give results as they come
-    rows |= zip(todo, Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue))
     return [rows[p] for p in paths]
 
 # %% ../nbs/02_tensorize.ipynb #4575df85
+def _has_region(task):
+    "Whether any view of a breast has a region that can be drawn on it; a view of unknown size may."
+    views = [v for v in task['views'] if v is not None and v['geometries']]
+    return any(scaled_outlines(v['geometries'], (v['original_px'] or (1e5, 1e5))[::-1])[0] for v in views)
+
+def _drop_count(table, tasks, modality):
+    "Say how many breasts of the sheet have no image file; '' where all have."
+    n = len(table) - len(tasks)
+    rows = f'{n} of {len(table)} breasts dropped: no file of their {modality} images is there'
+    return f"{rows} (cesm_check lists them as 'file absent')" if n else ''
+
 def list_tasks(
     cfg:TensorConfig, # settings
     data:DataSet, # whose breasts
 ) -> list: # from `make_tasks`
-    "Breasts of a data set as tasks; raise ValueError where there is none or the regions are needed and absent."
-    images = data.images
-    if data.files.get('regions') is None and data.regions.empty and resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)['roi_source'] == 'annotation':
-        raise ValueError(f"{cfg.data_root} has no region file, which roi_source 'annotation' needs: add it or use 'breast' or 'none'")
-    table = breasts(images, cfg.modality, cfg.label_scope, cfg.view_copy)
-    tasks = make_tasks(table, images, data.regions)
-    if not tasks: raise ValueError(f'{cfg.data_root} has no image of modality {cfg.modality!r} that the sheet names')
+    "Breasts of a data set as tasks; raise ValueError where there is none, or no region and one is needed."
+    root = cfg.data_root
+    roi_source = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)['roi_source']
+    advice = "which roi_source 'annotation' needs: add it or use 'breast' or 'none'"
+    if roi_source == 'annotation' and data.files.get('regions') is None and data.regions.empty:
+        raise ValueError(f'{root} has no region file, {advice}')
+    table = breasts(data.images, cfg.modality, cfg.label_scope, cfg.view_copy)
+    tasks = make_tasks(table, data.images, data.regions)
+    if not tasks:
+        raise ValueError(f'{root} has no image of modality {cfg.modality!r} that the sheet names')
+    if roi_source == 'annotation' and not any(map(_has_region, tasks)):
+        image = f'an image of modality {cfg.modality!r}'
+        raise ValueError(f'{root} has no region that can be drawn on {image}, {advice}')
+    if dropped := _drop_count(table, tasks, cfg.modality): print(dropped)
     return tasks
 
 # %% ../nbs/02_tensorize.ipynb #6a701615
 _MANIFEST = ['file', 'patient_id', 'side', 'label', 'age_years', 'density', 'density_source'] # then has_cc, ...
 
+def _write_problems(rows, folder, strict):
+    "Name breasts with problems in `problems.csv`; raise ValueError where there are any and `strict` is set."
+    odd, path = rows.loc[rows.problems != '', ['patient_id', 'side', 'problems']], folder/'problems.csv'
+    write_atomic(path, odd.to_csv(index=False).encode())
+    if not (strict and len(odd)): return
+    first = '; '.join(f'P{o.patient_id}_{o.side} {o.problems}' for o in odd.head(3).itertuples())
+    raise ValueError(f'strict: {len(odd)} of {len(rows)} breasts have problems, such as {first}; all are in '
+                     f'{path}: correct or remove these files, or run without strict')
+
 def tensorize(
     cfg:TensorConfig, # settings
 ) -> pd.DataFrame: # the manifest: one row per breast
-    "Write the tensor of each breast that is not there yet, check all of them, write `manifest.csv` and `problems.csv`."
+    "Write the tensors that are not there yet, check all, write `manifest.csv` and `problems.csv`."
     cfg = prepare(cfg)
     folder, data = Path(cfg.tensor_dir), read_dataset(cfg.data_root)
     settings, tasks = tensor_settings(cfg, data), list_tasks(cfg, data)
     claim_folder(folder, settings)
-    rows = pd.DataFrame(save_tensors(tasks, settings, folder, cfg.n_jobs or (1 if len(tasks) < 200 else -1)), columns=[*_MANIFEST, *(f'has_{c}' for c in tasks[0]['channels']), 'problems'])
-    odd = rows.loc[rows.problems != '', ['patient_id', 'side', 'problems']]
-    write_atomic(folder/'problems.csv', odd.to_csv(index=False).encode())
-    if cfg.strict and len(odd):
-        first = '; '.join(f'P{o.patient_id}_{o.side} {o.problems}' for o in odd.head(3).itertuples())
-        raise ValueError(f'strict: {len(odd)} of {len(rows)} breasts have problems, such as {first}; all are in '
-                         f'{folder}/problems.csv: correct or remove these files, or run without strict')
+    rows = save_tensors(tasks, settings, folder, cfg.n_jobs or (1 if len(tasks) < 200 else -1))
+    has = [f'has_{c}' for c in tasks[0]['channels']]
+    rows = pd.DataFrame(rows, columns=[*_MANIFEST, *has, 'problems'])
+    _write_problems(rows, folder, cfg.strict)
     manifest = rows[rows.file != ''].reset_index(drop=True) # no view could be read: not a case
-    if manifest.empty: raise ValueError(f'{cfg.data_root}: none of {len(rows)} breasts has an image that can be read; see {folder}/problems.csv')
+    lost = len(rows) - len(manifest)
+    where = f'of {len(rows)} breasts has an image that can be read; see {folder}/problems.csv'
+    if manifest.empty: raise ValueError(f'{cfg.data_root}: none {where}')
+    if lost:
+        print(f'{lost} of {len(rows)} breasts dropped: none of their images can be used; '
+              f'see {folder}/problems.csv')
     write_atomic(run_file(folder, 'manifest'), manifest.to_csv(index=False).encode())
     return manifest
 
@@ -313,4 +397,5 @@ def main(
     except (ValueError, OSError) as e: raise SystemExit(f'cesm_tensorize: {e}') from None
     source = 'PHANTOM' if read_tensor_settings(cfg.tensor_dir)['phantom'] else 'real images'
     odd = len(pd.read_csv(Path(cfg.tensor_dir)/'problems.csv'))
-    print(f'{len(manifest)} breasts ({source}) in {cfg.tensor_dir}; {odd} breasts with problems{": see problems.csv there" if odd else ""}')
+    more = ': see problems.csv there' if odd else ''
+    print(f'{len(manifest)} breasts ({source}) in {cfg.tensor_dir}; {odd} breasts with problems{more}')
