@@ -21,6 +21,7 @@ from .data import PROBS
 from .figures import (
     plot_confusion, plot_curves, plot_decision, plot_forest, plot_ranking, plot_reliability,
     plot_scores, save_figure)
+from .guards import one_way_out
 from .inside import look_inside, plot_attention, plot_examples, pointing_table
 from .intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
 from .report import embed, fill_in, make_page
@@ -121,16 +122,20 @@ def write_figures(
     out_dir:str|Path, # folder for the figures
     phantom:bool, # True marks them as a phantom's
     n_groups:int=0, # rows of the forest
-) -> list: # paths of the PNG files; an SVG is beside each
-    "Draw and write figures."
-    made = []
+) -> tuple: # (paths of the PNG files, an SVG beside each; notes on those that could not be made)
+    "Draw and write figures; raise OSError where one cannot be written."
+    made, notes = [], []
     for name, draw in figures.items():
         size = (7, max(3.6, 1 + .24*n_groups)) if name == 'subgroups' else (4.8, 3.6) # inches
         fig, ax = plt.subplots(figsize=size)
-        draw(ax)
-        made.append(save_figure(fig, Path(out_dir)/name, phantom))
+        try:
+            draw(ax)
+            made.append(save_figure(fig, Path(out_dir)/name, phantom))
+        except OSError: raise # such as a disk that is full
+        except Exception as e: # a picture never costs the scores
+            notes.append(f'figure {name} is left out: {type(e).__name__}: {e}')
         plt.close(fig)
-    return made
+    return made, notes
 
 # %% ../nbs/05_eval_and_figures.ipynb #a4d23580
 class Seen(NamedTuple):
@@ -148,7 +153,7 @@ def write_inside(
 ) -> Seen:
     "Look inside each run; the picture is of the first."
     try: found = [look_inside(d) for d in run_dirs]
-    except (ValueError, OSError) as e:
+    except Exception as e: # pictures never cost the scores
         return Seen(pd.DataFrame(), [], [], [f'maps and attention are left out: {e}'])
     out, figures, notes = Path(out_dir), [], []
     fig = plot_examples(found[0], False)
@@ -310,7 +315,8 @@ def evaluate(
     for name, (_, text, table) in tables.items():
         write_table(table, out/'tables'/name, f'{text}. {banner(config)}')
     drawn = list_figures(runs, test, groups)
-    figures = write_figures(drawn, out/'figures', config['phantom'], len(groups)) + seen.figures
+    figures, lost = write_figures(drawn, out/'figures', config['phantom'], len(groups))
+    figures, notes = figures + seen.figures, notes + lost
     best = [find_best_epoch(r.history) for r in runs]
     said = dict(
         banner=banner(config), phantom=config['phantom'], runs=len(runs), n_breasts=len(test),
@@ -398,6 +404,7 @@ def evaluate_all(
     each = [describe(e) for e in found.values()]
     return '\n'.join([*each, *compare(found, joint, n_draws)])
 
+@one_way_out('cesm_evaluate')
 def main(
     run_dirs:list, # run folders
     out_dir:str='', # for what runs have in common; empty: 'joint' beside the first
@@ -405,8 +412,5 @@ def main(
     inside:bool=True, # maps, attention and pointing game, where tensors are there
 ):
     "What `cesm_evaluate` does; raise SystemExit with a sentence where it cannot."
-    try:
-        if not run_dirs: raise ValueError('no run folder is named: name at least one')
-        print(evaluate_all(run_dirs, out_dir, n_draws, inside))
-    except (ValueError, OSError) as e:
-        raise SystemExit(f'cesm_evaluate: {e}') from None
+    if not run_dirs: raise ValueError('no run folder is named: name at least one')
+    print(evaluate_all(run_dirs, out_dir, n_draws, inside))

@@ -14,27 +14,39 @@ from pathlib import Path
 import joblib
 import yaml
 
+from .guards import one_way_out, reading
 from .grids import Grid, join_jobs, list_jobs, make_grid, plan_runs, run_jobs
 from .reproduce import CHAPTERS, find_checkout, read_changes
 from .results import write_results
 
 # %% ../nbs/05n_experiments.ipynb #978b2219
+def _rename_backbones(text, base, changes):
+    "The text of a grid, with the backbones that a command names in place of the file's own."
+    old = str(base.get('backbones') or '').split(',')
+    new = str(changes.get('backbones') or '').split(',')
+    if len(old) != len(new) or not all(old + new): return text
+    for i, name in enumerate(old): text = re.sub(rf'\b{re.escape(name)}\b', f'<{i}>', text)
+    for i, name in enumerate(new): text = text.replace(f'<{i}>', name)
+    return text
+
 def read_grid(
     path:Path, # YAML file
     changes:dict, # settings for all variants; other backbones replace the file's own wherever they stand in it
     seeds:tuple=(), # empty: those of the file
     n_folds:int=0, # 0: that of the file
 ) -> Grid:
-    "Read a grid with what a command changes; raise ValueError as `make_grid` does."
-    text = path.read_text()
-    old = str(yaml.safe_load(text)['base'].get('backbones') or '').split(',')
-    new = str(changes.get('backbones') or '').split(',')
-    if len(old) == len(new) and all(old + new):
-        for i, name in enumerate(old): text = re.sub(rf'\b{re.escape(name)}\b', f'<{i}>', text)
-        for i, name in enumerate(new): text = text.replace(f'<{i}>', name)
-    content = yaml.safe_load(text)
-    content['base'] |= changes
-    return make_grid(content | {k: v for k, v in [('seeds', list(seeds)), ('n_folds', n_folds)] if v})
+    "Read a grid with what a command changes; raise ValueError as `make_grid` does, naming the file."
+    with reading(path, 'grid', 'see configs/primary.yaml for one') as file:
+        text = file.read_text('utf-8')
+        content = yaml.safe_load(text)
+    try:
+        if not isinstance(content, dict) or not isinstance(content.get('base'), dict):
+            raise ValueError('no mapping `base` of settings that all runs share')
+        text = _rename_backbones(text, content['base'], changes)
+        content = yaml.safe_load(text)
+        content['base'] |= changes
+        return make_grid(content | {k: v for k, v in [('seeds', list(seeds)), ('n_folds', n_folds)] if v})
+    except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
 # %% ../nbs/05n_experiments.ipynb #0a6d0ffe
 def write_command(
@@ -95,18 +107,17 @@ def publish(
     if refused: raise ValueError('\n'.join(refused))
 
 # %% ../nbs/05n_experiments.ipynb #56820857
+@one_way_out('cesm_grid')
 def main(
     o, # options of `cesm_grid`, from `cesm_nb.commands`
 ):
     "What `cesm_grid` does; raise SystemExit with a sentence where it cannot."
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    try:
-        runs, data = (o.runs or find_checkout()/'runs'/'grids').resolve(), o.data.resolve() # a notebook runs elsewhere
-        out, changes = o.out or find_checkout()/'results', read_changes(o.set)
-        grids = {f.stem: read_grid(f, changes, o.seeds or (), o.folds or 0) for f in o.grids}
-        plans = {k: plan_runs(g, data, runs) for k, g in grids.items()}
-        notebook = '' if o.without_papermill else find_checkout()/'nbs'/f'{CHAPTERS[3]}.ipynb'
-        if not o.only_results: train_missing(queue_jobs(grids, plans), o.n_jobs, o.dask, notebook)
-        commands = {k: write_command(k, g.seeds, data, o.set, o.folds or 0) for k, g in grids.items()}
-        publish(grids, plans, out, commands, data.name)
-    except (ValueError, OSError, FloatingPointError) as e: raise SystemExit(f'cesm_grid: {e}') from None
+    runs, data = (o.runs or find_checkout()/'runs'/'grids').resolve(), o.data.resolve() # a notebook runs elsewhere
+    out, changes = o.out or find_checkout()/'results', read_changes(o.set)
+    grids = {f.stem: read_grid(f, changes, o.seeds or (), o.folds or 0) for f in o.grids}
+    plans = {k: plan_runs(g, data, runs) for k, g in grids.items()}
+    notebook = '' if o.without_papermill else find_checkout()/'nbs'/f'{CHAPTERS[3]}.ipynb'
+    if not o.only_results: train_missing(queue_jobs(grids, plans), o.n_jobs, o.dask, notebook)
+    commands = {k: write_command(k, g.seeds, data, o.set, o.folds or 0) for k, g in grids.items()}
+    publish(grids, plans, out, commands, data.name)

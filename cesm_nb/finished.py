@@ -13,30 +13,43 @@ import torch
 from safetensors.torch import load_file
 
 from .devices import pick_device
+from .guards import reading
 from .model import FourStream, model_settings
-from .runs import BEST, CHECKPOINTS, read_config, read_parts, run_file
+from .runs import (
+    BEST, CHECKPOINTS, RUN_FILES, check_digests, read_config, read_parts, run_file)
 from .settings import normalises_input
 from .share import export_model
 from .tensorize import read_manifest
 from .train import load_inputs, predict_table
 
 # %% ../nbs/04f_finished.ipynb #eaaedd29
+_REDO = 'restore it, or run cesm_train again in a new folder'
+
+def _read_weights(path, model, file):
+    "Put the weights of a file into a model; raise ValueError where they are not its own, finite and of its kind."
+    with reading(path, 'weights file', _REDO): weights = load_file(path)
+    try: model.load_state_dict(weights)
+    except RuntimeError as e:
+        raise ValueError(f'{path} is of another model than {file} says: {" ".join(str(e).split())[:300]}') from e
+    for k, v in model.state_dict().items():
+        if weights[k].dtype != v.dtype: raise ValueError(f'{path}: {k} is {weights[k].dtype}, expected {v.dtype}: {_REDO}')
+        if not weights[k].isfinite().all(): raise ValueError(f'{path}: {k} has values that are not finite: {_REDO}')
+
 def load_run(
     run_dir:str|Path, # a finished run
 ) -> tuple: # (`FourStream` with the best weights, in eval mode, on the CPU; `config.json`)
-    "Rebuild the model of a run; raise ValueError where the folder holds none."
+    "Rebuild the model of a run; raise ValueError where the folder holds none, or files of another."
     run_dir = Path(run_dir)
     best, file = run_dir/CHECKPOINTS/BEST, run_file(run_dir, 'config')
     absent = [str(f) for f in (best, file) if not f.exists()]
     if absent: raise ValueError(f'{absent[0]} is absent: expected a folder that cesm_train made')
+    check_digests(run_dir, f'{CHECKPOINTS}/{BEST}', RUN_FILES['config'])
     config = read_config(run_dir)
     model = FourStream(
         **model_settings(config['settings']),
         normalise_input=normalises_input(config['settings']),
         mask_missing_views=config['switches']['mask_missing_views'])
-    try: model.load_state_dict(load_file(best))
-    except RuntimeError as e:
-        raise ValueError(f'{best} is of another model than {file} says: {e}') from e
+    _read_weights(best, model, file)
     return model.to(memory_format=torch.channels_last).eval(), config
 
 # %% ../nbs/04f_finished.ipynb #cff9ab5b
@@ -45,12 +58,14 @@ def predict_run(
     tensor_dir:str|Path='', # tensors of the same breasts; empty: the run's own
     device:str='auto', # 'cpu', 'cuda' or 'auto'
 ) -> pd.DataFrame: # as in predictions.csv
-    "Predict the breasts of a run again."
+    "Predict the breasts of a run again; raise ValueError where weights, tensors or lists are not the run's."
     run_dir, (model, config) = Path(run_dir), load_run(run_dir)
+    check_digests(run_dir, RUN_FILES['manifest'], RUN_FILES['splits'])
     manifest, splits = read_manifest(run_dir), read_parts(run_dir)
     own = Path(config['settings']['tensor_dir'])
     folder = Path(tensor_dir or (own if own.exists() else run_dir/'tensors'))
-    data = load_inputs(folder, manifest, splits, config['switches']['density_missing'])
+    other = bool(tensor_dir) and Path(tensor_dir) != own
+    data = load_inputs(folder, manifest, splits, config['switches']['density_missing'], run_dir, other)
     where, name = pick_device(device, 'no')[0], config['precision']
     single = name == 'float32' or (name == 'float16' and where.type == 'cpu') # trained on a GPU
     dtype = None if single else getattr(torch, name)

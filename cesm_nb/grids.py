@@ -9,6 +9,7 @@ __all__ = ['Grid', 'make_grid', 'Planned', 'digest_weights', 'plan_runs', 'plan_
 
 # %% ../nbs/05i_grids.ipynb #8f21d809
 import hashlib
+import inspect
 import json
 import os
 import threading
@@ -24,12 +25,13 @@ import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from .alter import write_view
+from .alter import HOW, alter_regions, write_view
 from .data import KEYS, read_dataset
 from .finished import predict_run
 from .model import find_weights, split_backbones
-from .runs import Run, pool_tests, read_config, run_file, write_csv
-from .settings import TrainConfig, check_parameters, make_config, settings_that_count
+from .runs import (
+    Run, check_digests, compare_rows, pool_tests, read_config, read_predictions, run_file, seal_run, write_csv)
+from .settings import SWITCHES, TrainConfig, check_parameters, make_config, settings_that_count
 from .tensorize import read_manifest, tensor_settings, tensorize
 from .train import check_config, fit
 
@@ -60,13 +62,45 @@ def _check_repeats(g):
         raise ValueError(f'n_folds=0 tests other breasts with each seed, so {list(g.pairs[0])} '
                          'cannot be paired: remove pairs or use folds')
 
+# %% ../nbs/05i_grids.ipynb #3161087b
+def _check_names(what, given, known, needed=()):
+    "Raise ValueError where keys are unknown or absent."
+    if not isinstance(given, dict): raise ValueError(f'{what} is {given!r:.60}: write a mapping, {{}} where nothing differs')
+    odd, absent = [k for k in given if known and k not in known], [k for k in needed if k not in given]
+    if odd: raise ValueError(f'{what} has keys {odd}: use {list(known)}')
+    if absent: raise ValueError(f'{what} has no {absent}')
+
+def _is_count(n): return type(n) is int and n >= 0
+
+def _check_form(content):
+    "Raise ValueError where a grid is not built as `Grid` is."
+    _check_names('the grid', content, Grid.__dataclass_fields__, ('base', 'variants'))
+    ways = [k for k in inspect.signature(alter_regions).parameters if k in ('how', 'amount', 'seed')]
+    kinds = dict(variants=((), ()), data=(ways, ['how']), rescore=(['of', 'roi_source', 'data'], ['of']))
+    _check_names('base', content['base'], ())
+    for k, (known, needed) in kinds.items():
+        _check_names(k, content.get(k) or {}, ())
+        for name, given in (content.get(k) or {}).items(): _check_names(f'{k}: {name}', given, known, needed)
+    if not content['variants']: raise ValueError('the grid has no variants: name at least one')
+    for name, way in (content.get('data') or {}).items():
+        if way['how'] not in HOW or not isinstance(way.get('amount', 1), (int, float)) or not _is_count(way.get('seed', 0)):
+            raise ValueError(f'data: {name} is {way}: use how, one of {HOW}, a number amount and a whole number seed')
+    for name, way in (content.get('rescore') or {}).items():
+        if way.get('roi_source', 'none') not in SWITCHES['roi_source']:
+            raise ValueError(f'rescore: {name} has roi_source {way["roi_source"]!r}: use one of {SWITCHES["roi_source"]}')
+    folds, seeds, pairs = (content.get(k, d) for k, d in [('n_folds', 0), ('seeds', (0,)), ('pairs', ())])
+    if not _is_count(folds): raise ValueError(f'n_folds is {folds!r}: use 0 or a whole number from 3')
+    if not isinstance(seeds, (list, tuple)) or not all(map(_is_count, seeds)):
+        raise ValueError(f'seeds is {seeds!r}: use a list of whole numbers from 0')
+    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        raise ValueError(f'pairs is {pairs!r:.60}: use a list of pairs of names')
+
 # %% ../nbs/05i_grids.ipynb #5e9ab95d
 def make_grid(
     content:dict, # keys as the fields of `Grid`
 ) -> Grid: # checked
     "Check a grid; raise ValueError where a name or a setting is unknown."
-    odd = sorted(set(content) - set(Grid.__dataclass_fields__))
-    if odd: raise ValueError(f'the grid has keys {odd}: use {list(Grid.__dataclass_fields__)}')
+    _check_form(content)
     g = Grid(**content)
     g = replace(g, data=g.data or {}, rescore=g.rescore or {}, seeds=tuple(g.seeds),
                 pairs=tuple(map(tuple, g.pairs)))
@@ -211,12 +245,14 @@ def run_notebook(
 ):
     "Execute a run through papermill; raise ValueError where it stops, naming the executed copy."
     import papermill as pm # a development tool
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     check_parameters(notebook, list(asdict(cfg)))
     out = Path(cfg.run_dir)/'notebook.ipynb'
     out.parent.mkdir(parents=True, exist_ok=True)
     asked = dict(kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'])
     try: pm.execute_notebook(run_section(notebook), str(out), asdict(cfg), **asked)
+    except DeadKernelError: raise ValueError(f'the process that ran {notebook} has died, for want of memory or by a signal; see {out}') from None
     except PapermillExecutionError as e:
         raise ValueError(f'{e.ename}: {e.evalue}; see {out}') from None
 
@@ -253,7 +289,9 @@ def run_one(
         if not is_finished(cfg): run_notebook(cfg, notebook) if notebook else fit(cfg)
         for tensor_dir in again:
             path = rescored_path(cfg.run_dir, tensor_dir)
-            if not path.exists(): write_csv(rescore(cfg.run_dir, tensor_dir), path)
+            if path.exists(): continue
+            write_csv(rescore(cfg.run_dir, tensor_dir), path)
+            seal_run(cfg.run_dir, None, path.name)
 
 # %% ../nbs/05i_grids.ipynb #755ac60a
 def list_jobs(
@@ -284,13 +322,15 @@ def run_jobs(
     n_jobs:int=1, # runs at the same time; 1: in this process
     notebook:str|Path='', # see `run_one`
 ):
-    "Make all tensors, then all runs and other scores, in this order."
+    "Make all tensors, then all runs and other scores, in this order; raise ValueError where `n_jobs` is 0."
+    if n_jobs == 0: raise ValueError('n_jobs=0: use 1 or more')
+    n_jobs = min(n_jobs, len(jobs), os.cpu_count() or 1) # more processes than runs or cores only take memory
     making = {c.tensor_dir: c for own, others in jobs for c in (own, *others)}
     for cfg in making.values(): tensorize(cfg)
     n_threads = max(1, (os.cpu_count() or 1)//max(1, n_jobs))
     queue = tqdm(jobs, 'runs', unit='run', disable=not jobs) # counts hand-outs
     calls = ((own, [c.tensor_dir for c in others], n_threads, notebook) for own, others in queue)
-    if n_jobs == 1:
+    if n_jobs in (0, 1):
         for call in calls: run_one(*call)
     else: Parallel(n_jobs)(delayed(run_one)(*call, os.getpid()) for call in calls)
 
@@ -337,12 +377,20 @@ def say_seeds(
     return f'INCOMPLETE, finished of seeds {_listed(grid.seeds)}: {" | ".join(said)}'
 
 # %% ../nbs/05i_grids.ipynb #88db534b
+def _read_rescored(run, tensor_dir):
+    "Scores of a run's breasts on other tensors; raise ValueError where they are of others."
+    path = rescored_path(run.run_dir, tensor_dir)
+    check_digests(run.run_dir, path.name)
+    table = read_predictions(path)
+    compare_rows(table, run.predictions, ['split', 'label'], path, run_file(run.run_dir, 'predictions'))
+    return table
+
 def _read_seed(cfgs, other):
     "Test breasts of one variant and seed, with their fold."
     runs = []
     for cfg in cfgs:
         run = Run.open(cfg.run_dir)
-        table = pd.read_csv(rescored_path(cfg.run_dir, other.tensor_dir)) if other else run.predictions
+        table = _read_rescored(run, other.tensor_dir) if other else run.predictions
         runs.append(run._replace(predictions=table.assign(fold=cfg.fold)))
     return pool_tests(runs).sort_values(KEYS, ignore_index=True)
 

@@ -51,7 +51,7 @@ def load_cases(
     folder = Path(config['settings']['tensor_dir'])
     if not (folder/manifest.file[0]).exists():
         raise ValueError(f'{folder} has no tensors: make them again with cesm_tensorize')
-    data = load_inputs(folder, manifest, splits, config['switches']['density_missing'])
+    data = load_inputs(folder, manifest, splits, config['switches']['density_missing'], run_dir)
     table = manifest.merge(splits, on=['patient_id', 'side'], how='left', validate='1:1')
     at = np.flatnonzero(table.split == split)
     x = assemble(data.views[at]/255, data.rows[at])

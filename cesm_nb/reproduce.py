@@ -6,7 +6,6 @@
 __all__ = ['CHAPTERS', 'find_checkout', 'read_changes', 'read_settings', 'run_chapter', 'show_table', 'reproduce', 'main']
 
 # %% ../nbs/05m_reproduce.ipynb #fdfd58c7
-import json
 import logging
 import re
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from .guards import one_way_out, reading
+from .runs import read_config
 from .settings import TrainConfig, make_config
 from .tables import banner, to_markdown
 from .tensorize import prepare
@@ -41,7 +42,8 @@ def read_changes(
         key, equals, text = word.partition('=')
         if not equals: raise ValueError(f'{word!r} is no setting: write KEY=VALUE')
         number = re.fullmatch(r'[-+]?[\d.]+e[-+]?\d+', text) # YAML takes 1e-4 for text
-        out[key] = float(text) if number else yaml.safe_load(text)
+        try: out[key] = float(text) if number else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as e: raise ValueError(f'{word!r} has no value that YAML reads: quote it') from e
     return out
 
 # %% ../nbs/05m_reproduce.ipynb #cbc9b457
@@ -56,7 +58,8 @@ def read_settings(
     file = root/'configs'/(f'{protocol}.yaml' if data else 'smoke.yaml')
     if not file.exists(): raise ValueError(f"protocol {protocol!r} has no {file}: use 'paper' or 'clinical'")
     run_dir = run_dir or root/'runs'/f"{'real' if data else 'phantom'}-{protocol}"
-    settings = yaml.safe_load(file.read_text()) | dict(
+    with reading(file, 'mapping of settings', 'restore it from the repository'): known = dict(yaml.safe_load(file.read_text('utf-8')))
+    settings = known | dict(
         protocol=protocol, data_root=str(Path(data).expanduser().resolve()) if data else '',
         run_dir=str(Path(run_dir).resolve()))
     cfg = make_config(settings | read_changes(changes))
@@ -86,8 +89,8 @@ def show_table(
     run_dir:Path, # run folder after chapter 05
 ) -> str: # several lines of text
     "Table 1 as chapter 05 wrote it, what it is worth, and where the rest is."
-    line = f"*** {banner(json.loads((run_dir/'config.json').read_text()))} ***"
-    table = to_markdown(pd.read_csv(run_dir/'tables'/'table1.csv', index_col=0))
+    line = f"*** {banner(read_config(run_dir))} ***"
+    with reading(run_dir/'tables'/'table1.csv', 'table', 'run cesm_evaluate again') as f: table = to_markdown(pd.read_csv(f, index_col=0))
     figures = [f'figure: {f}' for f in sorted((run_dir/'figures').glob('*.png'))]
     return '\n'.join([line, table, line, *figures, f"report: {run_dir/'report.html'}"])
 
@@ -109,6 +112,7 @@ def reproduce(
         run_chapter(name, cfg)
     print(show_table(Path(cfg.run_dir)))
 
+@one_way_out('cesm_reproduce')
 def main(
     data:str, # see `reproduce`
     protocol:str, # see `reproduce`
@@ -116,11 +120,13 @@ def main(
     changes:list, # see `reproduce`
 ):
     "What `cesm_reproduce` does; raise SystemExit with a sentence where it cannot."
-    try: from papermill.exceptions import PapermillExecutionError
+    try:
+        from nbclient.exceptions import DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
     except ImportError as e:
         raise SystemExit(f'cesm_reproduce: {e}: pip install "cesm_nb[notebooks]"') from None
     logging.getLogger('papermill').setLevel(logging.ERROR)
     try: reproduce(data, protocol, run_dir, changes)
     except PapermillExecutionError as e:
         raise SystemExit(f'chapter stopped: {e.ename}: {e.evalue}\nits notebook is in the run folder') from None
-    except (ValueError, OSError) as e: raise SystemExit(f'cesm_reproduce: {e}') from None
+    except DeadKernelError: raise SystemExit('cesm_reproduce: the process of a chapter has died, for want of memory or by a signal') from None

@@ -145,16 +145,17 @@ def make_config(
 
 # %% ../nbs/00a_settings.ipynb #6932c2ad
 RANGES = {k: v for v, names in {
-    '[32, inf)': ('image_size',), '[6, inf)': ('phantom_patients',),
-    '[1, inf)': ('epochs', 'batch_size', 'patience', 'view_copy', 'clahe_tiles'),
-    '[0, inf)': ('lr_patience', 'seed', 'split_seed', 'n_folds', 'fold', 'weight_decay',
-                 'grad_clip', 'phantom_signal', 'phantom_seed'),
-    '(0, inf)': ('lr', 'clahe_clip'), '[0, 180]': ('rotation_deg',),
+    '[32, 4096]': ('image_size',), '[6, 100000]': ('phantom_patients',), '[1, 2]': ('view_copy',),
+    '[1, inf)': ('epochs', 'batch_size', 'patience'), '[1, 64]': ('clahe_tiles',),
+    '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip'),
+    '[0, 4294967295]': ('seed', 'split_seed', 'phantom_seed'), '[0, 100]': ('phantom_signal',),
+    '(0, inf)': ('lr',), '(0, 10000]': ('clahe_clip',), '[0, 180]': ('rotation_deg',),
     '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min',), '(0, 1)': ('lr_factor',),
+    '[1, 1000000]': ('n_repeats', 'n_trees', 'n_draws'), '[-64, 1024]': ('n_jobs',),
 }.items() for k in names}
 
 def check_ranges(
-    cfg:TensorConfig, # settings, of tensors alone or of a run
+    cfg:TensorConfig, # settings, of tensors alone, of a run or of an audit
 ):
     "Raise ValueError where a number is out of its range, naming the setting."
     for k, interval in RANGES.items():
@@ -163,7 +164,7 @@ def check_ranges(
         low, high = map(float, interval[1:-1].split(','))
         above = v >= low if interval[0] == '[' else v > low
         if above and (v <= high if interval[-1] == ']' else v < high): continue
-        if interval[:3] == '(0,' and high > 1: raise ValueError(f'{k}={v} is not above 0')
+        if interval == '(0, inf)': raise ValueError(f'{k}={v} is not above 0')
         if high > 180 and v < low: raise ValueError(f'{k}={v} is too small: use at least {low:g}')
         raise ValueError(f'{k}={v} is not in {interval}')
 

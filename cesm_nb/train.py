@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['check_config', 'Training', 'epoch_batches', 'weigh_classes', 'check_finite', 'train_step', 'train_epoch', 'predict',
            'save_training', 'load_training', 'validate', 'train_loop', 'predict_table', 'describe_run',
-           'start_training', 'load_inputs', 'fit', 'main']
+           'start_training', 'digest_breasts', 'load_inputs', 'fit', 'main']
 
 # %% ../nbs/04_train_colab_t4.ipynb #55fbe5a5
+import hashlib
 import platform
 import sys
+import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
@@ -31,11 +34,12 @@ from .data import CLASSES, PROBS, name_channels
 from .devices import (
     add_up, find_team, join_team, pick_device, speed_up_depthwise, take_share, tell_all)
 from .draw import count_parameters
+from .guards import lock_folder, one_way_out, reading
 from .model import (
     FourStream, check_batch, check_model, find_weights, model_settings, split_backbones)
-from cesm_nb.runs import (
-    BEST, CHECKPOINTS, STATE, Run, find_commit, find_run, run_file, write_atomic, write_csv,
-    write_json)
+from .runs import (
+    BEST, CHECKPOINTS, STATE, Run, check_manifest, clean_run, compare_rows, digest_file, find_commit,
+    find_run, read_config, read_status, run_file, seal_run, write_atomic, write_csv, write_json)
 from .settings import TrainConfig, check_ranges, normalises_input, switches_of
 from .splits import SPLITS, split_breasts
 from .stats import score
@@ -82,7 +86,7 @@ class Training:
         self.sched = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.opt, factor=cfg.lr_factor, patience=cfg.lr_patience)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.history, self.best_epoch, self.best_accuracy = [], 0, -1.
+        self.history, self.best_epoch, self.best_accuracy, self.best_digest = [], 0, -1., ''
 
 # %% ../nbs/04_train_colab_t4.ipynb #5f9c9fa3
 def _seed(*numbers):
@@ -213,7 +217,7 @@ def save_training(
 ):
     "Write the state of a training."
     state = {k: getattr(t, k).state_dict() for k in _PARTS} | dict(
-        history=t.history, best=(t.best_epoch, t.best_accuracy))
+        history=t.history, best=(t.best_epoch, t.best_accuracy), best_digest=t.best_digest)
     buffer = BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
@@ -230,9 +234,15 @@ def load_training(
     except Exception as e: # whatever a file of another kind makes torch raise
         raise ValueError(
             f'{path} holds no training ({type(e).__name__}): delete the run folder') from e
-    for k in _PARTS:
-        if state[k]: getattr(t, k).load_state_dict(state[k]) # a scaler that was off has no state
-    t.history, (t.best_epoch, t.best_accuracy) = history, best
+    try:
+        for k in _PARTS:
+            if state[k]: getattr(t, k).load_state_dict(state[k]) # a scaler that was off has no state
+        t.history, (t.best_epoch, t.best_accuracy) = list(history), best
+        t.best_digest = state.get('best_digest', '') # '': of version 0.1.0
+        if [row['epoch'] for row in t.history] != list(range(1, len(t.history) + 1)): raise ValueError('epochs')
+    except Exception as e: # of a model, or of a history, of another shape
+        raise ValueError(
+            f'{path} holds another training ({type(e).__name__}): delete the run folder') from e
 
 # %% ../nbs/04_train_colab_t4.ipynb #ab23ed0a
 def _named(part, label, prob):
@@ -259,11 +269,12 @@ def _keep(t, row, checkpoints):
     t.sched.step(row['val_loss'])
     t.history.append(row)
     best = row['val_accuracy'] > t.best_accuracy
-    if best: t.best_epoch, t.best_accuracy = row['epoch'], row['val_accuracy']
+    if best: t.best_epoch, t.best_accuracy, t.best_digest = row['epoch'], row['val_accuracy'], ''
     if not t.team.is_main_process: return
     if best:
-        weights = {k: v.contiguous() for k, v in t.model.state_dict().items()}
-        write_atomic(checkpoints/BEST, save(weights))
+        weights = save({k: v.contiguous() for k, v in t.model.state_dict().items()})
+        t.best_digest = hashlib.sha256(weights).hexdigest()
+        write_atomic(checkpoints/BEST, weights)
     save_training(t, checkpoints/STATE)
 
 # %% ../nbs/04_train_colab_t4.ipynb #d9a23c3f
@@ -361,16 +372,47 @@ def start_training(
     return t, config
 
 # %% ../nbs/04_train_colab_t4.ipynb #a9dc42d3
+def digest_breasts(
+    data:Breasts, # on the CPU
+) -> str: # SHA-256
+    "Name what a run is given, whatever files it lay in."
+    digest = hashlib.sha256()
+    for t in data: digest.update(t.contiguous().numpy())
+    return digest.hexdigest()
+
+_LOOKS = ('modality', 'image_size', 'label_scope', 'view_copy', 'align_laterality') # of any tensors for a run
+_OWN = ('clahe_extent', 'clahe_clip', 'clahe_tiles')
+
+def _check_origin(tensor_dir, run_dir, other):
+    "Raise ValueError where tensors were not made for a run; `other`: of the same breasts, made otherwise."
+    config, there = read_config(run_dir), read_tensor_settings(tensor_dir)
+    asked = {k: v for k, v in config['settings'].items() if k in _LOOKS or not other and k in _OWN}
+    if not other: asked |= dict(data=config['data_fingerprint'], roi_source=config['switches']['roi_source'])
+    wrong = [f'{k}={there.get(k)!r} there, {v!r} in the run' for k, v in asked.items() if there.get(k) != v]
+    if wrong: raise ValueError(f'{tensor_dir} has not the tensors of {run_dir} ({"; ".join(wrong)}): name others or make them again')
+
+# %% ../nbs/04_train_colab_t4.ipynb #b4bd5f42
 def load_inputs(
     tensor_dir:str|Path, # folder of `cesm_nb.tensorize`
     manifest:pd.DataFrame, # which files, in which order
     splits:pd.DataFrame, # patient_id, side, split in the same order
     how:str, # what a missing density becomes, see `fill_density`
+    run_dir:str|Path='', # finished run that they are held against; empty: they were just made for it
+    other:bool=False, # True: tensors of its breasts made otherwise
 ) -> Breasts: # on the CPU
-    "Read the breasts of a run, a missing density filled in as its protocol says."
+    "Read the breasts of a run; raise ValueError where they are not those, or not as they were."
+    if run_dir: _check_origin(tensor_dir, run_dir, other)
+    check_manifest(manifest, run_file(run_dir or tensor_dir, 'manifest'))
+    names = [run_file(run_dir or tensor_dir, k) for k in ('splits', 'manifest')]
+    compare_rows(splits, manifest, [], *names)
     data = read_breasts(tensor_dir, manifest)
     missing, train = (manifest.density == '').to_numpy(), (splits.split == 'train').to_numpy()
-    return data._replace(rows=fill_density(data.rows, missing, train, how))
+    data = data._replace(rows=fill_density(data.rows, missing, train, how))
+    kept = read_status(run_dir).get('digests', {}).get('tensors') if run_dir and not other else None
+    if kept and digest_breasts(data) != kept:
+        raise ValueError(f'the tensors in {tensor_dir} are not those that {run_dir} was trained on: make them again '
+                         'with cesm_tensorize, by the versions that its config.json names')
+    return data
 
 # %% ../nbs/04_train_colab_t4.ipynb #a343506d
 def _train_and_predict(t, cfg, data, splits, report):
@@ -379,7 +421,11 @@ def _train_and_predict(t, cfg, data, splits, report):
     parts = {s: torch.from_numpy(np.flatnonzero(splits.split == s)).to(device) for s in SPLITS}
     history = train_loop(t, data, parts, cfg, checkpoints, report)
     t.team.wait_for_everyone() # until the main process has written the best weights
-    t.model.load_state_dict(load_file(checkpoints/BEST))
+    with reading(checkpoints/BEST, 'weights file', 'delete the run folder'):
+        weights = load_file(checkpoints/BEST)
+    if t.best_digest and digest_file(checkpoints/BEST) != t.best_digest:
+        raise ValueError(f'{checkpoints/BEST} has not the weights of the best epoch: delete the run folder')
+    t.model.load_state_dict(weights)
     return history, predict_table(t.model, data, splits, t.dtype, t.team)
 
 def _check_steps(cfg, splits, n_processes):
@@ -396,15 +442,8 @@ def _join(cfg):
     return team, replace(cfg, device=str(team.device).removesuffix(':0')) # 'cpu:0' is the CPU
 
 # %% ../nbs/04_train_colab_t4.ipynb #542fe8db
-def fit(
-    cfg:TrainConfig, # settings
-    report:Optional[Callable]=None, # see `train_loop`; None shows nothing but a progress bar
-) -> Run: # what was made
-    "Make a run folder from data to predictions; raise ValueError where something cannot serve."
-    team, cfg = _join(cfg)
-    (switches, device, dtype), start = check_config(cfg), time.time()
-    made = tell_all((ready := prepare(cfg), tensorize(ready)) if team.is_main_process else None, team)
-    cfg, manifest = replace(made[0], device=cfg.device), made[1]
+def _fit(cfg, manifest, switches, device, dtype, team, start, report):
+    "The part of `fit` in a folder that is its own: a `Run`."
     run_dir, splits = Path(cfg.run_dir), split_breasts(manifest, cfg, switches['split_unit'])
     _check_steps(cfg, splits, team.num_processes)
     t, config = start_training(cfg, switches, device, dtype, splits)
@@ -413,28 +452,44 @@ def fit(
         write_json(config, run_file(run_dir, 'config'))
         write_csv(manifest, run_file(run_dir, 'manifest'))
         write_csv(splits, run_file(run_dir, 'splits'))
-    data = load_inputs(cfg.tensor_dir, manifest, splits, switches['density_missing']).to(device)
-    history, predictions = _train_and_predict(t, cfg, data, splits, report)
+    data = load_inputs(cfg.tensor_dir, manifest, splits, switches['density_missing'])
+    digests = dict(tensors=digest_breasts(data))
+    history, predictions = _train_and_predict(t, cfg, data.to(device), splits, report)
     if team.is_main_process:
         write_csv(history, run_file(run_dir, 'history'))
         write_csv(predictions, run_file(run_dir, 'predictions'))
         seconds = round(time.time() - start, 1)
-        status = dict(best_epoch=t.best_epoch, epochs_run=len(history), seconds=seconds)
-        write_json(status, run_file(run_dir, 'status'))
+        seal_run(run_dir, dict(best_epoch=t.best_epoch, epochs_run=len(history), seconds=seconds, digests=digests))
     return Run(run_dir, config, history, predictions)
 
+def fit(
+    cfg:TrainConfig, # settings
+    report:Optional[Callable]=None, # see `train_loop`; None shows nothing but a progress bar
+) -> Run: # what was made
+    "Make a run folder from data to predictions; raise ValueError where something cannot serve or another process is in it."
+    team, cfg = _join(cfg)
+    (switches, device, dtype), start, alone = check_config(cfg), time.time(), nullcontext()
+    if team.is_main_process:
+        run_dir = Path(cfg.run_dir or tempfile.mkdtemp(prefix='cesm_run_')).expanduser()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        cfg, alone = replace(cfg, run_dir=str(run_dir)), lock_folder(run_dir)
+    with alone:
+        if team.is_main_process: clean_run(run_dir)
+        made = tell_all((ready := prepare(cfg), tensorize(ready)) if team.is_main_process else None, team)
+        cfg = replace(made[0], device=cfg.device)
+        return _fit(cfg, made[1], switches, device, dtype, team, start, report)
+
 # %% ../nbs/04_train_colab_t4.ipynb #5514aaf4
+@one_way_out('cesm_train')
 def main(
     cfg:TrainConfig, # settings
 ):
     "What `cesm_train` does; raise SystemExit with a sentence where it cannot."
-    try: run = fit(cfg, ShowEpochs())
-    except (ValueError, OSError, FloatingPointError) as e:
-        raise SystemExit(f'cesm_train: {e}') from None
+    run = fit(cfg, ShowEpochs())
     if not find_team().is_main_process: return
     test = run.predictions[run.predictions.split == 'test']
-    said = score(test.label.to_numpy(), test.filter(like='p_').to_numpy())
+    scores = score(test.label.to_numpy(), test.filter(like='p_').to_numpy())
     source = 'PHANTOM' if run.config['phantom'] else 'Real images'
-    scores = ', '.join(f'{k} {v:.4f}' for k, v in said.items())
+    scores = ', '.join(f'{k} {v:.4f}' for k, v in scores.items())
     print(f'{source}, test n={len(test)} breasts: {scores}')
     print(f'run folder {run.run_dir}; next: cesm_evaluate {run.run_dir}')
