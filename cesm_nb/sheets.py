@@ -180,6 +180,7 @@ def _header(path, rows, wanted):
     if twice: raise ValueError(f'{path} has column {twice} more than once in row {number}: remove or rename all but one')
     return at, len(cells), {c: named.index(c) for c in columns}
 
+# %% ../nbs/00j_sheets.ipynb #af7f075f
 def read_table(
     path:str|Path, # workbook (.xlsx) or text (.csv, .tsv, .txt); what is in it decides, not its name
     columns:tuple, # columns that are wanted, as they are published
