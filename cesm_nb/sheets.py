@@ -142,6 +142,7 @@ def _sheet_rows(sheet):
     for i, row in enumerate(sheet.iter_rows(max_col=MAX_COLUMNS, values_only=True), 1):
         if row.count(None) < len(row) and any(cells := [_as_text(v) for v in row]): yield i, cells
 
+# %% ../nbs/00j_sheets.ipynb #6c171fa6
 def _pick_sheet(path, book, wanted):
     "The sheet of a workbook that has the columns; raise ValueError where several have them and none is called 'all'."
     fits = {s.title: max((_fit(r, wanted) for _, r in islice(_sheet_rows(s), 30)), default=0) for s in book.worksheets}
