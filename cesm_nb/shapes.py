@@ -124,6 +124,7 @@ def _from_via3(path, text):
         names, shape = _parse(name), _parse(cell)
         if shape != []: yield from ((str(n), _from_numbers(shape)) for n in (names if isinstance(names, list) else [name]))
 
+# %% ../nbs/00k_shapes.ipynb #13f4029e
 def _entries(some): # a list, or the values of a dict with the numbers of a list
     return some if isinstance(some, list) else list(some.values()) if isinstance(some, dict) else []
 

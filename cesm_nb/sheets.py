@@ -142,6 +142,7 @@ def _sheet_rows(sheet):
     for i, row in enumerate(sheet.iter_rows(max_col=MAX_COLUMNS, values_only=True), 1):
         if row.count(None) < len(row) and any(cells := [_as_text(v) for v in row]): yield i, cells
 
+# %% ../nbs/00j_sheets.ipynb #6c171fa6
 def _pick_sheet(path, book, wanted):
     "The sheet of a workbook that has the columns; raise ValueError where several have them and none is called 'all'."
     fits = {s.title: max((_fit(r, wanted) for _, r in islice(_sheet_rows(s), 30)), default=0) for s in book.worksheets}
@@ -180,6 +181,7 @@ def _header(path, rows, wanted):
     if twice: raise ValueError(f'{path} has column {twice} more than once in row {number}: remove or rename all but one')
     return at, len(cells), {c: named.index(c) for c in columns}
 
+# %% ../nbs/00j_sheets.ipynb #af7f075f
 def read_table(
     path:str|Path, # workbook (.xlsx) or text (.csv, .tsv, .txt); what is in it decides, not its name
     columns:tuple, # columns that are wanted, as they are published
