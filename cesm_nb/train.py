@@ -34,7 +34,7 @@ from .data import CLASSES, PROBS, name_channels
 from .devices import (
     add_up, find_team, join_team, pick_device, speed_up_depthwise, take_share, tell_all)
 from .draw import count_parameters
-from .guards import lock_folder, one_way_out, reading
+from .guards import lock_folder, one_way_out, read_json, reading
 from .model import (
     FourStream, check_batch, check_model, find_weights, model_settings, split_backbones)
 from .runs import (
@@ -385,11 +385,24 @@ _OWN = ('clahe_extent', 'clahe_clip', 'clahe_tiles')
 
 def _check_origin(tensor_dir, run_dir, other):
     "Raise ValueError where tensors were not made for a run; `other`: of the same breasts, made otherwise."
-    config, there = read_config(run_dir), read_tensor_settings(tensor_dir)
+    config = read_config(run_dir)
+    there = read_json(Path(tensor_dir)/'settings.json', 'make the tensors again with cesm_tensorize')
     asked = {k: v for k, v in config['settings'].items() if k in _LOOKS or not other and k in _OWN}
     if not other: asked |= dict(data=config['data_fingerprint'], roi_source=config['switches']['roi_source'])
     wrong = [f'{k}={there.get(k)!r} there, {v!r} in the run' for k, v in asked.items() if there.get(k) != v]
     if wrong: raise ValueError(f'{tensor_dir} has not the tensors of {run_dir} ({"; ".join(wrong)}): name others or make them again')
+
+# %% ../nbs/04_train_colab_t4.ipynb #773e4143
+def _read_listed(tensor_dir, manifest):
+    "The breasts of a manifest; raise ValueError where the files do not hold them."
+    try: data = read_breasts(tensor_dir, manifest)
+    except (KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as e: # of tensors of another form
+        raise ValueError(f'{tensor_dir} has tensors of another form ({type(e).__name__}: {str(e).splitlines()[0][:150]}): '
+                         'delete it and run cesm_tensorize again') from e
+    wrong = (data.label.numpy() != manifest.label.to_numpy()) | ~data.rows.isfinite().all(1).numpy()
+    if wrong.any(): raise ValueError(f'{tensor_dir}/{manifest.file[wrong.argmax()]} has another label, or no age: '
+                                     'delete it and run cesm_tensorize again')
+    return data
 
 # %% ../nbs/04_train_colab_t4.ipynb #b4bd5f42
 def load_inputs(
@@ -405,7 +418,7 @@ def load_inputs(
     check_manifest(manifest, run_file(run_dir or tensor_dir, 'manifest'))
     names = [run_file(run_dir or tensor_dir, k) for k in ('splits', 'manifest')]
     compare_rows(splits, manifest, [], *names)
-    data = read_breasts(tensor_dir, manifest)
+    data = _read_listed(tensor_dir, manifest)
     missing, train = (manifest.density == '').to_numpy(), (splits.split == 'train').to_numpy()
     data = data._replace(rows=fill_density(data.rows, missing, train, how))
     kept = read_status(run_dir).get('digests', {}).get('tensors') if run_dir and not other else None

@@ -1,0 +1,42 @@
+"Run folders that were altered, shared by two processes, or cut short by a full disk: refused in a sentence, never half-written."
+import subprocess
+import sys
+
+from conftest import PATIENCE, ROOT
+
+sys.path.insert(0, str(ROOT/'tools'))
+from attack import run_attacks
+
+HOLD = 'import sys; from cesm_nb.guards import lock_folder\nwith lock_folder(sys.argv[1]): print("held", flush=True); sys.stdin.read()'
+TAKE = 'import sys; from cesm_nb.guards import lock_folder, one_way_out\nwith one_way_out("cesm_train"), lock_folder(sys.argv[1]): print("mine")'
+WRITE = ('import sys; from cesm_nb.guards import one_way_out\nfrom cesm_nb.runs import write_atomic\n'
+         'with one_way_out("cesm_x"): write_atomic(sys.argv[1], b"x"*10**6)')
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    "The second is refused in one sentence that names the first; killed, the first holds nothing."
+    python = lambda code: [sys.executable, '-c', code, str(tmp_path)]
+    take = lambda: subprocess.run(python(TAKE), capture_output=True, text=True, timeout=PATIENCE)
+    with subprocess.Popen(python(HOLD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == 'held\n'
+        second = take()
+        assert second.returncode == 1 and len(second.stderr.splitlines()) == 1
+        assert f'cesm_train: {tmp_path} is in use by process {first.pid}: wait until it ends' in second.stderr
+        first.kill()
+        first.wait(PATIENCE)
+        assert (tmp_path/'.lock').exists() and take().stdout == 'mine\n'
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_half_written_under_a_size_limit(tmp_path):
+    (tmp_path/'x').write_text('before')
+    command = ['sh', '-c', 'ulimit -f 8; exec "$@"', 'sh', sys.executable, '-c', WRITE, str(tmp_path/'x')]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1 and done.stderr.startswith(f'cesm_x: cannot write {tmp_path}/x: File too large')
+    assert [f.read_text() for f in tmp_path.iterdir()] == ['before']
+
+
+def test_a_sample_of_attacks(tmp_path):
+    "All of them: python tools/attack.py"
+    counts, bad = run_attacks(tmp_path, 12, 0)
+    assert bad == [] and counts['refused'] >= 6, counts
