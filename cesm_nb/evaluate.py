@@ -117,6 +117,7 @@ def list_figures(
         out['subgroups'] = lambda ax: plot_forest(rows, 'accuracy', rows.value.iloc[0], ax)
     return out
 
+# %% ../nbs/05_eval_and_figures.ipynb #89bdb663
 def write_figures(
     figures:dict, # from `list_figures`
     out_dir:str|Path, # folder for the figures

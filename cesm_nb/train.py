@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_config', 'Training', 'epoch_batches', 'weigh_classes', 'check_finite', 'train_step', 'train_epoch', 'predict',
            'save_training', 'load_training', 'validate', 'train_loop', 'predict_table', 'describe_run',
-           'start_training', 'digest_breasts', 'load_inputs', 'fit', 'main']
+           'start_training', 'fit', 'main']
 
 # %% ../nbs/04_train_colab_t4.ipynb #55fbe5a5
 import hashlib
@@ -29,17 +29,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .augment import augment_views, draw_changes
-from .batches import Breasts, assemble, fill_density, read_breasts
+from .batches import Breasts, assemble, digest_breasts, load_inputs
 from .data import CLASSES, PROBS, name_channels
 from .devices import (
     add_up, find_team, join_team, pick_device, speed_up_depthwise, take_share, tell_all)
 from .draw import count_parameters
-from .guards import lock_folder, one_way_out, read_json, reading
+from .guards import lock_folder, one_way_out, reading
 from .model import (
     FourStream, check_batch, check_model, find_weights, model_settings, split_backbones)
 from .runs import (
-    BEST, CHECKPOINTS, STATE, Run, check_manifest, clean_run, compare_rows, digest_file, find_commit,
-    find_run, read_config, read_status, run_file, seal_run, write_atomic, write_csv, write_json)
+    BEST, CHECKPOINTS, STATE, Run, clean_run, digest_file, find_commit,
+    find_run, run_file, seal_run, write_atomic, write_csv, write_json)
 from .settings import TrainConfig, check_ranges, normalises_input, switches_of
 from .splits import SPLITS, split_breasts
 from .stats import score
@@ -241,8 +241,7 @@ def load_training(
         t.best_digest = state.get('best_digest', '') # '': of version 0.1.0
         if [row['epoch'] for row in t.history] != list(range(1, len(t.history) + 1)): raise ValueError('epochs')
     except Exception as e: # of a model, or of a history, of another shape
-        raise ValueError(
-            f'{path} holds another training ({type(e).__name__}): delete the run folder') from e
+        raise ValueError(f'{path} holds another training: delete the run folder') from e
 
 # %% ../nbs/04_train_colab_t4.ipynb #ab23ed0a
 def _named(part, label, prob):
@@ -371,62 +370,6 @@ def start_training(
             'ask for at least as many or choose another run_dir')
     return t, config
 
-# %% ../nbs/04_train_colab_t4.ipynb #a9dc42d3
-def digest_breasts(
-    data:Breasts, # on the CPU
-) -> str: # SHA-256
-    "Name what a run is given, whatever files it lay in."
-    digest = hashlib.sha256()
-    for t in data: digest.update(t.contiguous().numpy())
-    return digest.hexdigest()
-
-_LOOKS = ('modality', 'image_size', 'label_scope', 'view_copy', 'align_laterality') # of any tensors for a run
-_OWN = ('clahe_extent', 'clahe_clip', 'clahe_tiles')
-
-def _check_origin(tensor_dir, run_dir, other):
-    "Raise ValueError where tensors were not made for a run; `other`: of the same breasts, made otherwise."
-    config = read_config(run_dir)
-    there = read_json(Path(tensor_dir)/'settings.json', 'make the tensors again with cesm_tensorize')
-    asked = {k: v for k, v in config['settings'].items() if k in _LOOKS or not other and k in _OWN}
-    if not other: asked |= dict(data=config['data_fingerprint'], roi_source=config['switches']['roi_source'])
-    wrong = [f'{k}={there.get(k)!r} there, {v!r} in the run' for k, v in asked.items() if there.get(k) != v]
-    if wrong: raise ValueError(f'{tensor_dir} has not the tensors of {run_dir} ({"; ".join(wrong)}): name others or make them again')
-
-# %% ../nbs/04_train_colab_t4.ipynb #773e4143
-def _read_listed(tensor_dir, manifest):
-    "The breasts of a manifest; raise ValueError where the files do not hold them."
-    try: data = read_breasts(tensor_dir, manifest)
-    except (KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as e: # of tensors of another form
-        raise ValueError(f'{tensor_dir} has tensors of another form ({type(e).__name__}: {str(e).splitlines()[0][:150]}): '
-                         'delete it and run cesm_tensorize again') from e
-    wrong = (data.label.numpy() != manifest.label.to_numpy()) | ~data.rows.isfinite().all(1).numpy()
-    if wrong.any(): raise ValueError(f'{tensor_dir}/{manifest.file[wrong.argmax()]} has another label, or no age: '
-                                     'delete it and run cesm_tensorize again')
-    return data
-
-# %% ../nbs/04_train_colab_t4.ipynb #b4bd5f42
-def load_inputs(
-    tensor_dir:str|Path, # folder of `cesm_nb.tensorize`
-    manifest:pd.DataFrame, # which files, in which order
-    splits:pd.DataFrame, # patient_id, side, split in the same order
-    how:str, # what a missing density becomes, see `fill_density`
-    run_dir:str|Path='', # finished run that they are held against; empty: they were just made for it
-    other:bool=False, # True: tensors of its breasts made otherwise
-) -> Breasts: # on the CPU
-    "Read the breasts of a run; raise ValueError where they are not those, or not as they were."
-    if run_dir: _check_origin(tensor_dir, run_dir, other)
-    check_manifest(manifest, run_file(run_dir or tensor_dir, 'manifest'))
-    names = [run_file(run_dir or tensor_dir, k) for k in ('splits', 'manifest')]
-    compare_rows(splits, manifest, [], *names)
-    data = _read_listed(tensor_dir, manifest)
-    missing, train = (manifest.density == '').to_numpy(), (splits.split == 'train').to_numpy()
-    data = data._replace(rows=fill_density(data.rows, missing, train, how))
-    kept = read_status(run_dir).get('digests', {}).get('tensors') if run_dir and not other else None
-    if kept and digest_breasts(data) != kept:
-        raise ValueError(f'the tensors in {tensor_dir} are not those that {run_dir} was trained on: make them again '
-                         'with cesm_tensorize, by the versions that its config.json names')
-    return data
-
 # %% ../nbs/04_train_colab_t4.ipynb #a343506d
 def _train_and_predict(t, cfg, data, splits, report):
     "The part of `fit` that computes: history and predictions."
@@ -434,8 +377,7 @@ def _train_and_predict(t, cfg, data, splits, report):
     parts = {s: torch.from_numpy(np.flatnonzero(splits.split == s)).to(device) for s in SPLITS}
     history = train_loop(t, data, parts, cfg, checkpoints, report)
     t.team.wait_for_everyone() # until the main process has written the best weights
-    with reading(checkpoints/BEST, 'weights file', 'delete the run folder'):
-        weights = load_file(checkpoints/BEST)
+    with reading(checkpoints/BEST, 'weights file', 'delete the run folder') as f: weights = load_file(f)
     if t.best_digest and digest_file(checkpoints/BEST) != t.best_digest:
         raise ValueError(f'{checkpoints/BEST} has not the weights of the best epoch: delete the run folder')
     t.model.load_state_dict(weights)
