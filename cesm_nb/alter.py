@@ -18,8 +18,9 @@ import pandas as pd
 
 from .data import REGIONS_NAME, SIZE, DataSet, read_dataset
 from .decode import read_image
-from .roi import fill, outline, segment_breast
+from .roi import fill, segment_breast
 from .runs import write_atomic
+from .shapes import outline
 
 # %% ../nbs/01a_alter.ipynb #651095a0
 def _polygon(points):

@@ -17,7 +17,8 @@ import pandas as pd
 
 from .data import (
     DENSITY, KEYS, MODALITIES, REGIONS_NAME, SIZE, VIEWS, DataSet, breasts, read_dataset)
-from .roi import outline, roi_mask, scaled_outlines
+from .roi import roi_mask, scaled_outlines
+from .shapes import outline
 
 # %% ../nbs/06b_controls.ipynb #03917e73
 def read_annotations(

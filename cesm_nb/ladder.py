@@ -76,6 +76,15 @@ def stand_in(
     return np.mean([m.fit(x[train], y).predict_proba(x[test]) for m, x in models], 0)
 
 # %% ../nbs/06a_ladder.ipynb #b6638a11
+def _read_numbers(root, folder, roi_source, image_size):
+    "Manifest, breasts and the numbers of their views, as one way of enhancing makes them."
+    cfg = TensorConfig(
+        data_root=str(root), run_dir=str(folder), tensor_dir=f'{folder}/{roi_source}',
+        roi_source=roi_source, image_size=image_size)
+    manifest = tensorize(cfg).sort_values(KEYS, ignore_index=True)
+    data = read_breasts(cfg.tensor_dir, manifest)
+    return manifest, data, np.array([[view_numbers(v) for v in b] for b in data.views.numpy()])
+
 def walk(
     root:str|Path, # phantom
     folder:str|Path, # where tensors go
@@ -85,14 +94,11 @@ def walk(
     image_size:int=64, # side of a view in pixels
 ) -> dict: # name -> `Pooled`
     "Cross-validate the stand-in on every rung."
-    out = {}
+    sources = {s['roi_source'] for s in rungs.values()}
+    inputs, out = {k: _read_numbers(root, folder, k, image_size) for k in sources}, {}
     for name, s in rungs.items():
-        cfg = TensorConfig(
-            data_root=str(root), run_dir=str(folder), tensor_dir=f'{folder}/{s["roi_source"]}',
-            roi_source=s['roi_source'], image_size=image_size)
-        manifest = tensorize(cfg).sort_values(KEYS, ignore_index=True)
-        data, missing = read_breasts(cfg.tensor_dir, manifest), (manifest.density == '').to_numpy()
-        numbers = np.array([[view_numbers(v) for v in pair] for pair in data.views.numpy()])
+        manifest, data, numbers = inputs[s['roi_source']]
+        missing = (manifest.density == '').to_numpy()
         prob = np.zeros((len(seeds), len(manifest), len(CLASSES)))
         for i, k in np.ndindex(len(seeds), n_folds):
             dealt = make_splits(manifest, s['split_unit'], seeds[i], n_folds, k)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from .data import CLASSES, CLASS_COLORS, DENSITY, SIDES, DataSet, breasts, read_dataset
 from .decode import NO_VIEW, image_problem, read_image, resize_area
 from .phantom import make_phantom
-from .roi import enhance, scaled_outlines
+from .roi import enhance
 from .runs import remove_leftovers, run_file, write_atomic
 from .settings import TensorConfig, resolve_protocol
 
@@ -283,11 +283,6 @@ def save_tensors(
     return [rows[p] for p in paths]
 
 # %% ../nbs/02_tensorize.ipynb #4575df85
-def _has_region(task):
-    "Whether any view of a breast has a region that can be drawn on it; a view of unknown size may."
-    views = [v for v in task['views'] if v is not None and v['geometries']]
-    return any(scaled_outlines(v['geometries'], (v['original_px'] or (1e5, 1e5))[::-1])[0] for v in views)
-
 def _drop_count(table, tasks, modality):
     "Say how many breasts of the sheet have no image file; '' where all have."
     n = len(table) - len(tasks)
@@ -301,16 +296,16 @@ def list_tasks(
     "Breasts of a data set as tasks; raise ValueError where there is none, or no region and one is needed."
     root = cfg.data_root
     roi_source = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)['roi_source']
-    advice = "which roi_source 'annotation' needs: add it or use 'breast' or 'none'"
-    if roi_source == 'annotation' and data.files.get('regions') is None and data.regions.empty:
-        raise ValueError(f'{root} has no region file, {advice}')
+    if roi_source == 'annotation':
+        data.need_regions(cfg.modality)
+        lost = data.unmatched.image_name
+        if cfg.strict and len(lost):
+            raise ValueError(f'strict: {len(lost)} of {len(data.regions)} regions are on images that the sheet does '
+                             f'not name, such as {lost.iloc[0]!r}: correct the region file, or run without strict')
     table = breasts(data.images, cfg.modality, cfg.label_scope, cfg.view_copy)
     tasks = make_tasks(table, data.images, data.regions)
     if not tasks:
         raise ValueError(f'{root} has no image of modality {cfg.modality!r} that the sheet names')
-    if roi_source == 'annotation' and not any(map(_has_region, tasks)):
-        image = f'an image of modality {cfg.modality!r}'
-        raise ValueError(f'{root} has no region that can be drawn on {image}, {advice}')
     if dropped := _drop_count(table, tasks, cfg.modality): print(dropped)
     return tasks
 
