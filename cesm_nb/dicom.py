@@ -145,6 +145,7 @@ def _window(x, centre, width, function, name):
     if function == 'LINEAR_EXACT': return (x - centre)/width + .5
     return (x - (centre - .5))/(width - 1) + .5
 
+# %% ../nbs/07a_dicom.ipynb #d1c00010
 def _choose(names, window, name):
     "Position of the window asked for, by number from 1 or by name."
     wanted = str(window).strip().upper()
@@ -153,7 +154,7 @@ def _choose(names, window, name):
     there = ', '.join(f'{i} {n[:30]}'.strip() for i, n in enumerate(names, 1))
     raise _Refused(f'{name} has no window {window!r}: choose one of {there}')
 
-# %% ../nbs/07a_dicom.ipynb #d1c00010
+# %% ../nbs/07a_dicom.ipynb #d1c00011
 def _values(ds, key):
     "A header's values as a list."
     value = ds.get(key)
@@ -180,6 +181,7 @@ def _voi(ds, x, window, name):
         return found/(2**bits - 1), note
     return _window(x, float(centres[i]), float(widths[i]), _text(ds, 'VOILUTFunction'), name), note
 
+# %% ../nbs/07a_dicom.ipynb #d1c00012
 def grey_levels(
     ds, # `pydicom.Dataset`
     low:int, # lowest stored value
@@ -197,7 +199,7 @@ def grey_levels(
     if _text(ds, 'PhotometricInterpretation') == 'MONOCHROME1': y = 1 - y
     return np.rint(255*y).astype(np.uint8), note
 
-# %% ../nbs/07a_dicom.ipynb #d1c00014
+# %% ../nbs/07a_dicom.ipynb #d1c00016
 def _refuse_layout(ds, name):
     "Raise `_Refused` where the pixels are not laid out as those of a mammogram."
     size, bits = (int(ds.Rows), int(ds.Columns)), (int(ds.BitsAllocated), int(ds.BitsStored), int(ds.HighBit))
@@ -230,7 +232,7 @@ def _padding(ds, stored):
     ends = sorted((int(value), int(value if end is None else end)))
     return (stored >= ends[0]) & (stored <= ends[1])
 
-# %% ../nbs/07a_dicom.ipynb #d1c00016
+# %% ../nbs/07a_dicom.ipynb #d1c00018
 MARGIN = .06 # share of the breast's size that may lie beside it before it is cut off
 _SMALL_PX = 512 # longer side at which the breast is looked for
 _DARK, _BRIGHT, _SPOTS = 8, 40, 2e-4 # grey levels of a black background and of letters; share of pixels that are letters
@@ -273,7 +275,7 @@ def wall_side(
     left, right = mask[:, :band].mean(), mask[:, -band:].mean()
     return '' if abs(left - right) < .1 else 'left' if left > right else 'right'
 
-# %% ../nbs/07a_dicom.ipynb #d1c00018
+# %% ../nbs/07a_dicom.ipynb #d1c0001a
 _PER_YEAR = dict(D=365.25, W=52.18, M=12, Y=1)
 
 def read_age(
@@ -284,7 +286,7 @@ def read_age(
     years = int(m[1])/_PER_YEAR[m[2]] if m else np.nan
     return float(years) if 10 <= years <= 120 else np.nan
 
-# %% ../nbs/07a_dicom.ipynb #d1c0001b
+# %% ../nbs/07a_dicom.ipynb #d1c0001d
 class View(NamedTuple):
     "One image of a breast, as the data set has it."
     image: np.ndarray # (h, w) uint8
@@ -308,7 +310,7 @@ def _read_picture(path):
     facts = dict(modality=of('energy', MODALITIES), side=of('side', SIDES), view=of('view', VIEWS))
     return read_image(path), facts, np.nan, _digest(patient), []
 
-# %% ../nbs/07a_dicom.ipynb #d1c0001c
+# %% ../nbs/07a_dicom.ipynb #d1c0001e
 MAX_BYTES = 10**9 # a file beyond it is no single image
 
 def _turn(image, ds, side):
@@ -347,7 +349,7 @@ def _read_dicom(path, data, window, secondary, side):
     image, turned = _turn(image, ds, facts['side'] or side)
     return image, facts, read_age(_text(ds, 'PatientAge')), _digest(_text(ds, 'PatientID')), [n for n in [note, *turned] if n]
 
-# %% ../nbs/07a_dicom.ipynb #d1c0001d
+# %% ../nbs/07a_dicom.ipynb #d1c0001f
 _ABSENT = dict(modality='energy (DM low energy or CM subtracted)', side='side (L or R)', view='view (CC or MLO)')
 
 def _read_any(path, options, window, secondary, crop):
@@ -386,7 +388,7 @@ def read_view(
         said = ' '.join(str(e).replace(str(path), path.name).split())[:160]
         raise ValueError(f'{path.name} cannot be read ({type(e).__name__}: {said}): export it again') from e
 
-# %% ../nbs/07a_dicom.ipynb #d1c0001f
+# %% ../nbs/07a_dicom.ipynb #d1c00021
 class Case(NamedTuple):
     "One breast."
     name: str # given by the user, or a digest of the pixels
@@ -411,7 +413,7 @@ def _refuse_mixture(views):
             raise ValueError(f'{other.file} and {v.file} are both the {v.view} view, {ENERGY_NAMES[v.modality]}: name one of them')
     return seen
 
-# %% ../nbs/07a_dicom.ipynb #d1c00020
+# %% ../nbs/07a_dicom.ipynb #d1c00022
 def read_case(
     files:list, # paths of DICOM, JPEG or PNG files of one breast
     name:str='', # of the case in all outputs; empty: a digest of the pixels
