@@ -266,6 +266,7 @@ def crop_breast(
         notes.append(f'cut to the breast, {w} x {h} px')
     return np.ascontiguousarray(image), notes
 
+# %% ../nbs/07a_dicom.ipynb #d1c00019
 def wall_side(
     image:np.ndarray, # (h, w) uint8
 ) -> str: # 'left', 'right', or '' where it cannot be told
@@ -275,7 +276,7 @@ def wall_side(
     left, right = mask[:, :band].mean(), mask[:, -band:].mean()
     return '' if abs(left - right) < .1 else 'left' if left > right else 'right'
 
-# %% ../nbs/07a_dicom.ipynb #d1c0001a
+# %% ../nbs/07a_dicom.ipynb #d1c0001b
 _PER_YEAR = dict(D=365.25, W=52.18, M=12, Y=1)
 
 def read_age(
@@ -286,7 +287,7 @@ def read_age(
     years = int(m[1])/_PER_YEAR[m[2]] if m else np.nan
     return float(years) if 10 <= years <= 120 else np.nan
 
-# %% ../nbs/07a_dicom.ipynb #d1c0001d
+# %% ../nbs/07a_dicom.ipynb #d1c0001e
 class View(NamedTuple):
     "One image of a breast, as the data set has it."
     image: np.ndarray # (h, w) uint8
@@ -310,7 +311,7 @@ def _read_picture(path):
     facts = dict(modality=of('energy', MODALITIES), side=of('side', SIDES), view=of('view', VIEWS))
     return read_image(path), facts, np.nan, _digest(patient), []
 
-# %% ../nbs/07a_dicom.ipynb #d1c0001e
+# %% ../nbs/07a_dicom.ipynb #d1c0001f
 MAX_BYTES = 10**9 # a file beyond it is no single image
 
 def _turn(image, ds, side):
@@ -349,7 +350,7 @@ def _read_dicom(path, data, window, secondary, side):
     image, turned = _turn(image, ds, facts['side'] or side)
     return image, facts, read_age(_text(ds, 'PatientAge')), _digest(_text(ds, 'PatientID')), [n for n in [note, *turned] if n]
 
-# %% ../nbs/07a_dicom.ipynb #d1c0001f
+# %% ../nbs/07a_dicom.ipynb #d1c00020
 _ABSENT = dict(modality='energy (DM low energy or CM subtracted)', side='side (L or R)', view='view (CC or MLO)')
 
 def _read_any(path, options, window, secondary, crop):
@@ -388,7 +389,7 @@ def read_view(
         said = ' '.join(str(e).replace(str(path), path.name).split())[:160]
         raise ValueError(f'{path.name} cannot be read ({type(e).__name__}: {said}): export it again') from e
 
-# %% ../nbs/07a_dicom.ipynb #d1c00021
+# %% ../nbs/07a_dicom.ipynb #d1c00022
 class Case(NamedTuple):
     "One breast."
     name: str # given by the user, or a digest of the pixels
@@ -413,7 +414,7 @@ def _refuse_mixture(views):
             raise ValueError(f'{other.file} and {v.file} are both the {v.view} view, {ENERGY_NAMES[v.modality]}: name one of them')
     return seen
 
-# %% ../nbs/07a_dicom.ipynb #d1c00022
+# %% ../nbs/07a_dicom.ipynb #d1c00023
 def read_case(
     files:list, # paths of DICOM, JPEG or PNG files of one breast
     name:str='', # of the case in all outputs; empty: a digest of the pixels
