@@ -30,7 +30,8 @@ from .train import predict
 
 # %% ../nbs/07b_ask.ipynb #a5c00009
 PREPARATION = 'preparation.json'
-_TENSORS = ('modality', 'image_size', 'clahe_extent', 'clahe_clip', 'clahe_tiles', 'align_laterality')
+_TENSORS = ('modality', 'image_size', 'clahe_extent', 'clahe_clip', 'clahe_tiles',
+    'align_laterality')
 
 def describe_preparation(
     run_dir:str|Path, # a finished run
@@ -40,7 +41,8 @@ def describe_preparation(
     manifest, parts = read_manifest(run_dir), read_parts(run_dir)
     table = manifest.merge(parts, on=['patient_id', 'side'], how='left', validate='1:1')
     train = table[table.split == 'train']
-    known, median = train.density.map(DENSITY).dropna(), config['switches']['density_missing'] == 'median'
+    known, median = train.density.map(DENSITY).dropna(), config['switches'][
+        'density_missing'] == 'median'
     tensors = {k: config['settings'].get(k, getattr(TensorConfig, k)) for k in _TENSORS}
     return dict(
         tensors=tensors | dict(roi_source=config['switches']['roi_source']),
@@ -65,14 +67,16 @@ def _download(name):
     try: return Path(snapshot_download(repo, revision=revision))
     except Exception as e: # the hub, the network and the disk have errors of their own
         said = ' '.join(str(e).split())[:160]
-        raise ValueError(f'{name} cannot be fetched ({type(e).__name__}: {said}): check its name') from e
+        raise ValueError(
+            f'{name} cannot be fetched ({type(e).__name__}: {said}): check its name') from e
 
 def _read_preparation(folder):
     "`preparation.json` of an exported model; raise ValueError where it is absent or damaged."
     path = folder/PREPARATION
     try:
         found = json.loads(path.read_text())
-        if set(_TENSORS) <= set(found['tensors']) and {'age_years', 'density'} <= set(found): return found
+        if set(_TENSORS) <= set(found['tensors']) and {'age_years', 'density'} <= set(found):
+            return found
     except FileNotFoundError:
         raise ValueError(f'{path} is absent: export the run again with export_for_cases') from None
     except (OSError, ValueError, TypeError, KeyError): pass
@@ -85,7 +89,8 @@ def open_member(
     folder = Path(where).expanduser()
     if not folder.exists():
         if not _HUB.fullmatch(str(where)):
-            raise ValueError(f'{where} is absent: name a run folder, an exported one, or owner/name@revision')
+            raise ValueError(
+                f'{where} is absent: name a run folder, an exported one, or owner/name@revision')
         folder = _download(str(where))
     if (folder/CHECKPOINTS).exists():
         net, config = load_run(folder)
@@ -117,15 +122,18 @@ def _regions_of(view, regions):
     stem = Path(view.file).stem.strip()
     found = [] if regions is None else regions.geometry[regions.image_name == stem].tolist()
     if found and any(n.startswith(('cut', 'mirrored')) for n in view.notes):
-        raise ValueError(f'{view.file} was cut or mirrored, its regions are not: name an image that is cut already')
+        raise ValueError(
+            f'{view.file} was cut or mirrored, its regions are not: name another image')
     return found
 
 def _check_wanted(case, member, regions):
     "Raise ValueError where a case lacks what a model needs."
     tensors, there = member.preparation['tensors'], [k for k in wanted(member) if k in case.views]
     if not there:
-        want, have = (' or '.join(f'{ENERGY_NAMES[m]} {v}' for m, v in o) for o in (wanted(member), case.views))
-        raise ValueError(f'{case.name} has {have}, but {member.name} looks at {want}: name such an image')
+        want, have = (' or '.join(f'{ENERGY_NAMES[m]} {v}' for m, v in o)
+            for o in (wanted(member), case.views))
+        raise ValueError(
+            f'{case.name} has {have}, but {member.name} looks at {want}: name such an image')
     if tensors['roi_source'] != 'annotation': return
     if not any(_regions_of(case.views[k], regions) for k in there):
         raise ValueError(
@@ -146,14 +154,18 @@ def _missing(case, member):
            for m, v in wanted(member) if (m, v) not in case.views]
     if not member.net.settings['metadata']: return out
     age, density = member.preparation['age_years'], member.preparation['density']
-    if np.isnan(case.age_years): out.append(f'age unknown: {age:.0f} years assumed, as half of those trained on are younger')
-    if not case.density: out.append(f'density unknown: the value {density:g} in its place, as in training')
+    if np.isnan(case.age_years):
+        out.append(f'age unknown: {age:.0f} years assumed, as half of those trained on are younger')
+    if not case.density:
+        out.append(f'density unknown: the value {density:g} in its place, as in training')
     return out
 
+# %% ../nbs/07b_ask.ipynb #a5c0001f
 def prepare_case(
     case:Case, # one breast
     member:Member, # the model that is to see it
-    regions:Optional[pd.DataFrame]=None, # from `cesm_nb.data.read_regions`, where the model needs them
+    regions:Optional[
+    pd.DataFrame]=None, # from `cesm_nb.data.read_regions`, where the model needs them
 ) -> Prepared:
     "Prepare a case as the model's own breasts were; raise ValueError where it lacks something."
     _check_wanted(case, member, regions)
@@ -163,7 +175,8 @@ def prepare_case(
             view, path = case.views.get(key), f'{d}/{"_".join(key)}.png'
             if view is not None: cv2.imwrite(path, view.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
             views.append(view and dict(
-                path=path, geometries=_regions_of(view, regions), original_px=view.image.shape[::-1]))
+                path=path, geometries=_regions_of(view, regions),
+                original_px=view.image.shape[::-1]))
         age = p['age_years'] if np.isnan(case.age_years) else case.age_years
         columns = list(map(to_column, name_channels(p['tensors']['modality'])))
         made = make_tensor(dict(

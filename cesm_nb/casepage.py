@@ -30,13 +30,15 @@ def looked_at(
 ) -> dict: # name of the view -> (S, S) float in [0, 1], the mean over backbones
     "Compute where a network looked."
     batch = stack_prepared([prepared])
-    maps = gradcam(member.net, assemble(batch.views/255, batch.rows), batch.real, torch.tensor([target]))
+    maps = gradcam(member.net, assemble(batch.views/255, batch.rows), batch.real,
+        torch.tensor([target]))
     out = {}
     for (_, view), heat in maps.items():
         heat = np.asarray(heat[0])
         out.setdefault(view, []).append(heat/max(float(heat.max()), 1e-12))
     return {v: np.mean(each, 0) for v, each in out.items()}
 
+# %% ../nbs/07e_casepage.ipynb #ca5e001f
 def draw_views(
     case:Case, # as read
     member:Member, # the model
@@ -45,30 +47,38 @@ def draw_views(
 ): # the figure
     "Draw each view as read, as seen, and with the map."
     modality = member.preparation['tensors']['modality']
-    rows = [(i, k, n) for i, (k, n) in enumerate(zip(CHANNELS[modality], name_channels(modality))) if k in case.views]
+    rows = [(i, k, n) for i, (k, n) in enumerate(zip(CHANNELS[modality],
+        name_channels(modality))) if k in case.views]
     fig, axs = plt.subplots(len(rows), 3, figsize=(7.5, 2.7*len(rows)), squeeze=False)
     maps = looked_at(member, prepared, target)
     for ax, (i, key, name) in zip(axs, rows):
         ax[0].imshow(case.views[key].image, cmap='gray', vmin=0, vmax=255)
         for a in ax[1:]: a.imshow(prepared.views[i], cmap='gray', vmin=0, vmax=255)
-        if name in maps: ax[2].imshow(maps[name], cmap='inferno', vmin=0, vmax=1, alpha=.7*maps[name])
+        if name in maps:
+            ax[2].imshow(maps[name], cmap='inferno', vmin=0, vmax=1, alpha=.7*maps[name])
         ax[0].set_ylabel(f'{SIDES[case.side]} {key[1]}, {ENERGY_NAMES[key[0]]}', fontsize=8)
         for a in ax: a.set(xticks=[], yticks=[])
-    for a, title in zip(axs[0], ('as read', 'as the network saw it', 'where it looked, not a lesion')): a.set_title(title, fontsize=9)
+    for a, title in zip(axs[0], ('as read', 'as the network saw it',
+            'where it looked, not a lesion')):
+        a.set_title(title, fontsize=9)
     fig.tight_layout(pad=.4)
     mark_phantom(fig, member.preparation['phantom'])
     return fig
 
 # %% ../nbs/07e_casepage.ipynb #ca5e0007
 _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
-{% if phantom %}PHANTOM: the model was trained on made-up images, its answer is evidence of nothing.{% endif %}</p>
+{% if phantom %}PHANTOM: trained on made-up images, evidence of nothing.{% endif %}</p>
 <p>{{ summary }}</p>
-{% if doubts %}<h2>What speaks against an answer</h2><ul>{% for d in doubts %}<li>{{ d }}{% endfor %}</ul>{% endif %}
+{% if doubts %}<h2>What speaks against an answer</h2>
+<ul>{% for d in doubts %}<li>{{ d }}{% endfor %}</ul>{% endif %}
 {% if rows %}<h2>Answer</h2><div class="wide"><table><tr><th>Class<th>Probability<th>In the set
-{% for c, p, inside in rows %}<tr><td>{{ c }}<td class="n">{{ '%.2f'|format(p) }}<td>{{ 'yes' if inside else 'no' }}{% endfor %}</table></div>
+{% for c, p, inside in rows %}<tr><td>{{ c }}<td class="n">{{ '%.2f'|format(p) }}
+<td>{{ 'yes' if inside else 'no' }}{% endfor %}</table></div>
 <p>{{ promise }}</p>{% for c in calls %}<p>{{ c }}</p>{% endfor %}{% endif %}
-<h2>What was seen</h2><figure class="double"><img alt="{{ alt }}" src="{{ picture }}"><figcaption>{{ caption }}</figcaption></figure>
-{% if notes %}<h2>Missing, assumed, done</h2><ul>{% for n in notes %}<li>{{ n }}{% endfor %}</ul>{% endif %}
+<h2>What was seen</h2><figure class="double"><img alt="{{ alt }}" src="{{ picture }}">
+<figcaption>{{ caption }}</figcaption></figure>
+{% if notes %}<h2>Missing, assumed, done</h2>
+<ul>{% for n in notes %}<li>{{ n }}{% endfor %}</ul>{% endif %}
 <h2>The models</h2>{% for m in models %}<p>{{ m }}</p>{% endfor %}'''
 
 def _span(v): # [value, low, high] -> text
@@ -81,15 +91,20 @@ def _describe(expert):
     if known is None: return f'{member.name}: nothing is known about its training.'
     c = known['certainty']
     scores = ', '.join(f'{k} {_span(v)}' for k, v in c['scores'].items())
-    return (f"{member.name}: trained on {known['n_train']} breasts, protocol {known['protocol']}; on {c['n_test']} test breasts of "
-            f"{c['n_test_women']} women: {scores}. Its checks doubt {known['false_refusals']:.0%} of test breasts, which are of its kind.")
+    return (f"{member.name}: trained on {known['n_train']} breasts, protocol "
+            f"{known['protocol']}; on {c['n_test']} test breasts of {c['n_test_women']} women: "
+            f"{scores}. Its checks doubt {known['false_refusals']:.0%} of these test breasts, "
+            "which are of its kind.")
 
+# %% ../nbs/07e_casepage.ipynb #a2fde959
 def _calls(answer, experts):
     "Sentences about the two calls."
     for k, (n, of) in answer.calls.items():
-        points = [e.training['certainty']['calls'][k] for e in experts if e.training and e.training['certainty']['calls'][k]]
+        points = [e.training['certainty']['calls'][k] for e in experts if e.training
+            and e.training['certainty']['calls'][k]]
         if not points: continue
-        worth = f"sensitivity {_span(points[0]['sensitivity'])}, specificity {_span(points[0]['specificity'])} on test breasts"
+        worth = ', '.join(f'{s} {_span(points[0][s])}' for s in ('sensitivity', 'specificity'))
+        worth += ' on test breasts'
         verdict = ('yes' if n else 'no') if of == 1 else f'{n} of {of} models'
         yield f'Called {k}: {verdict} ({worth}{" of the first model" if of > 1 else ""}).'
 
@@ -100,10 +115,12 @@ def summarise(
 ) -> str: # one sentence
     "Say what was answered."
     what = f'{case.name}, {SIDES[case.side].lower()} breast'
-    if not answer.classes: return f'{what}: no answer, since the case does not look like what the model was trained on.'
-    doubt = ' The case is unlike the training images, so this is not to be relied on.' if answer.doubts else ''
+    if not answer.classes:
+        return f'{what}: no answer, since it is unlike what the model was trained on.'
+    doubt = ' It is unlike the training images: not to be relied on.' if answer.doubts else ''
     return f'{what}: {" or ".join(answer.classes)}.{doubt}'
 
+# %% ../nbs/07e_casepage.ipynb #c87445d5
 def write_page(
     case:Case, # as read
     answer, # `Answer` of chapter 07
@@ -119,14 +136,17 @@ def write_page(
     plt.close(fig)
     if known:
         c = known['certainty']
-        promise = (f"The set is made to hold the class for {c['level']:.0%} of women; on {c['n_test_women']} test women "
-                   f"it held it for {_span(c['covered'])}.")
+        promise = (f"The set is made to hold the class for {c['level']:.0%} of women; on "
+                   f"{c['n_test_women']} test women it held it for {_span(c['covered'])}.")
     phantom = any(e.member.preparation['phantom'] for e in experts)
-    rows = [] if silent else [(c, float(p), c in answer.classes) for c, p in zip(CLASSES, answer.prob)]
+    rows = [] if silent else [(c, float(p), c in answer.classes) for c,
+        p in zip(CLASSES, answer.prob)]
     body = fill_in(
-        _BODY, phantom=phantom, summary=summarise(case, answer), doubts=answer.doubts, rows=rows, promise=promise,
-        calls=list(_calls(answer, experts)), picture=picture, notes=answer.notes, models=[_describe(e) for e in experts],
+        _BODY, phantom=phantom, summary=summarise(case, answer), doubts=answer.doubts, rows=rows,
+        promise=promise,
+        calls=list(_calls(answer, experts)), picture=picture, notes=answer.notes,
+        models=[_describe(e) for e in experts],
         alt='Each view as read, as the network saw it, and with a map of where it looked',
-        caption=f'Grad-CAM of {member.name} for {CLASSES[target]}: where the network looked, not a lesion.')
+        caption=f'Grad-CAM of {member.name} for {CLASSES[target]}: where it looked, not a lesion.')
     write_atomic(path, make_page(f'cesm_predict: {case.name}', f'Case {case.name}', body, phantom))
     return Path(path)

@@ -35,7 +35,8 @@ class Expert(NamedTuple):
 
 def digest_weights(net): # of a `FourStream` -> 16 hex digits
     h = sha256()
-    for k, v in sorted(net.state_dict().items()): h.update(k.encode() + v.cpu().contiguous().numpy().tobytes())
+    for k, v in sorted(net.state_dict().items()):
+        h.update(k.encode() + v.cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
 def describe_expert(
@@ -54,18 +55,22 @@ def _read_training(member):
         try: found = json.loads(path.read_text())
         except ValueError: found = {}
         if found.get('weights') == digest_weights(member.net): return found
-        if not member.is_run: raise ValueError(f'{path} is about other weights: export the run again with export_expert')
+        if not member.is_run:
+            raise ValueError(
+                f'{path} is about other weights: export the run again with export_expert')
     if not member.is_run: return None
     try: found = describe_expert(member)
     except (ValueError, IndexError): return None # no tensors, or no breast held back
     write_json(found, path)
     return found
 
+# %% ../nbs/07_predict.ipynb #9ed0001f
 def open_experts(
     runs:list, # run folders, exported folders, 'owner/name@revision'; several are an ensemble
 ) -> list: # of `Expert`
     "Open models; raise ValueError as `open_member` does."
-    if not runs: raise ValueError('no model: name a run folder, an exported one, or owner/name@revision')
+    if not runs:
+        raise ValueError('no model: name a run folder, an exported one, or owner/name@revision')
     members = [open_member(r) for r in runs]
     return [Expert(m, _read_training(m)) for m in members]
 
@@ -73,7 +78,7 @@ def export_expert(
     run_dir:str|Path, # a finished run, its tensors in place
     folder:str|Path, # made; an empty one may be there
 ) -> Path: # `folder`
-    "Export a run with all that cases need; raise ValueError as `describe_expert` and `export_run` do."
+    "Export a run with all that cases need; raise ValueError as `describe_expert` does."
     found = describe_expert(open_member(run_dir))
     folder = export_for_cases(run_dir, folder)
     write_json(found, folder/TRAINING)
@@ -85,7 +90,7 @@ class Answer(NamedTuple):
     name: str # of the case
     prob: np.ndarray # (3,) mean over models; NaN where no answer is given
     classes: list # names of the classes in the set; empty where no answer is given
-    calls: dict # 'malignant', 'abnormal' -> number of models that call it, of those that have a threshold
+    calls: dict # 'malignant', 'abnormal' -> (models that call it, of how many)
     doubts: list # sentences: why it is not to be trusted
     notes: list # sentences: what was missing, assumed or done
     prepared: list # of `Prepared`, one per model
@@ -96,13 +101,16 @@ def _ask_expert(case, expert, regions):
     ready = prepare_case(case, member, regions)
     prob = ask(member, [ready])
     if known is None:
-        return ready, prob[0], [], {}, [f'nothing is known about the training of {member.name}: its run lacks tensors']
+        return ready, prob[0], [], {}, [
+            f'nothing is known about the training of {member.name}: its run lacks tensors']
     certain = known['certainty']
     prob = heat(prob, certain['temperature'])
-    calls = {k: bool(call_score(prob, k)[0] >= c['threshold']) for k, c in certain['calls'].items() if c}
+    calls = {k: bool(call_score(prob, k)[0] >= c['threshold']) for k,
+        c in certain['calls'].items() if c}
     said = doubts(member, known, [ready], [case.side])[0][0]
     return ready, prob[0], pick_classes(prob[0], certain['limit']), calls, said
 
+# %% ../nbs/07_predict.ipynb #f59bf682
 def predict_case(
     case:Case, # one breast
     experts:list, # from `open_experts`
@@ -111,7 +119,8 @@ def predict_case(
 ) -> Answer:
     "Ask all models; raise ValueError where the case lacks what one of them needs."
     ready, probs, sets, calls, said = zip(*[_ask_expert(case, e, regions) for e in experts])
-    why, notes = ([*dict.fromkeys(s for each in o for s in each)] for o in (said, (r.notes for r in ready)))
+    why, notes = ([*dict.fromkeys(s for each in o for s in each)]
+        for o in (said, (r.notes for r in ready)))
     silent = bool(why) and not anyway
     classes = [c for i, c in enumerate(CLASSES) if any(i in s for s in sets) and not silent]
     votes = {} if silent else {
@@ -124,23 +133,28 @@ _SUFFIXES = ('.dcm', '.dicom', '.ima', '.jpg', '.jpeg', '.png', '')
 
 def _images(folder):
     "Files of a folder that may be images."
-    return [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix.lower() in _SUFFIXES and f.name[0] != '.']
+    return [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix.lower() in _SUFFIXES
+        and f.name[0] != '.']
 
 def _read_list(path):
     "Cases of a CSV file."
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as e: raise ValueError(f'{path} cannot be read as CSV ({type(e).__name__}): save it as UTF-8') from e
+    except (ValueError, OSError) as e:
+        raise ValueError(
+            f'{path} cannot be read as CSV ({type(e).__name__}): save it as UTF-8') from e
     absent = [c for c in ('case', 'files') if c not in table]
-    if absent: raise ValueError(f'{path} has no column {absent}: expected case, files and, if known, age, density, side')
+    if absent:
+        raise ValueError(f'{path} has no column {absent}: expected case, files and what is known')
     for i, r in enumerate(table.to_dict('records'), 2):
         age = r.get('age', '').strip()
         try: options = dict(age_years=float(age)) if age else {}
         except ValueError: raise ValueError(f'{path} line {i}: age {age!r} is no number') from None
         files = [path.parent/f.strip() for f in r['files'].split(';') if f.strip()]
-        yield files, options | dict(name=r['case']) | {k: r[k].strip() for k in ('density', 'side') if r.get(k)}
+        yield files, options | dict(name=r['case']) | {k: r[k].strip()
+            for k in ('density', 'side') if r.get(k)}
 
 def list_cases(
-    what:list, # files of one breast, or one folder of them, or one folder of such folders, or one CSV file
+    what:list, # files of one breast, a folder of them, a folder of such folders, or a CSV file
 ) -> list: # (files, options of `read_case`) of each case
     "Find the cases; raise ValueError where there is none."
     what = [Path(w).expanduser() for w in what]
@@ -157,8 +171,10 @@ def to_row(
     "Sum up an answer."
     number = lambda p: None if np.isnan(p) else round(float(p), 6)
     called = {f'called_{k}': f'{n} of {of}' for k, (n, of) in answer.calls.items()}
-    return dict(case=answer.name, **{k: number(p) for k, p in zip(PROBS, answer.prob)}, classes=' or '.join(answer.classes),
-                **called, doubts='; '.join(answer.doubts), notes='; '.join(answer.notes), problem='')
+    return dict(case=answer.name, **{k: number(p) for k, p in zip(PROBS, answer.prob)},
+        classes=' or '.join(answer.classes),
+                **called, doubts='; '.join(answer.doubts), notes='; '.join(answer.notes),
+                problem='')
 
 def predict_cases(
     cases:list, # from `list_cases`
@@ -177,7 +193,8 @@ def predict_cases(
             case = read_case(files, **options | own)
             answer = predict_case(case, experts, regions, anyway)
         except ValueError as e:
-            rows.append(dict(case=own.get('name') or options.get('name') or f'case {i}', problem=str(e)))
+            rows.append(dict(case=own.get('name') or options.get('name') or f'case {i}',
+                problem=str(e)))
             continue
         rows.append(to_row(answer))
         stem = f'{i:03d}-' + ''.join(c if c.isalnum() or c in '-_' else '_' for c in case.name)[:60]
@@ -193,16 +210,19 @@ def main(
 ):
     "What `cesm_predict` does; raise SystemExit with a sentence where it cannot."
     given = {k: v for k, v in vars(options).items()
-             if k in ('name', 'side', 'view', 'modality', 'age_years', 'density', 'window', 'secondary', 'crop')}
+             if k in ('name', 'side', 'view', 'modality', 'age_years', 'density', 'window',
+             'secondary', 'crop')}
     try:
         cases, experts = list_cases(options.what), open_experts(options.run)
         regions = read_regions(options.regions) if options.regions else None
-        table = predict_cases(cases, experts, options.out, regions, options.anyway, options.pages, **given)
+        table = predict_cases(cases, experts, options.out, regions, options.anyway, options.pages,
+            **given)
     except (ValueError, OSError) as e: raise SystemExit(f'cesm_predict: {e}') from None
     bad = table[table.problem != '']
     if len(bad) == len(table): raise SystemExit(f'cesm_predict: {bad.problem.iloc[0]}')
     print('Research use only.' + (' PHANTOM: the model was trained on made-up images.' if
                                   any(e.member.preparation['phantom'] for e in experts) else ''))
     for r in table.itertuples():
-        print(f'{r.case}: ' + (r.problem and f'not used, {r.problem}' or r.classes or f'no answer, {r.doubts}'))
+        print(f'{r.case}: ' + (r.problem and f'not used, {r.problem}' or r.classes
+            or f'no answer, {r.doubts}'))
     print(f'{len(table) - len(bad)} of {len(table)} cases; all of it is in {options.out}')

@@ -39,12 +39,14 @@ def pick_classes(
     return [i for i, p in enumerate(prob) if 1 - p <= limit or i == prob.argmax()]
 
 # %% ../nbs/07d_sure.ipynb #5e00000c
-CALLS = {'malignant': CLASSES.index('Malignant'), 'abnormal': CLASSES.index('Benign')} # from which class on
+CALLS = {'malignant': CLASSES.index('Malignant'),
+    'abnormal': CLASSES.index('Benign')} # from which class on
 
 def call_score(prob, call): # (n, 3) -> (n,): probability of that class or a worse one
     return prob[:, CALLS[call]:].sum(1)
 
-def _share(right, of): return [float(right.sum()/of.sum()) if of.any() else None, *map(float, wilson(right.sum(), of.sum()))]
+def _share(right, of): return [float(right.sum()/of.sum()) if of.any() else None,
+        *map(float, wilson(right.sum(), of.sum()))]
 
 def _describe_call(call, val, test):
     "Threshold of a call, and what it is worth on the test part."
@@ -57,11 +59,12 @@ def _describe_call(call, val, test):
     return dict(threshold=float(at), sensitivity=_share(said & worse['test'], worse['test']),
                 specificity=_share(~said & ~worse['test'], ~worse['test']))
 
+# %% ../nbs/07d_sure.ipynb #5e00001f
 def describe_certainty(
     predictions:pd.DataFrame, # of a run
     level:float=LEVEL, # see `find_limit`
 ) -> dict: # JSON: temperature, limit, coverage on the test part, calls, scores with intervals
-    "Choose temperature, limit and thresholds on validation breasts, and measure them on test breasts."
+    "Choose temperature, limit and thresholds on validation breasts, measure them on others."
     chosen = apply_validation(predictions)[1]
     temperature = float(chosen['temperature']) if chosen['scaled'] else 1.
     parts = [predictions[predictions.split == s] for s in ('val', 'test')]
@@ -69,8 +72,10 @@ def describe_certainty(
     limit = find_limit(*val, parts[0].patient_id.to_numpy(), level)
     right = pd.Series([y in pick_classes(p, limit) for y, p in zip(*test)])
     women = right.groupby(parts[1].patient_id.to_numpy()).all()
-    out = dict(temperature=temperature, level=level, limit=limit, covered=_share(women, women | True),
-               n_val_women=int(parts[0].patient_id.nunique()), n_test_women=len(women), n_test=len(right),
+    out = dict(temperature=temperature, level=level, limit=limit,
+        covered=_share(women, women | True),
+               n_val_women=int(parts[0].patient_id.nunique()), n_test_women=len(women),
+               n_test=len(right),
                calls={k: _describe_call(k, val, test) for k in CALLS})
     found = interval_table(*test, parts[1].patient_id.to_numpy(), 500)
     scores = {k: [None if pd.isna(v) else float(v) for v in found.loc[k, ['value', 'low', 'high']]]

@@ -12,7 +12,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLossless,
                          JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid)
 
-from cesm_nb.dicom import crop_breast, read_age, read_case, read_view, wall_side
+from cesm_nb.dicom import read_age, read_case, read_view
+from cesm_nb.greys import crop_breast, wall_side
 from cesm_nb.phantom import draw_image, plan_phantom
 from conftest import PATIENCE
 
