@@ -155,7 +155,7 @@ def _missing(case, member):
     if not member.net.settings['metadata']: return out
     age, density = member.preparation['age_years'], member.preparation['density']
     if np.isnan(case.age_years):
-        out.append(f'age unknown: {age:.0f} years assumed, as half of those trained on are younger')
+        out.append(f'age unknown: {age:.0f} years assumed, the median of those trained on')
     if not case.density:
         out.append(f'density unknown: the value {density:g} in its place, as in training')
     return out

@@ -22,7 +22,7 @@ from .data import CLASSES, PROBS, read_regions
 from .dicom import Case, read_case
 from .familiar import describe_training, doubts
 from .choose import heat
-from .runs import Run, write_csv, write_json
+from .runs import Run, run_file, write_csv, write_json
 from .sure import CALLS, call_score, describe_certainty, pick_classes
 
 # %% ../nbs/07_predict.ipynb #9ed00009
@@ -201,7 +201,7 @@ def predict_cases(
         write_json(rows[-1], out/f'{stem}.json')
         if pages: write_page(case, answer, experts, out/f'{stem}.html')
     table = pd.DataFrame(rows)
-    write_csv(table, out/'predictions.csv')
+    write_csv(table, run_file(out, 'predictions'))
     return table
 
 # %% ../nbs/07_predict.ipynb #9ed00011
