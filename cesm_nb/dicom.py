@@ -81,8 +81,7 @@ def _side(ds, name):
 def _orientation(ds):
     "Where rows and columns run to, as in PatientOrientation; two empty texts where it is silent."
     value = ds.get('PatientOrientation')
-    value = [str(v).strip().upper() for v in value] if value is not None and not isinstance(value,
-        str) else []
+    value = [] if value is None or isinstance(value, str) else [str(v).strip().upper() for v in value]
     return value if len(value) == 2 else ['', '']
 
 def _view(ds, name):
@@ -93,8 +92,8 @@ def _view(ds, name):
         ViewPosition=text_of(ds, 'ViewPosition'),
         ViewCodeSequence=VIEW_CODES.get(code, code and 'code ' + code))
     if not any(found.values()) and down: # it cannot tell more than these
-        found['PatientOrientation'] = 'CC' if down in SIDES else 'MLO' if down in ('FL',
-            'FR') else down
+        oblique = 'MLO' if down in ('FL', 'FR') else down
+        found['PatientOrientation'] = 'CC' if down in SIDES else oblique
     view = _agree(name, 'view', found)
     if view not in ('', *VIEWS):
         raise Refused(f'{name} is view {view[:16]!r}, expected CC or MLO: leave it out')
@@ -135,8 +134,8 @@ def _refuse_modified(ds, name):
 # %% ../nbs/07a_dicom.ipynb #d1c00016
 def _refuse_layout(ds, name):
     "Raise `Refused` where the pixels are not laid out as those of a mammogram."
-    size, bits = (int(ds.Rows), int(ds.Columns)), (int(ds.BitsAllocated), int(ds.BitsStored),
-        int(ds.HighBit))
+    size = (int(ds.Rows), int(ds.Columns))
+    bits = (int(ds.BitsAllocated), int(ds.BitsStored), int(ds.HighBit))
     if min(size) < 32 or size[0]*size[1] > MAX_PIXELS:
         raise Refused(
             f'{name} claims {size[1]} x {size[0]} pixels, unlike a mammogram: export it again')

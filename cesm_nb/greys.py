@@ -69,13 +69,13 @@ def _values(ds, key):
     "A header's values as a list."
     value = ds.get(key)
     if value is None or value == '': return []
-    return [value] if isinstance(value, (str, float, int)) or not hasattr(value,
-        '__iter__') else list(value)
+    several = hasattr(value, '__iter__') and not isinstance(value, str)
+    return list(value) if several else [value]
 
 def _voi(ds, x, window, name):
     "Share of the output range for values x, and a sentence about the choice of window."
-    luts, centres, widths = ds.get('VOILUTSequence') or [], _values(ds, 'WindowCenter'), _values(ds,
-        'WindowWidth')
+    luts = ds.get('VOILUTSequence') or []
+    centres, widths = (_values(ds, k) for k in ('WindowCenter', 'WindowWidth'))
     if luts: names = [text_of(o, 'LUTExplanation') for o in luts]
     else: names = [str(n).strip().upper() for n in _values(ds, 'WindowCenterWidthExplanation')]
     n = len(luts) or len(centres)
@@ -85,8 +85,8 @@ def _voi(ds, x, window, name):
     if not n:
         if int(ds.BitsStored) == 8: return x/255, ''
         low, high = x.min(), x.max()
-        return (x - low)/max(high - low,
-            1), 'no window in the file: from its darkest to its brightest value'
+        note = 'no window in the file: from its darkest to its brightest value'
+        return (x - low)/max(high - low, 1), note
     names = (names + ['']*n)[:n]
     i = _choose(names, window, name)
     note = f'window {i+1} of {n}{": " + names[i] if names[i] else ""}' if n > 1 else ''

@@ -61,7 +61,8 @@ def _read_training(member):
     if not member.is_run: return None
     try: found = describe_expert(member)
     except (ValueError, IndexError): return None # no tensors, or no breast held back
-    write_json(found, path)
+    try: write_json(found, path)
+    except OSError: pass # somebody else's folder: made again next time
     return found
 
 # %% ../nbs/07_predict.ipynb #9ed0001f
