@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cesm_tensorize', 'cesm_train', 'cesm_evaluate', 'cesm_audit', 'cesm_check', 'cesm_phantom', 'cesm_reproduce',
-           'cesm_grid']
+           'cesm_grid', 'cesm_predict']
 
 # %% ../nbs/00h_commands.ipynb #aa38aa39
 import argparse
@@ -121,4 +121,29 @@ def cesm_grid(
     ap.add_argument('--without-papermill', action='store_true', help='call the training directly: seconds less per run')
     o = ap.parse_args(args)
     from cesm_nb.experiments import main
+    main(o)
+
+# %% ../nbs/00h_commands.ipynb #9ed1c0de
+@one_way_out('cesm_predict')
+def cesm_predict(
+    args:Optional[list]=None, # options; None: those of the process
+):
+    "Console script `cesm_predict`."
+    ap = argparse.ArgumentParser('cesm_predict', description='Ask a trained model about a breast. Research use only.')
+    ap.add_argument('what', nargs='+', help='DICOM, JPEG or PNG files of one breast; a folder of cases; or a CSV file')
+    ap.add_argument('--run', nargs='+', required=True, help='run folder, exported folder, or owner/name@revision')
+    ap.add_argument('--out', type=Path, default=Path('runs/cesm_predict'), help='folder for predictions.csv and pages')
+    ap.add_argument('--name', default='', help='of the case in all outputs; default: a digest of the pixels')
+    for k, word in dict(side='L or R', view='CC or MLO', modality='DM low energy or CM subtracted').items():
+        ap.add_argument(f'--{k}', default='', help=f'{word}, where the files do not say')
+    ap.add_argument('--age-years', type=float, help='default: as the files say')
+    ap.add_argument('--density', default='', help='ACR density, A to D')
+    ap.add_argument('--window', default='1', help='which window of a DICOM file, by number or name')
+    ap.add_argument('--secondary', action='store_true', help='read secondary captures too')
+    ap.add_argument('--crop', action=argparse.BooleanOptionalAction, help='cut to the breast; default: DICOM only')
+    ap.add_argument('--regions', default='', help='region file, for runs that need drawn regions')
+    ap.add_argument('--anyway', action='store_true', help='answer where the case is unlike those of training')
+    ap.add_argument('--pages', action=argparse.BooleanOptionalAction, default=True, help='a page per case')
+    o = ap.parse_args(args)
+    from cesm_nb.predict import main
     main(o)

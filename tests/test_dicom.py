@@ -1,0 +1,299 @@
+"From DICOM files of every habit to the picture of the data set; every refusal by its sentence. All files are made here."
+import io
+import subprocess
+import sys
+
+import cv2
+import gdcm
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLossless,
+                         JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid)
+
+from cesm_nb.dicom import read_age, read_case, read_view
+from cesm_nb.greys import crop_breast, wall_side
+from cesm_nb.phantom import draw_image, plan_phantom
+from conftest import PATIENCE
+
+SECRETS = ('DOE^', 'JANE', '4711', '20200102', '19680304', 'ACC77')
+
+
+@pytest.fixture(scope='module')
+def picture():
+    "A left breast as the data set has it."
+    breast = plan_phantom(12, seed=0).query("side == 'L'").iloc[0]
+    return draw_image(breast, 'CC', 'CM', size_px=160)[0]
+
+
+def item(**values):
+    out = Dataset()
+    out.update(values)
+    return out
+
+
+def make(picture, bits=12, syntax=ExplicitVRLittleEndian, stored=None, **header):
+    "A file as a scanner would write it; `header`: what differs, None leaves it out."
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax.is_compressed else syntax
+    little = syntax != ExplicitVRBigEndian
+    ds = FileDataset(None, {}, file_meta=meta, preamble=b'\0'*128, is_implicit_VR=syntax == ImplicitVRLittleEndian, is_little_endian=little)
+    top, allocated = 2**bits - 1, 8 if bits == 8 else 16
+    if stored is None: stored = np.rint(picture*(top/255)).astype(f'u{allocated//8}')
+    if header.get('PhotometricInterpretation') == 'MONOCHROME1': stored = top - stored
+    values = dict(
+        SOPClassUID='1.2.840.10008.5.1.4.1.1.1.2', SOPInstanceUID=generate_uid(), Modality='MG', PatientName='Doe^Jane',
+        PatientID='4711', PatientBirthDate='19680304', AccessionNumber='ACC77', PatientAge='052Y', StudyDate='20200102',
+        ImageType=['DERIVED', 'PRIMARY', '', 'RECOMBINED'], ImageLaterality='L', ViewPosition='CC',
+        PhotometricInterpretation='MONOCHROME2', SamplesPerPixel=1, BitsAllocated=allocated, BitsStored=bits, HighBit=bits - 1,
+        PixelRepresentation=0, WindowCenter=(top + 1)/2, WindowWidth=top + 1, Rows=stored.shape[0], Columns=stored.shape[1])
+    ds.update({k: v for k, v in (values | header).items() if v is not None})
+    if syntax == ExplicitVRBigEndian: stored = stored.astype(stored.dtype.newbyteorder('>'))
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = values['SOPClassUID'], values['SOPInstanceUID']
+    ds.PixelData = stored.tobytes()
+    ds['PixelData'].VR = 'OB' if allocated == 8 else 'OW'
+    if syntax == RLELossless: ds.compress(syntax)
+    return ds
+
+
+def recompress(path, syntax):
+    "Compress a file by gdcm, for which pydicom has no encoder."
+    kinds = {
+        JPEG2000Lossless: 'JPEG2000Lossless', JPEGLSLossless: 'JPEGLSLossless', JPEGLossless: 'JPEGLosslessProcess14',
+        JPEGLosslessSV1: 'JPEGLosslessProcess14_1'}
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kinds[syntax])))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+def write(ds, path):
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+VENDORS = dict(
+    ge=dict(Manufacturer='GE MEDICAL SYSTEMS', ImageType=['DERIVED', 'PRIMARY', ''], AcquisitionDeviceProcessingCode='GEMS_CESM_1'),
+    hologic=dict(Manufacturer='HOLOGIC, Inc.', ImageType=['DERIVED', 'PRIMARY', 'POST_CONTRAST', 'SUBTRACTION'], VOILUTFunction='LINEAR'),
+    siemens=dict(Manufacturer='SIEMENS', ImageType=['DERIVED', 'PRIMARY', 'CESM', 'RECOMBINED'], VOILUTFunction='LINEAR_EXACT'))
+SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless,
+            JPEGLossless, JPEGLosslessSV1]
+
+
+@pytest.mark.parametrize('syntax', SYNTAXES, ids=lambda s: s.keyword)
+@pytest.mark.parametrize('vendor', VENDORS)
+def test_every_habit_gives_the_same_picture(vendor, syntax, picture, tmp_path):
+    for bits in (10, 12, 14):
+        for photometric in ('MONOCHROME1', 'MONOCHROME2'):
+            ds = make(picture, bits, syntax, PhotometricInterpretation=photometric, **VENDORS[vendor])
+            path = write(ds, tmp_path/'a.dcm')
+            if syntax.is_compressed and syntax != RLELossless: recompress(path, syntax)
+            assert pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID == syntax
+            case = read_case([path])
+            image = case.views['CM', 'CC'].image
+            assert image.shape == picture.shape and np.abs(image.astype(int) - picture).max() <= 1, (bits, photometric)
+            assert (case.side, case.age_years, case.notes) == ('L', 52, [])
+            assert not any(s in repr((case.name, case.notes, case.views)).upper() for s in SECRETS)
+
+
+def table(bits, first=0, curve=lambda x: x):
+    n = 2**bits
+    return item(LUTDescriptor=[n % 65536, first, 16], LUTData=np.rint(curve(np.arange(n)/(n - 1))*65535).astype('<u2').tobytes(), LUTExplanation='HARD')
+
+
+def root(x): return x**.5
+
+
+def test_windows_and_tables(picture, tmp_path):
+    share, stored = picture/255, np.rint(picture*(4095/255))
+    read = lambda **h: read_view(write(make(picture, **h), tmp_path/'a.dcm'), window=number, crop=False)
+    number, inside = '1', lambda x: np.clip(x, 0, 1)*255
+    cases = [
+        (dict(WindowCenter=2000, WindowWidth=1000), inside((stored - 1999.5)/999 + .5)),
+        (dict(WindowCenter=2000, WindowWidth=1000, VOILUTFunction='LINEAR_EXACT'), inside((stored - 2000)/1000 + .5)),
+        (dict(WindowCenter=2000, WindowWidth=1000, VOILUTFunction='SIGMOID'), 255/(1 + np.exp(-4*(stored - 2000)/1000))),
+        (dict(VOILUTSequence=[table(12, curve=root)]), 255*root(stored/4095)), # before the window that is there too
+        (dict(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3000, WindowWidth=2000), inside((2*stored - 1000 - 2999.5)/1999 + .5)),
+        (dict(ModalityLUTSequence=[table(12)], WindowCenter=32768, WindowWidth=65536), 255*share),
+        (dict(WindowCenter=None, WindowWidth=None), 255*(stored - stored.min())/np.ptp(stored))]
+    for header, expected in cases:
+        view = read(**header)
+        assert np.abs(view.image - np.rint(expected)).max() <= 1, header
+    assert view.notes == ('no window in the file: from its darkest to its brightest value',)
+    several = dict(WindowCenter=[2048, 1000], WindowWidth=[4096, 500], WindowCenterWidthExplanation=['NORMAL', 'HARDER'])
+    for number, centre, width in [('1', 2048, 4096), (2, 1000, 500), ('harder', 1000, 500)]:
+        view = read(**several)
+        assert np.abs(view.image - np.rint(inside((stored - centre + .5)/(width - 1) + .5))).max() <= 1
+        assert view.notes[0].startswith(f'window {1 + (width == 500)} of 2')
+    for number in ('3', 'soft', '0'):
+        with pytest.raises(ValueError, match="a.dcm has no window .*choose one of 1 NORMAL, 2 HARDER"): read(**several)
+    number = '1'
+    bytewise = item(LUTDescriptor=[4096, 0, 8], LUTData=np.rint(np.arange(4096)/4095*255).astype(np.uint8).tobytes())
+    assert np.abs(read(VOILUTSequence=[bytewise]).image.astype(int) - picture).max() <= 1
+
+
+def test_signed_and_padded_pixels(picture, tmp_path):
+    signed = (np.rint(picture*(4095/255)) - 2048).astype('<i2')
+    view = read_view(write(make(picture, stored=signed, PixelRepresentation=1, WindowCenter=0, WindowWidth=4096), tmp_path/'a.dcm'))
+    assert np.abs(view.image.astype(int) - picture).max() <= 1
+    padded = np.rint(picture*(4095/255)).astype('<u2')
+    padded[:4, -20:] = 4000
+    view = read_view(write(make(picture, stored=padded, PixelPaddingValue=3999, PixelPaddingRangeLimit=4010), tmp_path/'a.dcm'))
+    assert not view.image[:4, -20:].any() and np.abs(view.image[8:].astype(int) - picture[8:]).max() <= 1
+
+
+def test_cut_and_turned_as_the_data_set(picture, tmp_path):
+    "A whole detector with letters and a grey background gives the breast alone, chest wall on its side."
+    h, w = picture.shape
+    detector = np.full((h + 80, w + 150), 30, np.uint8)
+    detector[40:40 + h, :w] = np.maximum(picture, 30)
+    cv2.putText(detector, 'LCC', (w + 60, 40), cv2.FONT_HERSHEY_SIMPLEX, 1, 255, 3)
+    for photometric in ('MONOCHROME1', 'MONOCHROME2'):
+        view = read_view(write(make(detector, PhotometricInterpretation=photometric), tmp_path/'a.dcm'))
+        assert abs(view.image.shape[0] - h) < .09*h and abs(view.image.shape[1] - w) < .09*w
+        assert not view.image[:5, -5:].any() and wall_side(view.image) == 'left' and len(view.notes) == 2
+    mirrored = np.ascontiguousarray(picture[:, ::-1])
+    turned = read_view(write(make(mirrored, PatientOrientation=['P', 'L']), tmp_path/'a.dcm'))
+    assert np.abs(turned.image.astype(int) - picture).max() <= 1 and turned.notes == ('mirrored to the usual side',)
+    left = read_view(write(make(mirrored, PatientOrientation=['A', 'R']), tmp_path/'a.dcm')) # the header does not explain it
+    assert wall_side(left.image) == 'right'
+    with pytest.raises(ValueError, match='a.dcm is not used: no breast is found'):
+        read_view(write(make(np.zeros_like(picture)), tmp_path/'a.dcm'))
+    assert crop_breast(picture)[1] == []
+
+
+@pytest.mark.parametrize('words, modality', [
+    (['ORIGINAL', 'PRIMARY', '', 'LOW_ENERGY'], 'DM'), (['ORIGINAL', 'PRIMARY', 'LOW_ENERGY'], 'DM'),
+    (['ORIGINAL', 'PRIMARY', 'LOW ENERGY', 'CESM'], 'DM'), (['DERIVED', 'PRIMARY', 'IODINE'], 'CM'),
+    (['DERIVED', 'PRIMARY', '', '', 'SUBTRACTED'], 'CM'), (['DERIVED', 'PRIMARY', 'CESM'], 'CM')])
+def test_energies(words, modality, picture, tmp_path):
+    assert read_view(write(make(picture, ImageType=words), tmp_path/'a.dcm')).modality == modality
+
+
+def test_where_side_view_and_age_come_from(picture, tmp_path):
+    nothing = dict(ImageLaterality=None, ViewPosition=None)
+    frame = item(FrameAnatomySequence=[item(FrameLaterality='L')])
+    tried = [
+        (dict(Laterality='L', ViewCodeSequence=[item(CodeValue='R-10226')]), 'MLO'),
+        (dict(SharedFunctionalGroupsSequence=[frame], ViewCodeSequence=[item(CodeValue='399162004')]), 'CC'),
+        (dict(Laterality='L', PatientOrientation=['A', 'R']), 'CC'), (dict(Laterality='L', PatientOrientation=['A', 'FR']), 'MLO')]
+    for header, expected in tried:
+        view = read_view(write(make(picture, **nothing | header), tmp_path/'a.dcm'))
+        assert (view.side, view.view) == ('L', expected), header
+    view = read_view(write(make(picture, AcquisitionDeviceProcessingCode='GEMS_FFDM_PV', ImageType=['ORIGINAL', 'PRIMARY']), tmp_path/'a.dcm'))
+    assert view.modality == 'DM'
+    given = read_view(write(make(picture, ImageType=['DERIVED', 'PRIMARY'], **nothing), tmp_path/'a.dcm'), 'L', 'mlo', 'dm')
+    assert (given.side, given.view, given.modality) == ('L', 'MLO', 'DM')
+    assert [read_age(a) for a in ('052Y', '100Y', '018M', '001D')][:2] == [52, 100] and np.isnan([read_age('018M'), read_age('001D')]).all()
+
+
+SC, TOMO = '1.2.840.10008.5.1.4.1.1.7', '1.2.840.10008.5.1.4.1.1.13.1.3'
+REFUSALS = [
+    (dict(SOPClassUID='1.2.840.10008.5.1.4.1.1.1.2.1'), 'a.dcm is raw, For Processing'),
+    (dict(PresentationIntentType='FOR PROCESSING'), 'a.dcm is raw, For Processing'),
+    (dict(ImageType=['ORIGINAL', 'PRIMARY', '', 'HIGH_ENERGY']), 'a.dcm is a high-energy image'),
+    (dict(ViewModifierCodeSequence=[item(CodeValue='R-102D7', CodeMeaning='Spot Compression')]), 'with spot compression'),
+    (dict(ViewCodeSequence=[item(CodeValue='R-10242', ViewModifierCodeSequence=[item(CodeValue='R-102D6')])]), 'with magnification'),
+    (dict(EstimatedRadiographicMagnificationFactor='1.8'), 'with magnification'),
+    (dict(PaddleDescription='SPOT CONTACT'), 'with spot compression'),
+    (dict(ViewModifierCodeSequence=[item(CodeValue='399209000', CodeMeaning='Implant Displaced')]), 'with the implant displaced'),
+    (dict(SOPClassUID=TOMO), 'a.dcm is tomosynthesis'), (dict(NumberOfFrames=3), 'has 3 frames, expected one'),
+    (dict(SOPClassUID=SC), 'is a secondary capture: name images For Presentation, or allow secondary captures'),
+    (dict(SOPClassUID='1.2.840.10008.1.3.10'), 'a DICOMDIR'), (dict(SOPClassUID='1.2.840.10008.5.1.4.1.1.2'), 'is CT Image Storage'),
+    (dict(SOPClassUID=None), 'of no known kind'), (dict(ImageLaterality='B'), "shows side 'B', expected L or R"),
+    (dict(Laterality='R'), 'contradicts itself about its side .ImageLaterality L, Laterality R'),
+    (dict(ViewPosition='ML'), "is view 'ML', expected CC or MLO"),
+    (dict(ViewCodeSequence=[item(CodeValue='R-10226')]), 'contradicts itself about its view .ViewPosition CC, ViewCodeSequence MLO'),
+    (dict(ImageType=['DERIVED', 'PRIMARY']), 'does not say its energy .DM low energy or CM subtracted.: give it as an option'),
+    (dict(ImageLaterality=None, ViewPosition=None), 'does not say its side .L or R. and view'),
+    (dict(VOILUTFunction='CUBIC'), "has the VOI function 'CUBIC'"), (dict(WindowWidth=0), 'window of centre 2048 and width 0'),
+    (dict(WindowWidth=[1, 2]), '1 window centres and 2 widths'), (dict(BitsStored=10, HighBit=9), 'beyond its 10 bits'),
+    (dict(HighBit=13), 'stores 12 bits in 16 up to bit 13'), (dict(SamplesPerPixel=3), 'with 3 values per pixel'),
+    (dict(Rows=40000, Columns=40000), 'claims 40000 x 40000 pixels'), (dict(Rows=4), 'claims .* x 4 pixels'),
+    (dict(Rows=500), 'a.dcm cannot be read'),
+    (dict(VOILUTSequence=[item(LUTDescriptor=[4096, 0, 12], LUTData=bytes(6))]), 'table of 6 values of 12 bits, expected 4096')]
+
+
+@pytest.mark.parametrize('header, says', REFUSALS, ids=[r[1][:36] for r in REFUSALS])
+def test_refusals(header, says, picture, tmp_path):
+    with pytest.raises(ValueError, match=says) as e: read_case([write(make(picture, **header), tmp_path/'a.dcm')])
+    assert str(e.value).count('\n') == 0 and 'a.dcm' in str(e.value) and str(tmp_path) not in str(e.value)
+    assert not any(s in str(e.value).upper() for s in SECRETS)
+
+
+def test_other_refusals(picture, tmp_path):
+    assert read_view(write(make(picture, SOPClassUID=SC), tmp_path/'sc.dcm'), secondary=True).view == 'CC'
+    ds = make(picture)
+    del ds.PixelData
+    for path, content, says in [
+            ('no.dcm', None, 'no.dcm holds no pixels'), ('note.txt', b'a letter', 'is neither DICOM nor JPEG nor PNG|cannot be read'),
+            ('void.dcm', b'', 'is neither DICOM nor JPEG nor PNG|cannot be read'), ('P1_L_CM_CC.jpg', b'\xff\xd8\xff', 'P1_L_CM_CC.jpg')]:
+        if content is None: write(ds, tmp_path/path)
+        else: (tmp_path/path).write_bytes(content)
+        with pytest.raises(ValueError, match=says): read_case([tmp_path/path])
+    with pytest.raises(ValueError, match='away.dcm is absent'): read_case([tmp_path/'away.dcm'])
+    with pytest.raises(ValueError, match='the case has no files'): read_case([])
+    good = write(make(picture), tmp_path/'good.dcm')
+    for options, says in [(dict(side='R'), 'about its side .file L, option R'), (dict(view='MLO'), 'about its view'),
+                          (dict(modality='DM'), 'about its energy'), (dict(side='X'), "side is 'X', expected one of"),
+                          (dict(density='E'), "density is 'E'"), (dict(age_years=3), 'age is 3, expected 10 to 120')]:
+        with pytest.raises(ValueError, match=says): read_case([good], **options)
+
+
+def test_a_case_is_one_breast(picture, tmp_path):
+    mirrored = np.ascontiguousarray(picture[:, ::-1])
+    files = dict(cc=make(picture), mlo=make(picture, ViewPosition='MLO'), again=make(picture),
+                 right=make(mirrored, ImageLaterality='R', ViewPosition='MLO'), other=make(picture, PatientID='9', ViewPosition='MLO'))
+    for k, ds in files.items(): write(ds, tmp_path/f'{k}.dcm')
+    of = lambda *names: [tmp_path/f'{n}.dcm' for n in names]
+    case = read_case(of('cc', 'mlo'), name='mine', age_years=61, density='c')
+    assert (case.name, case.age_years, case.density, set(case.views)) == ('mine', 61, 'C', {('CM', 'CC'), ('CM', 'MLO')})
+    for names, says in [(('cc', 'right'), 'of two sides'), (('cc', 'other'), 'of two women'), (('cc', 'again'), 'both the CC view, subtracted')]:
+        with pytest.raises(ValueError, match=says) as e: read_case(of(*names))
+        assert '4711' not in str(e.value)
+
+
+def test_pictures_by_name_and_option(picture, tmp_path):
+    for name, options in [('P12_L_CM_CC.jpg', {}), ('x-left-cc-subtracted.png', {}), ('LCC.png', dict(modality='CM')),
+                          ('P12_L_CM_CC_2.png', {}), ('P12_L_CM_CC2.png', {}), ('q.png', dict(side='l', view='cc', modality='cm'))]:
+        cv2.imwrite(str(tmp_path/name), picture)
+        case = read_case([tmp_path/name], **options)
+        assert (case.side, set(case.views)) == ('L', {('CM', 'CC')}) and case.views['CM', 'CC'].image.shape == picture.shape
+    cv2.imwrite(str(tmp_path/'L_R_CM_CC.png'), picture)
+    with pytest.raises(ValueError, match='L_R_CM_CC.png contradicts itself about its side'): read_case([tmp_path/'L_R_CM_CC.png'])
+    with pytest.raises(ValueError, match='q.png does not say its energy .* and side .* and view'): read_case([tmp_path/'q.png'])
+
+
+def test_damaged_files_are_refused_or_read_alike(picture, tmp_path):
+    "300 files with bytes flipped, cut off or lengths gone wild: a sentence, or a picture of the right kind."
+    rng, kinds, read = np.random.default_rng(0), [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless], 0
+    small = np.ascontiguousarray(cv2.resize(picture, (48, 64), interpolation=cv2.INTER_AREA))
+    for syntax in kinds:
+        make(small, syntax=syntax).save_as(buffer := io.BytesIO(), enforce_file_format=True)
+        whole = buffer.getvalue()
+        start = len(whole) - 48*64*2 if syntax != RLELossless else 700
+        for i in range(100):
+            data = bytearray(whole)
+            if i % 4 == 0: data = data[:rng.integers(1, len(data))]
+            elif i % 4 == 1: data[(at := rng.integers(132, start)):at + 4] = b'\xff\xff\xff\x7f'
+            else:
+                for at in rng.integers(132, start, 1 + i % 5): data[at] ^= 1 << rng.integers(8)
+            (tmp_path/'a.dcm').write_bytes(data)
+            try: case = read_case([tmp_path/'a.dcm'])
+            except ValueError as e: assert 'a.dcm' in str(e) and '\n' not in str(e)
+            else:
+                read += 1
+                assert all(v.image.dtype == np.uint8 and v.image.ndim == 2 for v in case.views.values())
+    assert 0 < read < 300
+
+
+def test_reading_needs_no_torch():
+    code = 'import sys, cesm_nb.dicom; print(sorted({"torch", "pydicom"} & set(sys.modules)))'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=PATIENCE).stdout.strip() == '[]'

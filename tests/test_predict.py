@@ -1,0 +1,136 @@
+"One's own case: the run's own predictions again, whatever the protocol, and a sentence where there is no answer."
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case
+from cesm_nb.commands import cesm_predict
+from cesm_nb.data import PROBS, breasts, read_dataset
+from cesm_nb.dicom import read_case
+from cesm_nb.phantom import make_phantom
+from cesm_nb.predict import TRAINING, export_expert, list_cases, open_experts, predict_case
+from cesm_nb.settings import TrainConfig
+from cesm_nb.train import fit
+
+TINY = dict(image_size=32, epochs=1, batch_size=8, backbones='mobilenetv3_small_050', mixed_precision='no', device='cpu')
+
+
+@pytest.fixture(scope='module')
+def data(module_path):
+    return read_dataset(make_phantom(module_path/'phantom', 20, seed=1, signal=2., size_px=120, progress=False))
+
+
+@pytest.fixture(scope='module')
+def runs(module_path, data):
+    "A clinical run of subtracted images, and one of the paper's protocol with both energies, mirrored."
+    settings = dict(clinical=dict(protocol='clinical'), paper=dict(protocol='paper', modality='DM+CM', align_laterality=True))
+    return {k: fit(TrainConfig(data_root=str(data.root), run_dir=str(module_path/k), **TINY, **s)) for k, s in settings.items()}
+
+
+def cases_of(data, modality, run):
+    "Breasts of the data set as cases, and what the run said of each."
+    table = breasts(data.images, modality).query('n_views > 0').merge(run.predictions, on=['patient_id', 'side'])
+    for b in table.to_dict('records'):
+        files = [v for k, v in b.items() if k.endswith('_path') and isinstance(v, str)]
+        density = b['density'] if isinstance(b['density'], str) else ''
+        yield read_case(files, age_years=b['age_years'], density=density), [b[p] for p in PROBS]
+
+
+def test_files_of_the_data_set_give_the_predictions_of_the_run(data, runs, tmp_path):
+    member = open_member(runs['clinical'].run_dir)
+    cases, own = zip(*cases_of(data, 'CM', runs['clinical']))
+    assert any(not c.density for c in cases) and any(len(c.views) == 1 for c in cases) # the harder ones are there
+    prepared = [prepare_case(c, member) for c in cases]
+    np.testing.assert_allclose(ask(member, prepared), own, atol=1e-6)
+    shared = open_member(export_for_cases(runs['clinical'].run_dir, tmp_path/'export'))
+    np.testing.assert_allclose(ask(shared, prepared[:3]), own[:3], atol=1e-6)
+
+
+def test_a_run_that_needs_regions(data, runs):
+    member = open_member(runs['paper'].run_dir)
+    names, n = set(data.regions.image_name), 0
+    for case, own in cases_of(data, 'DM+CM', runs['paper']):
+        if not any(v.file.removesuffix('.jpg').strip() in names for v in case.views.values()):
+            with pytest.raises(ValueError, match='has no drawn regions, which paper needs'): prepare_case(case, member, data.regions)
+            continue
+        with pytest.raises(ValueError, match='has no drawn regions, which paper needs'): prepare_case(case, member)
+        np.testing.assert_allclose(ask(member, [prepare_case(case, member, data.regions)])[0], own, atol=1e-6)
+        n += 1
+        if n == 4: break
+    assert n == 4
+
+
+def test_dicom_of_the_same_pixels_gives_the_same_prediction(data, runs, tmp_path):
+    from test_dicom import make, write
+    member = open_member(runs['clinical'].run_dir)
+    case, own = next(cases_of(data, 'CM', runs['clinical']))
+    files = [write(make(v.image, bits, ImageLaterality=v.side, ViewPosition=v.view), tmp_path/f'{v.view}.dcm')
+             for v, bits in zip(case.views.values(), (8, 12))]
+    again = read_case(files, age_years=case.age_years, density=case.density, crop=False)
+    np.testing.assert_allclose(ask(member, [prepare_case(again, member)])[0], own, atol=1e-6)
+
+
+def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_path):
+    experts = open_experts([runs['clinical'].run_dir]*2)
+    assert (module_path/'clinical'/TRAINING).exists()
+    assert not any(f'P{p}' in (module_path/'clinical'/TRAINING).read_text() for p in data.images.patient_id)
+    case = next(cases_of(data, 'CM', runs['clinical']))[0]
+    alone, both = (predict_case(case, e, anyway=True) for e in (experts[:1], experts))
+    np.testing.assert_allclose(alone.prob, both.prob, atol=1e-6)
+    assert alone.classes == both.classes and set(both.classes)
+    mirrored = case._replace(views={k: v._replace(image=np.ascontiguousarray(v.image[:, ::-1])) for k, v in case.views.items()})
+    answer = predict_case(mirrored, experts)
+    assert any('chest wall is on the side of the other breast' in d for d in answer.doubts)
+    assert not answer.classes and np.isnan(answer.prob).all() and not answer.calls
+    blind = predict_case(case, [experts[0]._replace(training=None)])
+    assert not blind.classes and 'nothing is known about the training' in blind.doubts[0]
+
+
+def test_exported_models_carry_what_cases_need(runs, tmp_path):
+    folder = export_expert(runs['clinical'].run_dir, tmp_path/'model')
+    assert open_experts([folder])[0].training['n_train'] > 0
+    path = folder/TRAINING
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(weights='another')))
+    with pytest.raises(ValueError, match='training.json is about other weights'): open_experts([folder])
+    (folder/'preparation.json').write_text('{}')
+    with pytest.raises(ValueError, match='preparation.json cannot be read: export the run again'): open_member(folder)
+    (folder/'preparation.json').unlink()
+    with pytest.raises(ValueError, match='preparation.json is absent: export the run again'): open_member(folder)
+    with pytest.raises(ValueError, match='is absent: name a run folder'): open_member(tmp_path/'nowhere')
+    with pytest.raises(ValueError, match='no model: name a run folder'): open_experts([])
+
+
+def test_the_command(data, runs, tmp_path, capsys):
+    run, table = str(runs['clinical'].run_dir), breasts(data.images).query('n_views == 2')
+    for i, b in enumerate(table.head(2).itertuples()):
+        (tmp_path/'cases'/f'w{i}').mkdir(parents=True)
+        for f in (b.cc_path, b.mlo_path): shutil.copy(f, tmp_path/'cases'/f'w{i}')
+    (tmp_path/'cases'/'x').mkdir()
+    (tmp_path/'cases'/'x'/'a.dcm').write_bytes(b'no image')
+    cesm_predict([str(tmp_path/'cases'), '--run', run, '--out', str(tmp_path/'out'), '--anyway'])
+    said = capsys.readouterr().out
+    assert said.startswith('Research use only. PHANTOM') and '2 of 3 cases' in said and 'x: not used, a.dcm' in said
+    rows = pd.read_csv(tmp_path/'out'/'predictions.csv')
+    assert rows.case.tolist() == ['w0', 'w1', 'x'] and rows.problem.notna().tolist() == [False, False, True]
+    pages = sorted((tmp_path/'out').glob('*.html'))
+    assert [p.stem for p in pages] == ['001-w0', '002-w1']
+    page = pages[0].read_text()
+    assert page.index('Research use only') < page.index('w0, ') < page.index('Probability') and 'PHANTOM' in page
+    text = page.split('data:image/png;base64,')[0]
+    assert '<script' not in page and 'http' not in text and 'not a lesion' in page
+    assert json.loads((tmp_path/'out'/'001-w0.json').read_text())['case'] == 'w0'
+    with pytest.raises(SystemExit, match='cesm_predict: .*nowhere.jpg is absent'):
+        cesm_predict([str(tmp_path/'nowhere.jpg'), '--run', run, '--out', str(tmp_path/'no')])
+
+
+def test_lists_of_cases(tmp_path):
+    (tmp_path/'l.csv').write_text('case,files,age,density\nmine,a.dcm;b.dcm,61,c\nother,c.png,,\n')
+    first, second = list_cases([tmp_path/'l.csv'])
+    assert first == ([tmp_path/'a.dcm', tmp_path/'b.dcm'], dict(age_years=61., name='mine', density='c'))
+    assert second == ([tmp_path/'c.png'], dict(name='other'))
+    for text, says in [('case,file\n', "has no column .'files'."), ('case,files,age\na,b,old\n', "line 2: age 'old' is no number")]:
+        (tmp_path/'l.csv').write_text(text)
+        with pytest.raises(ValueError, match=says): list_cases([tmp_path/'l.csv'])
