@@ -21,7 +21,7 @@ from .data import CHANNELS, name_channels
 from .roi import segment_breast
 from .runs import read_config, read_parts
 from .tensorize import read_manifest
-from .train import load_inputs
+from .batches import load_inputs
 
 # %% ../nbs/07c_familiar.ipynb #fa300008
 RATE = .02 # share of breasts of the training's kind that each check may refuse

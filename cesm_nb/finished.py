@@ -20,7 +20,8 @@ from .runs import (
 from .settings import normalises_input
 from .share import export_model
 from .tensorize import read_manifest
-from .train import load_inputs, predict_table
+from .batches import load_inputs
+from .train import predict_table
 
 # %% ../nbs/04f_finished.ipynb #eaaedd29
 _REDO = 'restore it, or run cesm_train again in a new folder'

@@ -30,7 +30,7 @@ from .model import FourStream, name_tokens
 from .roi import roi_mask, scaled_outlines, segment_breast
 from .runs import read_config, read_parts
 from .tensorize import make_tasks, read_manifest
-from .train import load_inputs
+from .batches import load_inputs
 
 # %% ../nbs/05d_inside.ipynb #a33c0261
 class Cases(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cesm_nb.runs import seal_run
 from cesm_nb.evaluate import evaluate
 from cesm_nb.inside import look_inside
 from cesm_nb.choose import heat
@@ -99,6 +100,7 @@ def test_without_tensors_or_data(runs, tmp_path):
     config = json.loads((alone/'config.json').read_text())
     config['settings'] |= dict(data_root=str(tmp_path/'gone'), tensor_dir=str(tmp_path/'gone'))
     (alone/'config.json').write_text(json.dumps(config))
+    seal_run(alone)
     found = evaluate(alone, n_draws=50)
     said = ' '.join(found['notes'])
     assert 'machine and finding are left out' in said and 'maps and attention are left out' in said
@@ -169,6 +171,8 @@ def test_folds_and_scaling_are_told(runs, tmp_path):
         table = pd.read_csv(folds[-1]/'predictions.csv')
         table.loc[(table.split == 'test') & (table.patient_id % 2 == i), 'split'] = 'train' # each tests half of the women
         table.to_csv(folds[-1]/'predictions.csv', index=False)
+        table[['patient_id', 'side', 'split']].to_csv(folds[-1]/'splits.csv', index=False)
+        seal_run(folds[-1])
     found = evaluate(folds, tmp_path/'out', n_draws=50, inside=False)
     rows = found['table'].index
     assert {'AUC-ROC', 'AUC-ROC, mean of folds', 'malignant or not: sensitivity', 'abnormal or not: AUC-ROC'} <= set(rows)

@@ -21,6 +21,7 @@ from cesm_nb.grids import (
 from cesm_nb.results import find_results, read_results, say_settings, show_results, write_results
 from cesm_nb.ladder import WALK, ladder
 from cesm_nb.settings import TrainConfig
+from cesm_nb.runs import seal_run
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
 
@@ -223,6 +224,7 @@ def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
             config = json.loads(path.read_text()) | dict(phantom=False, commit=commit)
             for s in config['sessions']: s['commit'] = commit
             path.write_text(json.dumps(config))
+            seal_run(p.cfg.run_dir)
     for commits, why in [
             (['a1+changes'] + ['a1']*11, "runs were made at commit 'a1\\+changes', which nobody can check out: commit first and run again"),
             (['a1'] + ['b2']*11, 'runs were made at 2 commits, a1, b2: run all of them at one')]:
