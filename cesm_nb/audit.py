@@ -369,7 +369,7 @@ def info_sheet(
     at = real[real.score == 'auc'].set_index(['control', 'label', 'split_unit']).value
     masks, missing, views = (at[k, 'all rows', 'patient'] for k in (
         'mask shapes, DM + CM', 'density missing or not', 'number of views'))
-    trial = lambda leak: _cell(f'trial, leak `{leak}`', '06a_ladder.ipynb#the-audit-on-trial')
+    trial = lambda leak: _cell(f'trial, leak `{leak}`', '06a_ladder.ipynb#the-ladder-on-phantoms')
     here = _cell('controls', '06_leakage_audit.ipynb#what-the-annotations-of-cdd-cesm-reveal')
     rows = _rows_alike() | {
         'L2 features that are not legitimate: regions': [*_does(

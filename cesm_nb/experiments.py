@@ -18,6 +18,7 @@ from .guards import one_way_out, reading
 from .grids import Grid, join_jobs, list_jobs, make_grid, plan_runs, run_jobs
 from .reproduce import CHAPTERS, find_checkout, read_changes
 from .results import write_results
+from .settings import make_config
 
 # %% ../nbs/05n_experiments.ipynb #978b2219
 def _rename_backbones(text, base, changes):
@@ -115,6 +116,7 @@ def main(
     logging.getLogger('papermill').setLevel(logging.ERROR)
     runs, data = (o.runs or find_checkout()/'runs'/'grids').resolve(), o.data.resolve() # a notebook runs elsewhere
     out, changes = o.out or find_checkout()/'results', read_changes(o.set)
+    make_config(changes) # a name that is wrong there is none of a grid's
     grids = {f.stem: read_grid(f, changes, o.seeds or (), o.folds or 0) for f in o.grids}
     plans = {k: plan_runs(g, data, runs) for k, g in grids.items()}
     notebook = '' if o.without_papermill else find_checkout()/'nbs'/f'{CHAPTERS[3]}.ipynb'

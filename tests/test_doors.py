@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -92,6 +93,7 @@ def test_four_views_are_a_setting(phantom, tmp_path):
 
 def test_a_third_view_is_a_row_of_the_table(phantom, tmp_path, monkeypatch):
     monkeypatch.setitem(CHANNELS, 'three', (('CM', 'CC'), ('CM', 'MLO'), ('DM', 'CC')))
+    monkeypatch.setattr(TrainConfig.__dataclass_fields__['modality'], 'type', Literal['CM', 'DM', 'DM+CM', 'three']) # the word in 00a
     run = train(phantom, tmp_path, modality='three', protocol='clinical', backbones='mobilenetv2_100')
     assert load_run(run.run_dir)[0].streams.views == ('CM CC', 'CM MLO', 'DM CC')
 
