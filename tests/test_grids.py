@@ -337,7 +337,7 @@ def test_command_refuses_before_it_runs(phantom, tmp_path):
     odd = TINY | dict(variants=TINY['variants'] | dict(odd=dict(epocs=3)))
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(odd))
     said = command(tmp_path, phantom)
-    assert said.returncode != 0 and "cesm_grid: unknown parameter 'epocs': did you mean epochs?" in said.stderr and 'Traceback' not in said.stderr
+    assert said.returncode != 0 and "grid.yaml: unknown parameter 'epocs': did you mean epochs?" in said.stderr and 'Traceback' not in said.stderr
     assert not (tmp_path/'runs').exists()
 
 
