@@ -8,7 +8,6 @@ __all__ = ['looked_at', 'draw_views', 'summarise', 'write_page']
 # %% ../nbs/07e_casepage.ipynb #ca5e0004
 from pathlib import Path
 
-import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

@@ -18,7 +18,7 @@ import numpy as np
 
 from .data import DENSITY, MODALITIES, SIDES, VIEWS
 from .greys import Refused, crop_breast, grey_levels, number_of, text_of, wall_side
-from .roi import MAX_PIXELS, read_image
+from .decode import MAX_PIXELS, read_image
 
 # %% ../nbs/07a_dicom.ipynb #d1c00009
 ENERGIES = { # word in values 3 to 5 of ImageType -> modality; the first that is there counts

@@ -9,6 +9,7 @@ __all__ = ['MARGIN', 'Refused', 'text_of', 'number_of', 'grey_levels', 'find_bre
 import cv2
 import numpy as np
 
+from .check import mask_wall
 from .roi import segment_breast
 
 # %% ../nbs/07f_greys.ipynb #93e50007
@@ -154,7 +155,4 @@ def wall_side(
     image:np.ndarray, # (h, w) uint8
 ) -> str: # 'left', 'right', or '' where it cannot be told
     "Say at which edge of the image the chest wall is."
-    mask = find_breast(image)
-    band = max(1, image.shape[1]//50)
-    left, right = mask[:, :band].mean(), mask[:, -band:].mean()
-    return '' if abs(left - right) < .1 else 'left' if left > right else 'right'
+    return mask_wall(find_breast(image))
