@@ -19,7 +19,7 @@ $(VENV)/.ready: constraints.txt settings.ini setup.py pyproject.toml
 	@echo "Setting up $(VENV): about two minutes, 6 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,dask]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,dask]'
 	touch $@
 
 reproduce: $(VENV)/.ready

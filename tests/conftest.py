@@ -1,8 +1,12 @@
 "What several test files share: where things are, and a small phantom made once."
+import io
+import multiprocessing
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +19,34 @@ from cesm_nb.phantom import make_phantom
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent/'shared'/'data'/'CDD-CESM'
 PATIENCE = 1700 # seconds after which a command hangs: a bound beyond what a slow, busy machine takes, never a claim
+
+
+DEAR = 'grids', 'audit', 'audit_ladder', 'runs', 'train', 'results', 'evaluate', 'model', 'bad_input' # in CPU seconds
+
+
+def pytest_collection_modifyitems(items):
+    "The dearest files first: two workers that take file by file end at about the same time."
+    place = {f'test_{name}.py': i for i, name in enumerate(DEAR)}
+    items.sort(key=lambda item: place.get(item.path.name, len(DEAR)))
+
+
+def call(command, *args):
+    "A command in this process, which has loaded what the command needs: code, output and errors of `subprocess.run`."
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try: command(list(map(str, args)))
+        except SystemExit as e:
+            code = e.code if isinstance(e.code, int) else int(e.code is not None)
+            if isinstance(e.code, str): err.write(e.code)
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def forked(work, *args):
+    "Do something in a copy of this process, which may be killed: its exit code, minus the signal where one ended it."
+    child = multiprocessing.get_context('fork').Process(target=work, args=args)
+    child.start()
+    child.join(PATIENCE)
+    return child.exitcode
 
 
 @pytest.fixture(scope='session', autouse=True)

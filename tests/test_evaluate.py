@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from cesm_nb.runs import seal_run
+from cesm_nb.commands import cesm_evaluate
 from cesm_nb.evaluate import evaluate
 from cesm_nb.inside import look_inside
 from cesm_nb.choose import heat
@@ -20,9 +21,8 @@ from cesm_nb.simulate import simulate
 from cesm_nb.stats import calibration_bins, debiased_ece
 from cesm_nb.settings import make_config
 from cesm_nb.train import fit
-from conftest import PATIENCE, ROOT
+from conftest import PATIENCE, ROOT, call
 
-BIN = Path(sys.executable).parent
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
 PROBE = '''<script>addEventListener('load', () => { const said = {
   images: [...document.images].map(i => i.naturalWidth), width: document.documentElement.scrollWidth,
@@ -44,8 +44,7 @@ def runs(phantom, module_path):
     return made
 
 
-def command(*args):
-    return subprocess.run([BIN/'cesm_evaluate', *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
+def command(*args): return call(cesm_evaluate, *args)
 
 
 def test_command_on_two_runs(runs):

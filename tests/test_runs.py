@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from cesm_nb.splits import share_with_twin
+from cesm_nb.commands import cesm_evaluate, cesm_phantom, cesm_tensorize, cesm_train
 from cesm_nb.evaluate import evaluate
 from cesm_nb.reproduce import read_settings
 from cesm_nb.runs import Run
 from cesm_nb.settings import make_config
 from cesm_nb.train import fit
-from conftest import PATIENCE, ROOT
+from conftest import PATIENCE, ROOT, call
 
 BIN = Path(sys.executable).parent
 REPRODUCE = 'from cesm_nb.commands import cesm_reproduce; cesm_reproduce()'
@@ -49,7 +50,7 @@ def run(*args):
 def test_papermill_from_the_root(phantom, tmp_path):
     "papermill nbs/04_train_colab_t4.ipynb OUT.ipynb -p epochs 1 -p run_dir RUN -p seed 3"
     said = run(BIN/'papermill', 'nbs/04_train_colab_t4.ipynb', tmp_path/'out.ipynb', '-p', 'epochs', 1, '-p', 'run_dir', tmp_path/'run',
-               '-p', 'seed', 3, '-p', 'data_root', phantom, '-p', 'backbones', SMALLEST, '-k', 'python3')
+               '-p', 'seed', 3, '-p', 'data_root', phantom, '-p', 'backbones', SMALLEST, '-p', 'image_size', 32, '-k', 'python3')
     assert said.returncode == 0, said.stderr
     _, config, history, predictions = Run.open(tmp_path/'run')
     assert config['settings']['seed'] == 3 and config['phantom'] and len(history) == 1
@@ -128,7 +129,7 @@ def test_folds_cover_each_breast_once(phantom, tensors, tmp_path):
 
 def test_commands(tmp_path):
     "The console scripts, one after the other, on a phantom of their own."
-    made = run(BIN/'cesm_phantom', '--root', tmp_path/'p', '--n-patients', 24, '--size-px', 120, '--no-progress')
+    made = call(cesm_phantom, '--root', tmp_path/'p', '--n-patients', 24, '--size-px', 120, '--no-progress')
     assert made.returncode == 0 and 'PHANTOM' in made.stdout
     common = ('--data-root', tmp_path/'p', '--run-dir', tmp_path/'run', '--image-size', 32)
     made = run(BIN/'cesm_tensorize', *common)
@@ -137,19 +138,19 @@ def test_commands(tmp_path):
     assert trained.returncode == 0, trained.stderr
     epoch, said, _ = trained.stdout.splitlines() # in a log: a plain line per epoch, then the result
     assert epoch.startswith('epoch 1/1: train_loss') and said.startswith('PHANTOM, test n=')
-    told = run(BIN/'cesm_evaluate', tmp_path/'run', '--n-draws', 200)
+    told = call(cesm_evaluate, tmp_path/'run', '--n-draws', 200)
     assert told.returncode == 0 and '*** PHANTOM' in told.stdout and 'Accuracy' in told.stdout, told.stderr
     assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 10 and (tmp_path/'run'/'report.html').exists()
-    for args, says in [(('cesm_train', '--epocs', 3), 'epocs'), (('cesm_train', *common, '--lr', -1), 'cesm_train: lr=-1.0 is not above 0'),
-                       (('cesm_evaluate', tmp_path/'p'), "cesm_evaluate: "), (('cesm_tensorize', '--data-root', tmp_path/'run'), 'lacks the annotation sheet')]:
-        refused = run(BIN/args[0], *args[1:])
+    for args, says in [((cesm_train, '--epocs', 3), 'epocs'), ((cesm_train, *common, '--lr', -1), 'cesm_train: lr=-1.0 is not above 0'),
+                       ((cesm_evaluate, tmp_path/'p'), "cesm_evaluate: "), ((cesm_tensorize, '--data-root', tmp_path/'run'), 'lacks the annotation sheet')]:
+        refused = call(*args)
         assert refused.returncode != 0 and says in refused.stdout + refused.stderr, args
         assert 'Traceback' not in refused.stderr
 
 
 def test_the_whole_road(tmp_path):
     "`make reproduce` on a small phantom: all chapters, the table, the banner, the figures."
-    said = run(sys.executable, '-c', REPRODUCE, '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1',
+    said = run(sys.executable, '-c', REPRODUCE, '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1', 'image_size=32',
                f'backbones={SMALLEST}')
     assert said.returncode == 0, said.stderr
     assert said.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in said.stdout

@@ -3,8 +3,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,43 +10,34 @@ import pandas as pd
 import pytest
 import torch
 
+from cesm_nb import train as trainer
 from cesm_nb.model import ABLATIONS
 from cesm_nb.settings import TensorConfig
 from cesm_nb.tensorize import tensorize
 from cesm_nb.finished import load_run, predict_run
 from cesm_nb.settings import make_config
 from cesm_nb.train import fit
-from conftest import PATIENCE, ROOT
+from conftest import forked
+from mortal import die_at
 
 SMALL = dict(image_size=32, epochs=1, batch_size=16, device='cpu', mixed_precision='no')
-CODE = f'''
-import os, sys, torch
-torch.set_num_threads(1)
-sys.path.append({str(ROOT/'tests')!r})
-import cesm_nb.train as trainer
-from cesm_nb.settings import make_config
-from mortal import die_at
-data, tensors, run_dir, n = sys.argv[1:]
-events = die_at(int(n), (trainer, 'train_step'), (os, 'replace'))
-trainer.fit(make_config(dict(
-    data_root=data, tensor_dir=tensors, run_dir=run_dir, image_size=32, epochs=6, batch_size=8, lr=1e-3, device='cpu',
-    mixed_precision='no', backbones='mobilenetv2_100')))
-print(events())
-'''
-
-
 @pytest.fixture(scope='module')
 def small(phantom, module_path):
     "Settings of a short run whose tensors are shared."
     return make_config(SMALL | dict(data_root=str(phantom), tensor_dir=str(module_path/'tensors')))
 
 
-def train(phantom, folder, name, die_at=0):
-    "Train in a process of its own, which dies at an event: return code and number of events."
-    args = [sys.executable, '-c', CODE, phantom, folder/'tensors', folder/name, die_at]
-    done = subprocess.run(list(map(str, args)), env=os.environ | dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode, int(done.stdout.split()[-1]) if done.returncode == 0 else None
+def train(phantom, folder, name, n=0):
+    "Train in a process of its own, which dies at event n of its steps and renamings: exit code and number of events."
+    def work():
+        events = die_at(n, (trainer, 'train_step'), (os, 'replace'))
+        trainer.fit(make_config(dict(
+            data_root=str(phantom), tensor_dir=str(folder/'tensors'), run_dir=str(folder/name), image_size=32, epochs=6, batch_size=8,
+            lr=1e-3, device='cpu', mixed_precision='no', backbones='lcnet_035')))
+        (folder/'events').write_text(str(events()))
+    code = forked(work)
+    assert code in (0, -signal.SIGKILL), code
+    return code, None if code else int((folder/'events').read_text())
 
 
 def results(run_dir):
