@@ -60,8 +60,8 @@ def _who(table, key, path):
     if key in _IMAGE:
         image = text.map(image_key)
         bad, form = image == '', 'an image name such as P12_L_CM_CC'
-        own = [parse_name(k) if k.count('_') == 3 else parse_name(k.removesuffix('_1')) for k in image[~bad]]
-        who = pd.DataFrame(own, image.index[~bad]).reindex(image.index)
+        own = [parse_name(k.removesuffix('_1')) for k in image[~bad]]
+        who = pd.DataFrame(own, image.index[~bad], ['patient_id', 'side']).reindex(image.index)
         out = pd.DataFrame(dict(patient_id=who.patient_id, side=who.side, image=image))
     else:
         number = text.str.extract(r'^[Pp]?(\d{1,9})(?:\.0)?$')[0]

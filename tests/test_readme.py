@@ -90,6 +90,7 @@ def parse(monkeypatch, program, args):
     if name in ('check', 'phantom', 'fetch'):
         monkeypatch.setattr(f'cesm_nb.{module}.{dict(check="read_dataset", phantom="make_phantom", fetch="inspect_download")[name]}', stop)
     else: monkeypatch.setattr(f'cesm_nb.{module}.main', stop)
+    for more in ('audit.demo', 'leaks.main_splits'): monkeypatch.setattr(f'cesm_nb.{more}', stop)
     with pytest.raises(Parsed): getattr(commands, program).__wrapped__(args)
 
 
@@ -184,7 +185,7 @@ def test_without_make_works_as_written(folder, capsys):
 
 def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
     "Each shell line is of a program of the tables, and the program takes its options."
-    bare, seen = tmp_path_factory.mktemp('bare'), set()
+    bare, seen, bad = tmp_path_factory.mktemp('bare'), set(), []
     for where, line in every_line():
         program, args = words_of(line)
         assert program in PARSED, f'{where}: `{line}` is of no program of the table: run it, or say why not'
@@ -196,12 +197,14 @@ def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
                 elif program == 'papermill': parse_papermill(args)
                 elif program.startswith('cesm_'):
                     if args == ['--help']: continue # test of chapter 00h
-                    parse(m, program, args)
+                    rest = [] if program != 'cesm_grid' or '--data' in args else ['configs/primary.yaml', '--data', 'data'] # a fragment
+                    parse(m, program, args + rest)
                     if program == 'cesm_grid' and args[0].endswith('.yaml'): make_grid(yaml.safe_load((ROOT/args[0]).read_text()))
                 else:
                     rest = parse_other(program, args)
                     if rest: parse(m, 'cesm_train', rest)
-        except (AssertionError, SystemExit, OSError, ValueError) as e: pytest.fail(f'{where}: `{line}`: {e!r}')
+        except (AssertionError, SystemExit, pytest.fail.Exception, OSError, ValueError) as e: bad.append(f'{where}: `{line}`: {e!r}')
+    assert bad == []
     assert len(seen) >= 12 and set(PARSED) - seen <= {'docker', 'cesm_reproduce', 'git', 'mkdir'}, set(PARSED) - seen
 
 
@@ -212,3 +215,36 @@ def test_a_wrong_option_is_found(monkeypatch):
     with pytest.raises(AssertionError): parse_papermill(['nbs/04_train_colab_t4.ipynb', 'x.ipynb', '-p', 'no_such', '1'])
     assert words_of('cesm_check FOLDER') == ('cesm_check', ['data/phantom']) and lines_of('`cesm_check X`\n```sh\nmake test # all\n```') == [
         'make test # all', 'cesm_check X']
+
+
+def workflows():
+    "Text of each workflow by name."
+    return {p.stem: p.read_text() for p in sorted((ROOT/'.github'/'workflows').glob('*.yaml'))}
+
+
+def test_actions_are_pinned_by_commit():
+    used = [line for text in workflows().values() for line in re.findall(r'uses: (.*)', text)]
+    assert len(used) >= 10 and [u for u in used if not re.fullmatch(r'[\w./-]+@[0-9a-f]{40} # v[\d.]+', u)] == []
+    assert len({u.split('@')[0] for u in used}) == len(set(used)), 'one commit of each action'
+    for name, text in workflows().items(): assert yaml.safe_load(text)['permissions'] == {'contents': 'read'}, name
+
+
+def test_workflows_call_what_is_there(tmp_path):
+    for name, text in workflows().items():
+        for f in re.findall(r'(?:tools|nbs)/\w+\.(?:py|ipynb)', text): assert (ROOT/f).is_file(), f'{name}: {f}'
+    sys.path.insert(0, str(ROOT/'tools'))
+    from colab_pins import colab_pins
+    from lowest import lowest
+    assert lowest(['numpy>=2', 'torch>=2.4', 'simplejpeg>=1.8.1', 'nbdev==2.4.14', 'fastcore']) == ['numpy~=2.0.0', 'torch~=2.4.0', 'simplejpeg~=1.8.1']
+    wheel = 'torch @ https://x/torch-2.8.0%2Bcu126-cp312-cp312-linux_x86_64.whl#sha256=1'
+    published = f'# head\nscikit_learn==1.6.1\nfastcore==1.7.29\nkeras==3.8.0\ntorchvision==0.23.0+cu126\n{wheel}\n'
+    assert colab_pins(published, ['torch>=2.4', 'scikit-learn>=1.6', 'torchvision>=0.19']) == [
+        'scikit-learn==1.6.1', 'fastcore==1.7.29', 'torchvision==0.23.0', 'torch==2.8.0']
+
+
+def test_nothing_installed_beside_colab_caps_its_packages():
+    "No upper bound in what Colab installs: fastai there needs its own fastcore."
+    settings = ConfigParser(delimiters=['='])
+    settings.read(ROOT/'settings.ini', encoding='utf-8')
+    asked = [w for k in ('requirements', 'notebooks_requirements', 'dicom_requirements') for w in settings['DEFAULT'][k].split()]
+    assert [w for w in asked if re.search('[<=!~]=?', w.replace('>=', ''))] == [] and 'nbdev' not in ' '.join(asked)
