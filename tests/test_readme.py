@@ -248,3 +248,18 @@ def test_nothing_installed_beside_colab_caps_its_packages():
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     asked = [w for k in ('requirements', 'notebooks_requirements', 'dicom_requirements') for w in settings['DEFAULT'][k].split()]
     assert [w for w in asked if re.search('[<=!~]=?', w.replace('>=', ''))] == [] and 'nbdev' not in ' '.join(asked)
+
+
+COLAB = dict( # what Colab had in February 2026, Python 3.12 (github.com/googlecolab/backend-info, pip-freeze.gpu.txt)
+    torch='2.10.0', torchvision='0.25.0', timm='1.0.25', **{'opencv-python': '4.13.0.92', 'scikit-learn': '1.6.1'}, numpy='2.0.2', pandas='2.2.2',
+    openpyxl='3.1.5', scipy='1.16.3', matplotlib='3.10.0', seaborn='0.13.2', joblib='1.5.3', tqdm='4.67.3', safetensors='0.7.0', accelerate='1.12.0',
+    huggingface_hub='1.4.1', tabulate='0.9.0', jinja2='3.1.6', pillow='11.3.0', psutil='5.9.5', pyyaml='6.0.3', fastcore='1.12.16', ipykernel='6.17.1')
+
+
+def test_colab_keeps_what_it_has():
+    "No requirement asks for more than Colab had, so that pip leaves its packages alone."
+    settings = ConfigParser(delimiters=['='])
+    settings.read(ROOT/'settings.ini', encoding='utf-8')
+    asked = [Requirement(w) for k in ('requirements', 'notebooks_requirements') for w in settings['DEFAULT'][k].split()]
+    assert [str(r) for r in asked if r.name in COLAB and not r.specifier.contains(COLAB[r.name])] == []
+    assert {r.name for r in asked} - set(COLAB) == {'captum', 'simplejpeg', 'tyro', 'papermill'} # these are new there
