@@ -68,6 +68,7 @@ def grow_forest(
             total += tree.predict_proba(new, check_input=False)
     return classes, total/n_trees
 
+# %% ../nbs/06_leakage_audit.ipynb #6072cf1c
 def out_of_fold(
     control:Control, # numbers of the breasts
     label:pd.Series, # (n,) int, index (patient_id, side)

@@ -18,12 +18,16 @@ from .data import image_key, read_dataset
 
 # %% ../nbs/00m_fetch.ipynb #687711ac
 PAGE = 'https://doi.org/10.7937/29kw-ae92' # of the collection at The Cancer Imaging Archive
-PUBLISHED = dict(sheet=2006, regions=2971, low_energy=1003, subtracted=1003) # rows, rows, images, images
-LEFT_OVER = ('.part', '.partial', '.crdownload', '.tmp', '.aria2', '.zip', '.tcia') # not arrived, or not unpacked
+PUBLISHED = dict( # rows, rows, images, images
+    sheet=2006, regions=2971, low_energy=1003, subtracted=1003)
+LEFT_OVER = ( # not arrived, or not unpacked
+    '.part', '.partial', '.crdownload', '.tmp', '.aria2', '.zip', '.tcia')
 _NAMES = dict(sheet='annotation sheet', regions='region file', low_energy='low energy images',
               subtracted='subtracted images')
-_FOR = dict(sheet='Radiology-manual-annotations.xlsx', regions='Radiology_hand_drawn_segmentations_v2.csv',
-            low_energy='PKG - CDD-CESM', subtracted='PKG - CDD-CESM')
+_FOR = dict(
+    sheet='Radiology-manual-annotations.xlsx',
+    regions='Radiology_hand_drawn_segmentations_v2.csv',
+    low_energy='PKG - CDD-CESM', subtracted='PKG - CDD-CESM')
 
 def is_cut(
     path:Path, # image file
@@ -58,15 +62,18 @@ def inspect_download(
 ) -> tuple: # (table: index piece; found, expected, megabytes; list of sentences; phantom or not)
     "Count what is there; raise FileNotFoundError where there is no folder."
     root = Path(root).expanduser()
-    if not root.is_dir(): raise FileNotFoundError(f'{root} is no folder: make it and put the files of {PAGE} there')
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f'{root} is no folder: make it and put the files of {PAGE} there')
     there, wrong = _images_there(root), []
     read, wanted, why, phantom = _annotations(root)
-    counts = read | {k: (len(v), sum(f.stat().st_size for f in v.values())) for k, v in there.items()}
+    size = lambda files: sum(f.stat().st_size for f in files.values())
+    counts = read | {k: (len(v), size(v)) for k, v in there.items()}
     expected = dict(PUBLISHED)
     if wanted is not None: # of another sheet: its own count
         kinds = Counter(key.split('_')[2] for key in wanted)
-        expected |= dict(sheet=read['sheet'][0] if phantom else expected['sheet'], low_energy=kinds['DM'], subtracted=kinds['CM'])
-    if phantom: expected['regions'] = counts.get('regions', (0,))[0]
+        expected |= dict(low_energy=kinds['DM'], subtracted=kinds['CM'])
+    if phantom: expected |= {k: counts.get(k, (0,))[0] for k in ('sheet', 'regions')}
     rows = {_NAMES[k]: (*counts.get(k, (0, 0)), expected[k]) for k in PUBLISHED}
     table = pd.DataFrame.from_dict(rows, orient='index', columns=['found', 'bytes', 'expected'])
     if why: wrong.append(why)
@@ -87,7 +94,9 @@ def _odd_files(root, files, wanted):
     left = [f.name for f in root.rglob('*') if f.suffix.lower() in LEFT_OVER and f.is_file()]
     other = set(files) - wanted if wanted is not None else set()
     if cut: yield f'{len(cut)} images are empty or cut off ({name(cut)}): fetch them again'
-    if left: yield f'{len(left)} files have not fully arrived or are packed ({name(left)}): finish or unpack them'
+    if left:
+        yield (f'{len(left)} files have not fully arrived or are packed ({name(left)}): '
+               'finish or unpack them')
     if other: yield f'{len(other)} images are not in the sheet ({name(other)}): they are not used'
 
 @dataclass(frozen=True)
@@ -103,5 +112,6 @@ def main(
     try: table, wrong, phantom = inspect_download(cfg.data)
     except OSError as e: raise SystemExit(f'cesm_fetch: {e}') from None
     mark = 'PHANTOM (made up, not CDD-CESM): ' if phantom else ''
-    print(f'{mark}{cfg.data} is {"not complete" if wrong else "complete"}', table.to_string(), *wrong, sep='\n')
+    answer = 'not complete' if wrong else 'complete'
+    print(f'{mark}{cfg.data} is {answer}', table.to_string(), *wrong, sep='\n')
     if wrong: raise SystemExit(1)

@@ -37,7 +37,8 @@ def leak_prices(
         at = auc[auc.control.str.startswith(control) & (auc.split_unit == unit)].head(1)
         for o in at.itertuples():
             rows[leak] = (o.value - .5, with_interval(pd.Series(o._asdict())), bool(o.low > .5))
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['worth', 'auc', 'known']).rename_axis('leak')
+    columns = ['worth', 'auc', 'known']
+    return pd.DataFrame.from_dict(rows, orient='index', columns=columns).rename_axis('leak')
 
 def say_prices(
     prices:pd.DataFrame, # from `leak_prices`
@@ -49,9 +50,8 @@ def say_prices(
     return f'Worth in macro AUC above chance, without an image: {", ".join(said)}.'
 
 # %% ../nbs/06e_leaks.ipynb #01f7b46a
-PARTS = {k: part for part, words in dict( # word of a file -> part
-    train=('train', 'training'), val=('val', 'valid', 'validation', 'dev'), test=('test', 'testing')).items()
-    for k in words}
+_WORDS = dict(train='train training', val='val valid validation dev', test='test testing')
+PARTS = {word: part for part, words in _WORDS.items() for word in words.split()} # as files say
 _IMAGE = ('image_name', 'image', 'filename', 'file_name')
 
 def _who(table, key, path):
@@ -65,17 +65,20 @@ def _who(table, key, path):
         out = pd.DataFrame(dict(patient_id=who.patient_id, side=who.side, image=image))
     else:
         number = text.str.extract(r'^[Pp]?(\d{1,9})(?:\.0)?$')[0]
-        side = table.side.str.strip().str.upper().str[:1] if 'side' in table else pd.Series('', table.index)
-        bad, form = number.isna() | ~side.isin(['', 'L', 'R']), 'a number such as 12 or P12, and side L or R'
+        side = pd.Series('', table.index)
+        if 'side' in table: side = table.side.str.strip().str.upper().str[:1]
+        bad = number.isna() | ~side.isin(['', 'L', 'R'])
+        form = 'a number such as 12 or P12, and side L or R'
         out = pd.DataFrame(dict(patient_id=number, side=side, image=''))
     if bad.any():
         raise ValueError(f'{path} line {bad.idxmax() + 2}: {text[bad].iloc[0]!r}: expected {form}')
     return out.assign(patient_id=out.patient_id.astype(int))
 
+# %% ../nbs/06e_leaks.ipynb #961e5ead
 def read_foreign(
     path:str|Path, # CSV: split, and image_name or patient_id (with side, where breasts were dealt)
 ) -> pd.DataFrame: # patient_id, side ('' where women were dealt), image ('' else), split
-    "Read a split made elsewhere, a line per image, breast or woman; raise ValueError naming the line."
+    "Read a split, a line per image, breast or woman; raise ValueError naming the line."
     with reading(path, 'split file', 'save it as CSV') as f:
         head = Path(f).read_text('utf-8-sig').partition('\n')[0]
         sep = next((c for c in ';\t' if c in head), ',')
@@ -83,11 +86,13 @@ def read_foreign(
     table.columns = [str(c).strip().lower() for c in table]
     key = next((c for c in (*_IMAGE, 'patient_id') if c in table), '')
     if not key or 'split' not in table or not len(table):
-        raise ValueError(f'{path} has {len(table)} lines of {list(table)}: expected the columns split and '
-                         'image_name, or split and patient_id (and side, where breasts were dealt)')
+        raise ValueError(
+            f'{path} has {len(table)} lines of {list(table)}: expected the columns split and '
+            'image_name, or split and patient_id (and side, where breasts were dealt)')
     part = table.split.str.strip().str.lower().map(PARTS)
     if part.isna().any():
-        raise ValueError(f'{path} line {part.isna().idxmax() + 2}: part {table.split[part.isna()].iloc[0]!r}: '
+        line = part.isna().idxmax()
+        raise ValueError(f'{path} line {line + 2}: part {table.split[line]!r}: '
                          f'expected one of {", ".join(PARTS)}')
     return _who(table, key, path).assign(split=part)
 
@@ -103,23 +108,26 @@ def _overlap(parts, what, keys):
 def _in_part(parts, images):
     "The part of each image of a data set; NaN where the split does not name it."
     if parts.image.any(): # a second entry of an image counts apart
-        return images.image_name.map(image_key).map(parts.drop_duplicates('image').set_index('image').split)
+        dealt = parts.drop_duplicates('image').set_index('image').split
+        return images.image_name.map(image_key).map(dealt)
     keys = KEYS if parts.side.any() else KEYS[:1]
     table = parts.drop_duplicates(keys)[[*keys, 'split']]
     return images[keys].merge(table, 'left', keys).set_index(images.index).split
 
 def _beside_data(parts, images):
-    "What can be told with labels and files: single-class parts, images in no part, same bytes in two parts."
+    "What labels and files tell: classes absent, entries unknown, same bytes in two parts."
     part = _in_part(parts, images)
     for p, labels in images.label.groupby(part):
         absent = [c for i, c in enumerate(CLASSES) if not (labels == i).any()]
-        yield f'classes absent from {p}' + (f' ({", ".join(absent)})' if absent else ''), len(absent), len(CLASSES)
+        names = f' ({", ".join(absent)})' if absent else ''
+        yield f'classes absent from {p}{names}', len(absent), len(CLASSES)
     yield 'entries that the data set lacks', len(parts) - _known(parts, images), len(parts)
     files = images.path.dropna()
     digest = files.map(lambda f: hashlib.sha256(Path(f).read_bytes()).hexdigest())
     here = pd.DataFrame(dict(digest=digest, split=part[files.index])).dropna()
     twice = here.groupby('digest').split.nunique() > 1
-    yield 'image files with the same bytes in two parts', int(here.digest.map(twice).sum()), len(here)
+    same = int(here.digest.map(twice).sum())
+    yield 'image files with the same bytes in two parts', same, len(here)
 
 def _known(parts, images):
     "How many lines name something that the data set has."
@@ -128,6 +136,7 @@ def _known(parts, images):
     have = set(map(tuple, images[keys].to_numpy()))
     return sum(k in have for k in map(tuple, parts[keys].to_numpy()))
 
+# %% ../nbs/06e_leaks.ipynb #f730bd27
 def audit_split(
     parts:pd.DataFrame, # from `read_foreign`
     images:Optional[pd.DataFrame]=None, # of `DataSet`; None: overlap alone
@@ -136,10 +145,12 @@ def audit_split(
     rows = [*_overlap(parts, 'women', KEYS[:1])]
     if parts.side.any(): rows += _overlap(parts, 'breasts', KEYS)
     entry = ['image'] if parts.image.any() else KEYS
-    rows.append(('entries in two parts', int((parts.groupby(entry).split.nunique() > 1).sum()), len(parts)))
+    twice = int((parts.groupby(entry).split.nunique() > 1).sum())
+    rows.append(('entries in two parts', twice, len(parts)))
     if images is not None: rows += _beside_data(parts, images)
     return pd.DataFrame(rows, columns=['looked for', 'found', 'of']).set_index('looked for')
 
+# %% ../nbs/06e_leaks.ipynb #9bad50da
 def say_split(
     table:pd.DataFrame, # from `audit_split`
     name:str, # of the file
@@ -149,22 +160,24 @@ def say_split(
     some = table[table.found > 0]
     first = [f'{o.found} of its {o.of} test women are in its training part'
              for o in some[some.index == 'women of test in train'].itertuples()]
-    rest = [f'{what} {o.found} of {o.of}' for what, o in some.drop('women of test in train', errors='ignore').iterrows()]
+    rest = [f'{o.Index} {o.found} of {o.of}' for o in some.itertuples()
+            if o.Index != 'women of test in train']
     what = '; '.join(first + rest) or f'nothing of {len(table)} things looked for'
     return f'{"PHANTOM: " if phantom else ""}{name}: {what}.'
 
 # %% ../nbs/06e_leaks.ipynb #9a339da0
 def main_splits(
     splits:str|Path, # split file
-    data:str|Path, # data set, for labels and files; where there is none, overlap alone is looked for
-    out:Path, # folder for splits.csv
+    data:str|Path, # data set, for labels and files; where there is none: overlap alone
+    out:Path, # folder for split_audit.csv
 ):
     "What `cesm_audit --splits` does; raise ValueError or OSError where it cannot."
     parts, note = read_foreign(splits), ''
     try: found = read_dataset(data)
-    except FileNotFoundError: found, note = None, f'\n{data} is no data set: labels and files were not looked at'
+    except FileNotFoundError:
+        found, note = None, f'\n{data} is no data set: labels and files were not looked at'
     table = audit_split(parts, None if found is None else found.images)
     said = say_split(table, Path(splits).name, found is not None and found.phantom)
     Path(out).mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(out)/'splits.csv', table.to_csv().encode())
+    write_atomic(Path(out)/'split_audit.csv', table.to_csv().encode())
     print(f'{said}\n\n{table.to_string()}{note}')
