@@ -31,6 +31,7 @@ setup(
         'Development Status :: 3 - Alpha',
         'Intended Audience :: Science/Research',
         'Programming Language :: Python :: 3',
+        *(f'Programming Language :: Python :: {v}' for v in ('3.11', '3.12', '3.13')),
         'Topic :: Scientific/Engineering :: Medical Science Apps.',
     ],
     zip_safe=False,

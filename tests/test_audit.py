@@ -141,3 +141,39 @@ def test_sizes_beside_the_sheet_are_a_control(phantom, tmp_path):
     sizes.rename(columns=dict(width='w')).to_csv(tmp_path/'image_sizes.csv', index=False)
     code, said = audit_here(tmp_path, '--out', tmp_path/'no', *QUICK)
     assert code != 0 and "has no column ['width']" in said
+
+
+def test_demo_prices_each_leak(tmp_path):
+    "A phantom, the page and the prices from nothing; the page's first line is the answer, and says that it is a phantom."
+    code, said = audit_here('--demo', '--out', tmp_path)
+    assert code == 0, said
+    prices = re.search(r'Worth in macro AUC above chance, without an image: (.*)\.', said)[1]
+    for leak in ('drawn regions, their shapes', 'drawn regions, present or not', 'missing density', 'missing views'):
+        assert re.search(rf'{leak} [+-]0\.\d{{3}}', prices), leak
+    page = (tmp_path/'index.html').read_text()
+    assert re.search(r'<h1>PHANTOM: Do drawn regions reveal the label\? (Yes|In part)</h1>\n<p class="lead" id="verdict"><b>PHANTOM', page)
+    assert f'<p id="prices">Worth in macro AUC above chance, without an image: {prices}.</p>' in page
+
+
+def test_split_of_somebody_else(phantom, tmp_path):
+    "Dealt by image, women are on both sides; the sentence comes first. Without data, overlap is still counted."
+    images = read_dataset(phantom).images
+    parts = pd.DataFrame(dict(image_name=images.image_name, split=['train', 'train', 'test']*(len(images)//3) + ['test']*(len(images) % 3)))
+    parts.to_csv(tmp_path/'dealt.csv', index=False)
+    code, said = audit_here(phantom, '--splits', tmp_path/'dealt.csv', '--out', tmp_path/'out')
+    table = pd.read_csv(tmp_path/'out'/'split_audit.csv', index_col=0)
+    first = re.match(r'PHANTOM: dealt\.csv: (\d+) of its (\d+) test women are in its training part', said)
+    assert code == 0 and tuple(map(int, first.groups())) == tuple(table.loc['women of test in train', ['found', 'of']]) and int(first[1]) > 0
+    alone = audit_here(tmp_path/'none', '--splits', tmp_path/'dealt.csv', '--out', tmp_path/'out')[1]
+    assert f'{first[1]} of its {first[2]} test women' in alone and 'none is no data set: labels and files were not looked at' in alone
+    (tmp_path/'odd.csv').write_text('patient_id,split\n1,holdout\n')
+    code, said = audit_here(phantom, '--splits', tmp_path/'odd.csv', '--out', tmp_path/'out')
+    assert code != 0 and "odd.csv line 2: part 'holdout': expected one of train" in said
+
+
+PUBLISHED = REAL.parent/'splits'/'versamammo.csv'
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason=f'{PUBLISHED} is absent')
+def test_published_split(tmp_path):
+    assert audit_here(REAL, '--splits', PUBLISHED, '--out', tmp_path)[1].startswith('versamammo.csv: 140 of its 158 test women are in its training part')

@@ -1,0 +1,265 @@
+"""Every shell line of README, data/README, CONTRIBUTING and the notebooks: run as a reader would, in one folder, or parsed.
+
+What is run comes from the README's part without make, line after line, on a small phantom with the settings of `SMALL`. Every other
+line is in the table `PARSED`, which says why it is not run here; the program that it calls parses it, so that its options exist."""
+import glob
+import os
+import re
+import shlex
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from cesm_nb import commands
+from cesm_nb.grids import make_grid
+from cesm_nb.settings import TrainConfig, check_parameters
+from conftest import PATIENCE, ROOT
+
+PROGRAMS = r'(?:cesm_\w+|make|papermill|pip|python|nbdev_\w+|accelerate|torchrun|docker|pre-commit|mkdir|git)'
+SMALL = dict( # program -> what makes its line small; the last of two settings of one name counts
+    cesm_phantom='--n-patients 24 --size-px 64 --signal 2 --no-progress',
+    cesm_tensorize='--image-size 32',
+    cesm_train='--image-size 32 --epochs 1 --no-pretrained --backbones mobilenetv3_small_050 --device cpu --mixed-precision no',
+    cesm_evaluate='--n-draws 20 --no-inside',
+    cesm_audit='--n-repeats 1 --n-folds 3 --n-trees 2 --n-draws 20 --n-jobs 1',
+    cesm_predict='--anyway')
+RUN = ('cesm_phantom', 'cesm_check', 'cesm_audit', 'cesm_tensorize', 'cesm_train', 'cesm_evaluate', 'cesm_predict')
+PARSED = dict( # program -> why its lines are not run here
+    pip='downloads 6 GB; the extras and their pins are looked up',
+    make='sets up 6 GB first; what make would then start is parsed',
+    cesm_reproduce='minutes of chapters; test_train.py runs it',
+    cesm_grid='dozens of trainings; test_grids.py runs small ones',
+    papermill='starts a kernel per line; test_train.py runs chapter 04 this way',
+    accelerate='needs several GPUs; test_devices.py runs two processes on a CPU',
+    torchrun='two processes; test_devices.py runs them',
+    nbdev_test='minutes per chapter; `make test` runs all',
+    nbdev_export='writes into the checkout; test_house.py runs it on a copy',
+    nbdev_clean='writes into the checkout; test_house.py runs it on a copy',
+    python='tests that run anyway, and tools',
+    docker='needs a daemon and downloads',
+    git='needs GitHub',
+    mkdir='stands before papermill',
+    cesm_fetch='its answer depends on the folder; chapter 00m runs it',
+    **dict.fromkeys(RUN, 'the README runs this program; another line of it is parsed'))
+BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs/mine', FILE='a.csv') # what a reader puts in
+
+
+def split_line(text):
+    "Commands of one line: comment, `[ -d ... ] &&` of Colab and `|| true` removed."
+    text = re.sub(r'\s#\s.*$', '', text.strip().removeprefix('!').replace('$(which ', '').replace('cesm_train)', 'cesm_train'))
+    parts = [p.strip() for p in re.split(r'&&|\|\|', text)]
+    return [p for p in parts if p and not p.startswith(('[ -d', 'true', 'cp '))]
+
+
+def lines_of(text):
+    "Shell lines of Markdown: fenced blocks, and code spans that call a program with something behind it."
+    fenced = [line for block in re.findall(r'```(?:sh|bash|console)\n(.*?)```', text, re.S) for line in block.splitlines() if line.strip()]
+    return fenced + re.findall(rf'`({PROGRAMS} [^`\n]+)`', re.sub(r'```.*?```', '', text, flags=re.S))
+
+
+def every_line():
+    "(where, command) of all shell lines that a reader meets."
+    out = [(f, line) for f in ('README.md', 'data/README.md', 'CONTRIBUTING.md') for line in lines_of((ROOT/f).read_text())]
+    for path in sorted((ROOT/'nbs').glob('*.ipynb')):
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type == 'markdown': out += [(path.name, line) for line in lines_of(cell.source)]
+            if cell.cell_type == 'code': out += [(path.name, m) for m in re.findall(r'^\s*!.*', cell.source, re.M)]
+    return list(dict.fromkeys((where, part) for where, line in out for part in split_line(line)))
+
+
+def words_of(line):
+    "The program, and what it is given; placeholders filled in."
+    program, *rest = [BOOK.get(w, w) for w in shlex.split(line)]
+    return Path(program).name, rest
+
+
+class Parsed(Exception): "The command has understood its options and would start."
+
+
+def parse(monkeypatch, program, args):
+    "Have a console script parse its options and stop where the work would begin."
+    def stop(*a, **k): raise Parsed
+    module = dict(reproduce='reproduce', grid='experiments').get(name := program.removeprefix('cesm_'), name)
+    if name in ('check', 'phantom', 'fetch'):
+        monkeypatch.setattr(f'cesm_nb.{module}.{dict(check="read_dataset", phantom="make_phantom", fetch="inspect_download")[name]}', stop)
+    else: monkeypatch.setattr(f'cesm_nb.{module}.main', stop)
+    for more in ('audit.demo', 'leaks.main_splits'): monkeypatch.setattr(f'cesm_nb.{more}', stop)
+    with pytest.raises(Parsed): getattr(commands, program).__wrapped__(args)
+
+
+def parse_pip(args):
+    "Each extra that is asked for is in settings.ini, and all that it needs is pinned."
+    settings = ConfigParser(delimiters=['='])
+    settings.read(ROOT/'settings.ini', encoding='utf-8')
+    known = settings['DEFAULT']
+    pins = {canonicalize_name(line.split('==')[0]) for line in (ROOT/'constraints.txt').read_text().splitlines() if '==' in line}
+    extras = {e for extra in re.findall(r'\[([\w,]+)\]', ' '.join(args)) for e in extra.split(',')}
+    assert extras, f'pip {args}: the bare package brings neither papermill nor a kernel'
+    for extra in ('', *extras):
+        for need in known[f'{extra}_requirements' if extra else 'requirements'].split():
+            assert extra == 'ray' or canonicalize_name(Requirement(need).name) in pins, f'{need} of {extra or "all"} has no pin'
+    if 'notebooks' in extras: assert {'papermill', 'ipykernel'} <= {Requirement(r).name for r in known['notebooks_requirements'].split()}
+
+
+def parse_make(monkeypatch, args, folder):
+    "What make would start, set up already: its targets exist, and the command in it is parsed."
+    (folder/'.venv').mkdir(exist_ok=True)
+    for f in ('.venv/.ready', 'Makefile'): # the newest file: nothing to set up
+        if not (folder/f).exists(): (folder/f).write_bytes((ROOT/f).read_bytes() if f == 'Makefile' else b'')
+    for f in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): os.utime((folder/f).write_text('') and folder/f or folder/f, (1, 1))
+    said = subprocess.run(['make', '-n', *args], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    assert said.returncode == 0 and 'pip install' not in said.stdout, said.stdout + said.stderr
+    for line in said.stdout.splitlines():
+        program, rest = words_of(line.split(' timeout 3600 ')[-1].removeprefix('OMP_NUM_THREADS=1 '))
+        assert program in PARSED, line
+        if program == 'cesm_reproduce':
+            parse(monkeypatch, program, rest)
+            changes = dict(w.split('=', 1) for w in rest[rest.index('--set') + 1:])
+            assert set(changes) <= set(TrainConfig.__dataclass_fields__), changes
+
+
+def parse_papermill(args):
+    "The notebook, its settings file and each parameter exist."
+    from papermill.cli import papermill
+    asked = papermill.make_context('papermill', list(args)).params
+    known = check_parameters(ROOT/asked['notebook_path'], [*TrainConfig.__dataclass_fields__])
+    for f in asked['parameters_file']: assert set(yaml.safe_load((ROOT/f).read_text())) <= set(known), f
+    assert {k for k, _ in asked['parameters']} <= set(known)
+
+
+def parse_other(program, args):
+    "Launchers understand their options, tools and tests that are named exist."
+    if program == 'accelerate':
+        from accelerate.commands.launch import launch_command_parser
+        return launch_command_parser().parse_args(args[1:]).training_script_args
+    if program == 'torchrun':
+        from torch.distributed.run import get_args_parser
+        return get_args_parser().parse_args(args).training_script_args
+    files = [w for w in args if re.search(r'\.(py|ipynb)$', w)]
+    assert program != 'python' or files, args
+    for f in files: assert (ROOT/f).is_file(), f'{program} {f}'
+    if program == 'nbdev_test':
+        import inspect
+        from nbdev.test import nbdev_test
+        for o in (w for w in args if w.startswith('--')): assert o[2:] in inspect.signature(nbdev_test).parameters, o
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "A folder such as a fresh clone: what is tracked, and no data, run or environment."
+    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    for top in {f.split('/')[0] for f in listed.stdout.splitlines()} - {'data'}: (tmp_path/top).symlink_to(ROOT/top)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(ROOT)) # as the first line, pip install -e, makes it
+    return tmp_path
+
+
+def readme_block():
+    "Lines of the README's part without make, comments off."
+    text = (ROOT/'README.md').read_text()
+    return lines_of(text[text.index('Without make'):])[:text[text.index('Without make'):].split('```')[1].count('\n') - 1]
+
+
+def test_without_make_works_as_written(folder, capsys):
+    "From an empty folder to a page about one breast, in the order of the README."
+    calls = [words_of(part) for line in readme_block() for part in split_line(line)]
+    assert [p for p, _ in calls] == ['pip', *RUN]
+    for program, args in calls[1:]:
+        small = shlex.split(SMALL.get(program, ''))
+        own = [w for w in args for w in (sorted(glob.glob(w)) if '*' in w else [w])]
+        assert '*' not in ' '.join(own), f'{program} {args}: nothing there matches'
+        if program == 'cesm_train': del own[own.index('--epochs'):own.index('--epochs') + 2]
+        getattr(commands, program)(own + small)
+    said = capsys.readouterr().out
+    assert said.count('PHANTOM') >= 4
+    for made in ('cesm_check/index.html', 'cesm_audit/index.html', 'mine/tables/table1.csv', 'mine/report.html', 'cesm_predict/predictions.csv'):
+        assert (folder/'runs'/made).is_file(), made
+
+
+def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
+    "Each shell line is of a program of the tables, and the program takes its options."
+    bare, seen, bad = tmp_path_factory.mktemp('bare'), set(), []
+    for where, line in every_line():
+        program, args = words_of(line)
+        assert program in PARSED, f'{where}: `{line}` is of no program of the table: run it, or say why not'
+        seen.add(program)
+        try:
+            with monkeypatch.context() as m:
+                if program == 'pip': parse_pip(args)
+                elif program == 'make': parse_make(m, args, bare)
+                elif program == 'papermill': parse_papermill(args)
+                elif program.startswith('cesm_'):
+                    if args == ['--help']: continue # test of chapter 00h
+                    rest = [] if program != 'cesm_grid' or '--data' in args else ['configs/primary.yaml', '--data', 'data'] # a fragment
+                    parse(m, program, args + rest)
+                    if program == 'cesm_grid' and args[0].endswith('.yaml'): make_grid(yaml.safe_load((ROOT/args[0]).read_text()))
+                else:
+                    rest = parse_other(program, args)
+                    if rest: parse(m, 'cesm_train', rest)
+        except (AssertionError, SystemExit, pytest.fail.Exception, OSError, ValueError) as e: bad.append(f'{where}: `{line}`: {e!r}')
+    assert bad == []
+    assert len(seen) >= 12 and set(PARSED) - seen <= {'docker', 'cesm_reproduce', 'git', 'mkdir'}, set(PARSED) - seen
+
+
+def test_a_wrong_option_is_found(monkeypatch):
+    "The check can fail: an option and an extra that do not exist."
+    with pytest.raises(SystemExit): parse(monkeypatch, 'cesm_evaluate', ['runs/mine', '--no-such'])
+    with pytest.raises(KeyError): parse_pip(['install', '.[nothing]'])
+    with pytest.raises(AssertionError): parse_papermill(['nbs/04_train_colab_t4.ipynb', 'x.ipynb', '-p', 'no_such', '1'])
+    assert words_of('cesm_check FOLDER') == ('cesm_check', ['data/phantom']) and lines_of('`cesm_check X`\n```sh\nmake test # all\n```') == [
+        'make test # all', 'cesm_check X']
+
+
+def workflows():
+    "Text of each workflow by name."
+    return {p.stem: p.read_text() for p in sorted((ROOT/'.github'/'workflows').glob('*.yaml'))}
+
+
+def test_actions_are_pinned_by_commit():
+    used = [line for text in workflows().values() for line in re.findall(r'uses: (.*)', text)]
+    assert len(used) >= 10 and [u for u in used if not re.fullmatch(r'[\w./-]+@[0-9a-f]{40} # v[\d.]+', u)] == []
+    assert len({u.split('@')[0] for u in used}) == len(set(used)), 'one commit of each action'
+    for name, text in workflows().items(): assert yaml.safe_load(text)['permissions'] == {'contents': 'read'}, name
+
+
+def test_workflows_call_what_is_there(tmp_path):
+    for name, text in workflows().items():
+        for f in re.findall(r'(?:tools|nbs)/\w+\.(?:py|ipynb)', text): assert (ROOT/f).is_file(), f'{name}: {f}'
+    sys.path.insert(0, str(ROOT/'tools'))
+    from colab_pins import colab_pins
+    from lowest import lowest
+    assert lowest(['numpy>=2', 'torch>=2.4', 'simplejpeg>=1.8.1', 'nbdev==2.4.14', 'fastcore']) == ['numpy~=2.0.0', 'torch~=2.4.0', 'simplejpeg~=1.8.1']
+    wheel = 'torch @ https://x/torch-2.8.0%2Bcu126-cp312-cp312-linux_x86_64.whl#sha256=1'
+    published = f'# head\nscikit_learn==1.6.1\nfastcore==1.7.29\nkeras==3.8.0\ntorchvision==0.23.0+cu126\n{wheel}\n'
+    assert colab_pins(published, ['torch>=2.4', 'scikit-learn>=1.6', 'torchvision>=0.19']) == [
+        'scikit-learn==1.6.1', 'fastcore==1.7.29', 'torchvision==0.23.0', 'torch==2.8.0']
+
+
+def test_nothing_installed_beside_colab_caps_its_packages():
+    "No upper bound in what Colab installs: fastai there needs its own fastcore."
+    settings = ConfigParser(delimiters=['='])
+    settings.read(ROOT/'settings.ini', encoding='utf-8')
+    asked = [w for k in ('requirements', 'notebooks_requirements', 'dicom_requirements') for w in settings['DEFAULT'][k].split()]
+    assert [w for w in asked if re.search('[<=!~]=?', w.replace('>=', ''))] == [] and 'nbdev' not in ' '.join(asked)
+
+
+COLAB = dict( # what Colab had in February 2026, Python 3.12 (github.com/googlecolab/backend-info, pip-freeze.gpu.txt)
+    torch='2.10.0', torchvision='0.25.0', timm='1.0.25', **{'opencv-python': '4.13.0.92', 'scikit-learn': '1.6.1'}, numpy='2.0.2', pandas='2.2.2',
+    openpyxl='3.1.5', scipy='1.16.3', matplotlib='3.10.0', seaborn='0.13.2', joblib='1.5.3', tqdm='4.67.3', safetensors='0.7.0', accelerate='1.12.0',
+    huggingface_hub='1.4.1', tabulate='0.9.0', jinja2='3.1.6', pillow='11.3.0', psutil='5.9.5', pyyaml='6.0.3', fastcore='1.12.16', ipykernel='6.17.1')
+
+
+def test_colab_keeps_what_it_has():
+    "No requirement asks for more than Colab had, so that pip leaves its packages alone."
+    settings = ConfigParser(delimiters=['='])
+    settings.read(ROOT/'settings.ini', encoding='utf-8')
+    asked = [Requirement(w) for k in ('requirements', 'notebooks_requirements') for w in settings['DEFAULT'][k].split()]
+    assert [str(r) for r in asked if r.name in COLAB and not r.specifier.contains(COLAB[r.name])] == []
+    assert {r.name for r in asked} - set(COLAB) == {'captum', 'simplejpeg', 'tyro', 'papermill'} # these are new there
