@@ -294,9 +294,8 @@ def main(
     regions:str='', # region file; empty: the one beside the sheet
     cfg:AuditConfig=AuditConfig(), # how often
 ):
-    "What `cesm_audit` does; raise SystemExit with a sentence where it cannot."
-    try: table, page, answer = write_audit(data, out, regions, cfg)
-    except (ValueError, OSError) as e: raise SystemExit(f'cesm_audit: {e}') from None
+    "What `cesm_audit` does; raise as `write_audit`."
+    table, page, answer = write_audit(data, out, regions, cfg)
     shown = show_controls(table, ('accuracy', 'auc', 'log_loss')).to_string()
     mark = 'PHANTOM, ' if answer.startswith('PHANTOM') else ''
     print(shown, answer, f'{mark}page: {page} (git ignores runs/, other folders perhaps not)', sep='\n\n')

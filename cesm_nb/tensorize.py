@@ -387,9 +387,8 @@ def plot_tensor_sheet(
 def main(
     cfg:TensorConfig, # settings
 ):
-    "What `cesm_tensorize` does; raise SystemExit with a sentence where it cannot."
-    try: manifest = tensorize(cfg := prepare(cfg))
-    except (ValueError, OSError) as e: raise SystemExit(f'cesm_tensorize: {e}') from None
+    "What `cesm_tensorize` does; raise as `tensorize`."
+    manifest = tensorize(cfg := prepare(cfg))
     source = 'PHANTOM' if read_tensor_settings(cfg.tensor_dir)['phantom'] else 'real images'
     odd = len(pd.read_csv(Path(cfg.tensor_dir)/'problems.csv'))
     more = ': see problems.csv there' if odd else ''
