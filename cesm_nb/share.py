@@ -15,6 +15,7 @@ from typing import Optional
 
 import timm
 from huggingface_hub import PyTorchModelHubMixin, try_to_load_from_cache
+from safetensors import SafetensorError
 
 from .data import CLASSES
 
@@ -112,13 +113,16 @@ def export_model(
     folder:str|Path, # made here; refused where it holds something
     facts:dict, # what a user must know, JSON: data, protocol, modality, image size, scores
 ) -> Path: # the folder, with model.safetensors, config.json and README.md
-    "Write a trained model for `load_model`, `FourStream.from_pretrained` and the hub."
+    "Write a model for `load_model` and the hub; raise ValueError or OSError, naming the folder."
     folder = Path(folder).expanduser()
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f'{folder} is not empty: choose another folder or delete it')
     folder.parent.mkdir(parents=True, exist_ok=True)
     model.facts = dict(facts)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.export-') as beside:
-        model.save_pretrained(Path(beside)/'model')
+        try: model.save_pretrained(Path(beside)/'model')
+        except (OSError, SafetensorError) as e:
+            why = getattr(e, 'strerror', None) or str(e).rpartition('error: ')[2]
+            raise OSError(f'cannot write {folder}: {why}; run again once there is room') from e
         (Path(beside)/'model').rename(folder)
     return folder
