@@ -311,7 +311,7 @@ def plot_examples(
     "Draw the maps of some breasts of each class."
     table, rng, rows = inside.cases.table, np.random.default_rng(seed), []
     marked, real = inside.masks.any((2, 3)).all(1), inside.cases.real.numpy() # regions on all views
-    shown = real.all(1) if real.all(1).any() else real.any(1) # where no breast has all views, what there is
+    shown = real.all(1) if real.all(1).any() else real.any(1) # a data set of one view
     for i in range(len(CLASSES)):
         own = np.flatnonzero((table.label == i).to_numpy() & shown)
         own = own[marked[own]] if marked[own].any() else own

@@ -37,6 +37,7 @@ def _unused(folders, paths, endings=''):
     names = sorted(f.name for d in folders if d for f in d.iterdir())
     return [n for n in names if n not in used and n[0] != '.' and n.lower().endswith(endings)]
 
+# %% ../nbs/00e_quality.ipynb #45638ee4
 def _breast_facts(images):
     "Counts of breasts: labels under each scope, conflicts, views, density."
     every = breasts(images.assign(modality='CM'), label_scope='breast') # all rows as one modality
@@ -121,6 +122,7 @@ def cohort_tables(
         'breasts by annotated views': count(every.n_annotated_views, every.label),
         'images by finding': count(found.finding, found.label).loc[common]}
 
+# %% ../nbs/00e_quality.ipynb #729a768e
 def plot_counts(
     table:pd.DataFrame, # counts, (category, class)
     ax, # matplotlib axes

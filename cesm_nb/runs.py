@@ -202,6 +202,7 @@ def read_rows(
         table = table.assign(label=label.astype('int64'))
     return table
 
+# %% ../nbs/04a_runs.ipynb #d29e568f
 def read_parts(
     run_dir:str|Path, # run folder
 ) -> pd.DataFrame: # patient_id, side, split
