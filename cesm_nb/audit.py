@@ -144,10 +144,12 @@ def run_controls(
 ) -> pd.DataFrame: # one row per control, label, split unit and score
     "Score all controls, split by patient, and by breast where that matters."
     labels, controls = label_columns(images)[1], make_controls(images, regions)
-    few = min(np.bincount(y, minlength=len(CLASSES)).min() for y in labels.values())
-    if few < cfg.n_folds:
-        raise ValueError(f'the smallest class has {few} breasts, fewer than {cfg.n_folds} folds: '
-                         'use more breasts, or fewer folds (at least 3) with --n-folds')
+    counts = np.array([np.bincount(y, minlength=len(CLASSES)) for y in labels.values()]).min(0)
+    if counts.min() < cfg.n_folds:
+        raise ValueError(
+            f'the smallest class, {CLASSES[counts.argmin()]}, has {counts.min()} breasts, '
+            f'fewer than {cfg.n_folds} folds: all three classes are needed; use more breasts, or '
+            'fewer folds (at least 3) with --n-folds')
     of = {(k, u): [c for c in controls if c.label == k and u in c.units] for k in labels for u in BOTH}
     seeds = range(cfg.seed, cfg.seed + cfg.n_repeats)
     asked = [(k, u, s) for (k, u), some in of.items() if some for s in seeds]
@@ -320,9 +322,8 @@ def main(
     regions:str='', # region file; empty: the one beside the sheet
     cfg:AuditConfig=AuditConfig(), # how often
 ):
-    "What `cesm_audit` does; raise SystemExit with a sentence where it cannot."
-    try: table, page, answer = write_audit(data, out, regions, cfg)
-    except (ValueError, OSError) as e: raise SystemExit(f'cesm_audit: {e}') from None
+    "What `cesm_audit` does; raise as `write_audit`."
+    table, page, answer = write_audit(data, out, regions, cfg)
     shown = show_controls(table, ('accuracy', 'auc', 'log_loss')).to_string()
     mark = 'PHANTOM, ' if answer.startswith('PHANTOM') else ''
     print(shown, answer, f'{mark}page: {page} (git ignores runs/, other folders perhaps not)', sep='\n\n')

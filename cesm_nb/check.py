@@ -154,10 +154,9 @@ class CheckConfig:
 def main(
     args:list|None=None, # arguments as in a shell; those of the process if not given
 ):
-    "Run `cesm_check`."
+    "What `cesm_check` does; raise as `read_dataset`."
     cfg = cli(CheckConfig, args=args)
-    try: page = write_report(data := read_dataset(cfg.data), cfg.out)
-    except (ValueError, OSError) as e: raise SystemExit(f'cesm_check: {e}') from None
+    page = write_report(data := read_dataset(cfg.data), cfg.out)
     counts = pd.read_csv(page.parent/'problems.csv').kind.value_counts()
     print('\n'.join(f'{n:6d} {k}' for k, n in counts.items()))
     print(f'{"PHANTOM, " if data.phantom else ""}all of it is in {page}')

@@ -31,11 +31,15 @@ def read_annotations(
     if region_file is None:
         raise FileNotFoundError(f'{sheet.parent/REGIONS_NAME} is absent: '
                                 'name the region file (VIA export, CSV) with --regions')
-    if not found.images.n_regions.any():
+    named = found.regions.image_name.isin(found.images.image_name)
+    if not named.any():
         first = found.regions.image_name.iloc[0] if len(found.regions) else 'no image at all'
         raise ValueError(f'{region_file} has no region on any image of {sheet} '
                          f'(it names {first!r}): are the two files of one data set?')
-    named = found.regions.image_name.isin(found.images.image_name)
+    if not found.images.n_regions.any():
+        first = str(found.regions.geometry[named].iloc[0])[:60]
+        raise ValueError(f'{region_file} has {named.sum()} regions on images of {sheet}, but none '
+                         f'that can be drawn, such as {first}: export it from VIA again')
     return found._replace(regions=found.regions[named])
 
 # %% ../nbs/06b_controls.ipynb #0e3fe93a

@@ -310,9 +310,10 @@ def plot_examples(
 ): # the figure; for real runs it stays in the run folder
     "Draw the maps of some breasts of each class."
     table, rng, rows = inside.cases.table, np.random.default_rng(seed), []
-    marked = inside.masks.any((2, 3)).all(1) # regions on both views
+    marked, real = inside.masks.any((2, 3)).all(1), inside.cases.real.numpy() # regions on all views
+    shown = real.all(1) if real.all(1).any() else real.any(1) # a data set of one view
     for i in range(len(CLASSES)):
-        own = np.flatnonzero((table.label == i).to_numpy() & inside.cases.real.all(1).numpy())
+        own = np.flatnonzero((table.label == i).to_numpy() & shown)
         own = own[marked[own]] if marked[own].any() else own
         rows += rng.permutation(own)[:n_per_class].tolist()
     n = len(inside.cases.channels) + len(inside.maps)

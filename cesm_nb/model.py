@@ -24,7 +24,7 @@ from torch import distributed, nn
 
 from .data import CLASSES, VIEWS, name_channels
 from .settings import PAPER_BACKBONES
-from .share import SharedModel
+from .share import SharedModel, name_weights, pin_weights
 from .tensorize import decode_rows
 
 # %% ../nbs/03_model.ipynb #c637bebb
@@ -139,7 +139,7 @@ def make_backbone(
 ) -> nn.Module: # (B, in_chans, S, S) -> (B, width)
     "Make one backbone; raise ValueError where its file cannot be used, and what the hub raises."
     file = find_weights(name, weights_dir) if pretrained and weights_dir else None
-    overlay = dict(file=str(file)) if file else None
+    overlay = dict(file=str(file)) if file else pin_weights(name) if pretrained else None
     try:
         return timm.create_model(
             name, pretrained=pretrained, in_chans=in_chans, num_classes=width,
@@ -162,7 +162,7 @@ def normalise_views(
 def _name_weights(backbones, weights_dir):
     "Say where pretrained weights come from: of files, the start of their SHA-256."
     if not weights_dir:
-        used = sorted({'{architecture}.{tag}'.format(**b.pretrained_cfg) for b in backbones})
+        used = sorted({name_weights(b.pretrained_cfg) for b in backbones})
         return f'ImageNet through timm: {", ".join(used)}'
     files = sorted({Path(b.pretrained_cfg['file']) for b in backbones})
     digests = [f'{f.stem} {sha256(f.read_bytes()).hexdigest()[:12]}' for f in files]

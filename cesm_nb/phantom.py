@@ -10,7 +10,6 @@ __all__ = ['PAIRS', 'KINDS', 'CONTRAST', 'RADIUS', 'MISSING_DENSITY', 'LEAKS', '
 # %% ../nbs/00d_phantom.ipynb #86be3a2d
 import io
 import json
-import os
 import re
 import zipfile
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from .anatomy import breast_key, draw_image, radial_spectrum, stream, tissue_map
 from .data import (
     CLASSES, CLASS_COLORS, FOLDERS, MODALITIES, PHANTOM_NAME, REGIONS_NAME, SHEET_COLUMNS,
     SHEET_NAME, SIDES, VIEWS)
+from .runs import remove_leftovers, write_atomic
 
 # %% ../nbs/00d_phantom.ipynb #4bcba4f1
 def _quota(
@@ -252,36 +252,33 @@ def make_sheet(
     b = plan.iloc[images.breast].reset_index(drop=True)
     low, label = (images.modality == 'DM').to_numpy(), images.label.to_numpy()
     given = b.density_given.to_numpy()
-    said = given & low & ~_some(given & low, .03, rng) | _some(given & ~low, .001, rng)
+    noted = given & low & ~_some(given & low, .03, rng) | _some(given & ~low, .001, rng)
     second = _some(low & (label > 0), .12, rng)
     birads = np.array(BIRADS)[label, rng.integers(2, size=n)]
     finding = np.array(['Made-up normal tissue', 'Made-up smooth mass', 'Made-up mass with speculated margin'])[label]
     tags = np.array(['normal', 'benign, mass', 'malignant, mass, speculated'])[label]
     columns = (
-        images.name, b.patient_id, b.side, np.where(low, 'DM', 'CESM'), b.age_years, b.density.where(said, '_'),
+        images.name, b.patient_id, b.side, np.where(low, 'DM', 'CESM'), b.age_years, b.density.where(noted, '_'),
         [f'{o}$2' if s else int(o) for o, s in zip(birads, second)],
         [f'{o}$Made-up calcification' if s else o for o, s in zip(finding, second)], images['view'],
         [f'{o}, calcification' if s else o for o, s in zip(tags, second)], ['phantom']*n, np.array(CLASSES)[label])
     return pd.DataFrame(dict(zip(SHEET_COLUMNS, columns)))
 
 # %% ../nbs/00d_phantom.ipynb #ab78b673
-def _write_bytes(
+def _write_new(
     path:Path, # where to
     data:bytes, # what
 ) -> None:
-    "Write a file completely or not at all; leave it alone if it holds `data` already."
-    if path.exists() and path.read_bytes() == data: return
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    beside.write_bytes(data)
-    os.replace(beside, path)
+    "Write a file unless it holds `data` already; raise OSError, naming it, where it cannot be written."
+    if not (path.exists() and path.read_bytes() == data): write_atomic(path, data)
 
 def _sheet_bytes(
     sheet:pd.DataFrame, # from `make_sheet`
 ) -> bytes: # an .xlsx workbook whose clock stands still
     "Turn the sheet into a workbook that depends on its content only."
-    made, fixed = io.BytesIO(), io.BytesIO()
-    sheet.to_excel(made, sheet_name='all', index=False)
-    with zipfile.ZipFile(made) as old, zipfile.ZipFile(fixed, 'w', zipfile.ZIP_DEFLATED) as new:
+    raw, fixed = io.BytesIO(), io.BytesIO()
+    sheet.to_excel(raw, sheet_name='all', index=False)
+    with zipfile.ZipFile(raw) as old, zipfile.ZipFile(fixed, 'w', zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             data = re.sub(rb'\d{4}-\d\d-\d\dT[\d:.]+Z?(?=</dcterms)', b'2000-01-01T00:00:00Z', old.read(name))
             new.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), data)
@@ -302,7 +299,7 @@ def _write_breast(
     for o in images.itertuples():
         image, outlines = draw_image(breast, o.view, o.modality, o.copy, seed, signal, size_px, maps[o.view])
         data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
-        _write_bytes(root/FOLDERS[o.modality]/f'{o.name}.jpg', data)
+        _write_new(root/FOLDERS[o.modality]/f'{o.name}.jpg', data)
         rng = stream(seed, 'pen', *breast_key(breast, o.view, MODALITIES.index(o.modality), o.copy))
         drawn = pen_regions(breast, outlines, image.shape, rng)
         rows += [(f'{o.name.strip()}.jpg', len(data), '{}', len(drawn), i, json.dumps(d, separators=(',', ':')), '{}')
@@ -324,7 +321,8 @@ def _claim(
     if not note.exists() and any((root/o).exists() for o in (SHEET_NAME, REGIONS_NAME, *FOLDERS.values())):
         raise ValueError(f'{root} holds data that is no phantom (no {PHANTOM_NAME}): name an empty folder')
     for o in FOLDERS.values(): (root/o).mkdir(parents=True, exist_ok=True)
-    _write_bytes(note, json.dumps(settings).encode())
+    for o in ('', *FOLDERS.values()): remove_leftovers(root/o)
+    _write_new(note, json.dumps(settings).encode())
 
 # %% ../nbs/00d_phantom.ipynb #55a4e0f6
 def make_phantom(
@@ -338,7 +336,7 @@ def make_phantom(
     progress:bool=True, # show a progress bar
     leaks:tuple[str, ...]|None=None, # names of `LEAKS` that are on, all others off; None: as in the real sheet
 ) -> Path: # `root`
-    "Write a made-up data set in the layout of the TCIA package, with its truth in `truth.csv`."
+    "Write a made-up data set, TCIA layout, truth in `truth.csv`; raise ValueError where it cannot be made or put there."
     if signal < 0: raise ValueError(f'signal is {signal}: expected at least 0')
     if size_px < 64: raise ValueError(f'size_px is {size_px}: expected at least 64')
     root, plan = Path(root), plan_phantom(n_patients, seed, clinical, leaks=leaks)
@@ -352,9 +350,9 @@ def make_phantom(
     done = Parallel(n_jobs=n_jobs, return_as='generator')(jobs)
     rows = [r for rr in tqdm(done, 'phantom', len(plan), unit='breast', disable=not progress) for r in rr]
     cv2.setNumThreads(threads)
-    _write_bytes(root/REGIONS_NAME, pd.DataFrame(rows, columns=REGION_COLUMNS).to_csv(index=False).encode())
-    _write_bytes(root/SHEET_NAME, _sheet_bytes(make_sheet(plan, images, seed)))
-    _write_bytes(root/'truth.csv', plan.to_csv(index=False).encode())
+    _write_new(root/REGIONS_NAME, pd.DataFrame(rows, columns=REGION_COLUMNS).to_csv(index=False).encode())
+    _write_new(root/SHEET_NAME, _sheet_bytes(make_sheet(plan, images, seed)))
+    _write_new(root/'truth.csv', plan.to_csv(index=False).encode())
     return root
 
 # %% ../nbs/00d_phantom.ipynb #25de4ec8
@@ -424,11 +422,10 @@ class PhantomConfig:
 def main(
     args:list|None=None, # arguments as in a shell; those of the process if not given
 ) -> None:
-    "Run `cesm_phantom`."
+    "What `cesm_phantom` does; raise as `make_phantom`."
     import tyro
     config = tyro.cli(PhantomConfig, args=args)
-    try: root = make_phantom(**asdict(config))
-    except ValueError as e: raise SystemExit(f'cesm_phantom: {e}') from None
+    root = make_phantom(**asdict(config))
     truth, n = pd.read_csv(root/'truth.csv'), len(list(root.glob('*/*.jpg')))
     count = f'{truth.patient_id.nunique()} patients, {len(truth)} breasts, {n} images'
     print(f'Wrote a PHANTOM (made up, no patient): {count} -> {root}')

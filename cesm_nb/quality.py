@@ -18,38 +18,43 @@ def _class_counts(labels): return {c: int((labels == i).sum()) for i, c in enume
 
 def _region_facts(images, regions):
     "How regions relate to labels: on images, and as a rule for 'abnormal' on subtracted breasts."
-    abnormal, drawn = images.label > 0, images.n_regions > 0
+    abnormal, marked = images.label > 0, images.n_regions > 0
+    on_images = regions.image_name.isin(images.image_name)
     cm = images[images.modality == 'CM'].groupby(['patient_id', 'side'])
     hit = (cm.n_regions.sum() > 0) == (cm.label.max() > 0)
+    share = round(100*hit.mean(), 1) if len(hit) else np.nan
     return {
-        'regions': len(regions), 'images with a region': int(drawn.sum()),
+        'regions': len(regions), 'images with a region': int(marked.sum()),
         **{f'regions: {s}': int(n) for s, n in regions['shape'].value_counts().items()},
-        'regions on images not in the sheet': int((~regions.image_name.isin(images.image_name)).sum()),
-        'abnormal images without a region': int((abnormal & ~drawn).sum()),
-        'normal images with a region': int((~abnormal & drawn).sum()),
-        'breasts where "has a region" means abnormal, % (CM)': round(100*hit.mean(), 1) if len(hit) else np.nan}
+        'regions on images not in the sheet': int((~on_images).sum()),
+        'abnormal images without a region': int((abnormal & ~marked).sum()),
+        'normal images with a region': int((~abnormal & marked).sum()),
+        'breasts where "has a region" means abnormal, % (CM)': share}
 
-def _unused(folder, paths):
-    "Names of the files of `folder` that are not in `paths`; hidden ones are not counted."
+def _unused(folders, paths, endings=''):
+    "Names of the files of `folders` that are not in `paths`; hidden ones are not counted."
     used = {Path(p).name for p in paths.dropna()}
-    files = folder.iterdir() if folder else []
-    return sorted(f.name for f in files if f.name not in used and f.name[0] != '.')
+    names = sorted(f.name for d in folders if d for f in d.iterdir())
+    return [n for n in names if n not in used and n[0] != '.' and n.lower().endswith(endings)]
 
+# %% ../nbs/00e_quality.ipynb #45638ee4
 def _breast_facts(images):
     "Counts of breasts: labels under each scope, conflicts, views, density."
     every = breasts(images.assign(modality='CM'), label_scope='breast') # all rows as one modality
     out = {'breasts': len(every)}
-    for scope, rows in [('all rows', images), *((m, images[images.modality == m]) for m in MODALITIES)]:
+    of = {'all rows': images} | {m: images[images.modality == m] for m in MODALITIES}
+    for scope, rows in of.items():
         worst = rows.groupby(['patient_id', 'side']).label
         out |= {f'breasts {c.lower()} ({scope})': n for c, n in _class_counts(worst.max()).items()}
         out[f'breasts with a label conflict ({scope})'] = int((worst.nunique() > 1).sum())
-    no_own = every[every.density_source != 'own']
+    no_own = _class_counts(every.label[every.density_source != 'own'])
+    known = every.density_source != 'missing'
     return out | {
         'breasts with both views': int((every.n_annotated_views == 2).sum()),
         'breasts with one view': int((every.n_annotated_views == 1).sum()),
         'breasts with density from own rows': int((every.density_source == 'own').sum()),
-        'breasts with density, other breast included': int((every.density_source != 'missing').sum()),
-        **{f'breasts without density on own rows: {c.lower()}': n for c, n in _class_counts(no_own.label).items()}}
+        'breasts with density, other breast included': int(known.sum()),
+        **{f'breasts without density on own rows: {c.lower()}': n for c, n in no_own.items()}}
 
 # %% ../nbs/00e_quality.ipynb #771e399d
 def quality_report(
@@ -62,23 +67,32 @@ def quality_report(
     names, problems = images.set_index('image_name'), []
     for m in MODALITIES:
         rows = names[names.modality == m]
-        facts |= {f'images in the sheet ({m})': len(rows), f'image files present ({m})': int(rows.path.notna().sum()),
+        present = rows.dropna(subset='path')
+        facts |= {f'images in the sheet ({m})': len(rows),
+                  f'image files present ({m})': len(present),
                   f'rows without density ({m})': int(rows.density.isna().sum()),
-                  f'breasts with a file ({m})': int(rows.dropna(subset='path').groupby(['patient_id', 'side']).ngroups)}
+                  f'breasts with a file ({m})': present.groupby(['patient_id', 'side']).ngroups}
         problems += [(f'file absent ({m})', n) for n in rows.index[rows.path.isna()]]
-        problems += [(f'file that no row uses ({m})', f) for f in _unused(data.files.get(m), rows.path)]
+        unused = _unused([data.files.get(m)], rows.path)
+        problems += [(f'file that no row uses ({m})', f) for f in unused]
+    folders = {Path(p).parent for p in names.path.dropna()} if data.files.get('images') else ()
+    unused = _unused(folders, names.path, ('.jpg', '.jpeg', '.png'))
+    problems += [('file that no row uses', f) for f in unused]
     problems += [('trailing blank in the name', n) for n in names.index[names.trailing_blank]]
     problems += [('second copy of a view', n) for n in names.index[names['copy'] > 1]]
     rows = images.groupby(['patient_id', 'side', 'modality']).label.transform('nunique') > 1
-    problems += [('label differs between the views of a modality', n) for n in images.image_name[rows]]
+    differs = 'label differs between the views of a modality'
+    problems += [(differs, n) for n in images.image_name[rows]]
     strange = sorted(set(regions.image_name) - set(names.index))
     problems += [('region on an image that is not in the sheet', n) for n in strange]
-    problems += [('abnormal without a region', n) for n in names.index[(names.label > 0) & (names.n_regions == 0)]]
-    problems += [('normal with a region', n) for n in names.index[(names.label == 0) & (names.n_regions > 0)]]
+    abnormal, marked = names.label > 0, names.n_regions > 0
+    problems += [('abnormal without a region', n) for n in names.index[abnormal & ~marked]]
+    problems += [('normal with a region', n) for n in names.index[~abnormal & marked]]
     facts |= {f'images {c.lower()}': n for c, n in _class_counts(images.label).items()}
     facts |= _breast_facts(images) | _region_facts(images, regions)
     problems = pd.DataFrame(problems, columns=['kind', 'image_name'])
-    return facts | {f'names: {k}': int(n) for k, n in problems.kind.value_counts().items()}, problems
+    facts |= {f'names: {k}': int(n) for k, n in problems.kind.value_counts().items()}
+    return facts, problems
 
 # %% ../nbs/00e_quality.ipynb #8820ae75
 def cohort_tables(
@@ -86,22 +100,29 @@ def cohort_tables(
 ) -> dict: # title -> counts, (category, class)
     "Count breasts and images of each class by what the sheet says about them."
     every = breasts(images.assign(modality='CM'), label_scope='breast') # all rows as one modality
-    scopes = {'all rows': images, 'subtracted': images[images.modality == 'CM'], 'low energy': images[images.modality == 'DM']}
-    worst = {k: _class_counts(rows.groupby(['patient_id', 'side']).label.max()) for k, rows in scopes.items()}
+    scopes = {'all rows': MODALITIES, 'subtracted': ['CM'], 'low energy': ['DM']}
+    labels = {k: images[images.modality.isin(m)].groupby(['patient_id', 'side']).label
+              for k, m in scopes.items()}
+    worst = {k: _class_counts(label.max()) for k, label in labels.items()}
+    decade = every.age_years.floordiv(10).mul(10).astype(int).astype(str) + ' ...'
     found = images.assign(finding=images.findings.str.lower().str.split('$'))
     found = found.explode('finding', ignore_index=True)
     found['finding'] = found.finding.str.strip().replace({'': 'none said', '_': 'none said'})
     found = found.drop_duplicates(['image_name', 'finding'])
-    count = lambda by, label: pd.crosstab(by, label.map(dict(enumerate(CLASSES)))).reindex(columns=list(CLASSES), fill_value=0)
+    def count(by, label):
+        table = pd.crosstab(by, label.map(dict(enumerate(CLASSES))))
+        return table.reindex(columns=list(CLASSES), fill_value=0)
+    common = found.finding.value_counts().index[:8]
     return {
         'breasts: worst label over ...': pd.DataFrame(worst).T,
         'images by modality': count(images.modality, images.label),
-        'breasts by age in years': count(every.age_years.floordiv(10).mul(10).astype(int).astype(str) + ' ...', every.label),
+        'breasts by age in years': count(decade, every.label),
         'breasts by ACR density': count(every.density.fillna('not given'), every.label),
         'breasts by source of density': count(every.density_source, every.label),
         'breasts by annotated views': count(every.n_annotated_views, every.label),
-        'images by finding': count(found.finding, found.label).loc[found.finding.value_counts().index[:8]]}
+        'images by finding': count(found.finding, found.label).loc[common]}
 
+# %% ../nbs/00e_quality.ipynb #729a768e
 def plot_counts(
     table:pd.DataFrame, # counts, (category, class)
     ax, # matplotlib axes

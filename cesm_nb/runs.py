@@ -202,10 +202,12 @@ def read_rows(
         table = table.assign(label=label.astype('int64'))
     return table
 
+# %% ../nbs/04a_runs.ipynb #d29e568f
 def read_parts(
     run_dir:str|Path, # run folder
 ) -> pd.DataFrame: # patient_id, side, split
-    "Read the split of a run; raise ValueError as `read_rows`."
+    "Read the split of a run; raise ValueError as `read_rows` and `check_digests`."
+    check_digests(run_dir, RUN_FILES['splits'])
     return read_rows(run_file(run_dir, 'splits'), ['split'])
 
 # %% ../nbs/04a_runs.ipynb #4244661b
@@ -230,7 +232,7 @@ def read_history(
     absent = [c for c in ('epoch', *_CURVES) if c not in table]
     if absent or table.empty: raise ValueError(f'{path} has no {absent or "row"}: {_REDO}')
     table[['epoch', *_CURVES]] = table[['epoch', *_CURVES]].apply(_numbers)
-    _refuse_rows(path, table.epoch != range(1, len(table) + 1), table, ['epoch'], 'epochs 1, 2, 3, ...')
+    _refuse_rows(path, table.epoch != np.arange(1, len(table) + 1), table, ['epoch'], 'epochs 1, 2, 3, ...')
     for c in _CURVES:
         v = table[c].to_numpy(float)
         high = 1 if c.endswith('accuracy') else np.inf
@@ -243,7 +245,7 @@ def check_manifest(
     path:str|Path, # where they are from, for the message
 ):
     "Raise ValueError, naming the line, where a row of a manifest cannot be."
-    names = [f'P{p}_{SIDES[s]}.pt' for p, s in zip(table.patient_id, table.side)]
+    names = [f'P{p}_{SIDES.get(s)}.pt' for p, s in zip(table.patient_id, table.side)]
     _refuse_rows(path, table.file != names, table, ['file', *KEYS], 'a file named after its breast, as in P7_Left.pt')
     density = table.density.fillna('')
     _refuse_rows(path, ~density.isin(['', *DENSITY]), table, ['density'], 'A, B, C, D or nothing')

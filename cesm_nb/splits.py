@@ -38,9 +38,12 @@ def make_splits(
         raise ValueError(f'fold {fold} of n_folds {n_folds}: use n_folds 0 or at least 3, and 0 <= fold < n_folds')
     y = table.label.to_numpy()
     g = table.patient_id.to_numpy() if split_unit == 'patient' else np.arange(len(table))
-    few = np.bincount(y, minlength=len(CLASSES)).min()
+    counts = np.bincount(y, minlength=len(CLASSES))
+    few, rarest = counts.min(), CLASSES[counts.argmin()]
     n_parts = n_folds or (20 if few >= 40 else 7) # 3 + 3 of 20 parts are 15 % + 15 %; 1 + 1 of 7 where a class is small
-    if few < n_parts: raise ValueError(f'a class has {few} breasts, fewer than the {n_parts} parts to deal them into')
+    if few < n_parts:
+        raise ValueError(f'class {rarest!r} has {few} breasts, fewer than the {n_parts} parts to deal them into: '
+                         'all three classes are needed, with that many breasts each')
     part, n_held = _parts(y, g, n_parts, seed), 3 if n_parts == 20 and not n_folds else 1
     split = np.where(part < n_held, 'test', np.where(part < 2*n_held, 'val', 'train'))
     if n_folds: # the held-out fold is the test set; 15 % of all, from the rest, choose the epoch

@@ -32,7 +32,8 @@ from .data import CLASSES, CLASS_COLORS, DENSITY, SIDES, DataSet, breasts, read_
 from .decode import NO_VIEW, image_problem, read_image, resize_area
 from .phantom import make_phantom
 from .roi import enhance
-from .runs import remove_leftovers, run_file, write_atomic
+from .guards import read_json, reading
+from .runs import check_digests, check_manifest, remove_leftovers, run_file, write_atomic
 from .settings import TensorConfig, resolve_protocol
 
 # %% ../nbs/02_tensorize.ipynb #92d72f4a
@@ -83,8 +84,8 @@ def tensor_settings(
 def read_tensor_settings(
     tensor_dir:str|Path, # folder of `tensorize`
 ) -> dict: # as from `tensor_settings`
-    "Read what the tensors of a folder were made of and with."
-    return json.loads((Path(tensor_dir)/'settings.json').read_text())
+    "Read what the tensors of a folder were made of and with; raise as `read_json`."
+    return read_json(Path(tensor_dir)/'settings.json', f'delete {tensor_dir} and run cesm_tensorize again')
 
 # %% ../nbs/02_tensorize.ipynb #2b6ca474
 def claim_folder(
@@ -347,10 +348,16 @@ def tensorize(
 def read_manifest(
     tensor_dir:str|Path, # folder of `tensorize`
 ) -> pd.DataFrame: # one row per breast; density '' where missing
-    "Read the list of tensors; raise ValueError where there is none."
-    path = run_file(tensor_dir, 'manifest')
+    "Read the list of tensors; raise ValueError, naming the line, where there is none or it is not as it was."
+    path, advice = run_file(tensor_dir, 'manifest'), 'run cesm_tensorize again'
     if not path.exists(): raise ValueError(f'{path} is absent: run cesm_tensorize first')
-    return pd.read_csv(path, dtype={'side': str}, keep_default_na=False, na_values={'age_years': ['']})
+    check_digests(tensor_dir, path.name)
+    with reading(path, 'table', advice) as file:
+        table = pd.read_csv(file, dtype={'side': str}, keep_default_na=False, na_values={'age_years': ['']})
+    absent = [c for c in _MANIFEST if c not in table]
+    if absent: raise ValueError(f'{path} has no column {absent}; expected {_MANIFEST}: {advice}')
+    check_manifest(table, path)
+    return table
 
 # %% ../nbs/02_tensorize.ipynb #7b9edcc7
 def plot_tensor(
@@ -387,9 +394,8 @@ def plot_tensor_sheet(
 def main(
     cfg:TensorConfig, # settings
 ):
-    "What `cesm_tensorize` does; raise SystemExit with a sentence where it cannot."
-    try: manifest = tensorize(cfg := prepare(cfg))
-    except (ValueError, OSError) as e: raise SystemExit(f'cesm_tensorize: {e}') from None
+    "What `cesm_tensorize` does; raise as `tensorize`."
+    manifest = tensorize(cfg := prepare(cfg))
     source = 'PHANTOM' if read_tensor_settings(cfg.tensor_dir)['phantom'] else 'real images'
     odd = len(pd.read_csv(Path(cfg.tensor_dir)/'problems.csv'))
     more = ': see problems.csv there' if odd else ''

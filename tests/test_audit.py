@@ -56,6 +56,7 @@ def test_page_of_a_phantom(phantom, tmp_path):
     verdict, controls, dom = in_browser(tmp_path/'out'/'index.html')
     mark, answer = verdict.split('. ')[:2]
     assert verdict in said and mark.startswith('PHANTOM') and answer in ('Yes', 'In part')
+    assert f'\n\nPHANTOM, page: {tmp_path}/out/index.html' in said
     truth = pd.read_csv(tmp_path/'out'/'controls.csv')
     assert sorted(controls) == sorted({'|'.join(row) for row in truth[['control', 'label', 'split_unit']].to_numpy()})
     assert 'PHANTOM' in dom and 'src="data:image/png' in dom and 'src="http' not in dom
@@ -77,9 +78,12 @@ def test_same_seed_same_bytes_without_images(phantom, tmp_path):
 def test_refusals(phantom, tmp_path):
     (tmp_path/'empty').mkdir()
     (tmp_path/'broken.csv').write_text('a,b\n1,2\n')
+    via = pd.read_csv(phantom/'Radiology_hand_drawn_segmentations_v2.csv', dtype=str)
+    via.assign(region_shape_attributes='{"name":"star"}').to_csv(tmp_path/'stars.csv', index=False)
     for args, says in [
             ((tmp_path/'empty',), 'lacks the annotation sheet'), ((phantom, '--regions', 'no.csv'), 'no.csv is absent'),
-            ((phantom, '--regions', tmp_path/'broken.csv'), 'has no column'), ((phantom, '--n-folds', 40), 'fewer than 40 folds')]:
+            ((phantom, '--regions', tmp_path/'broken.csv'), 'has no column'),
+            ((phantom, '--regions', tmp_path/'stars.csv'), 'but none that can be drawn, such as'), ((phantom, '--n-folds', 40), 'fewer than 40 folds')]:
         code, said = audit_here(*args, '--out', tmp_path/'out')
         assert code != 0 and 'cesm_audit: ' in said and says in said and 'Traceback' not in said, said
         assert not (tmp_path/'out').exists()

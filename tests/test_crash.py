@@ -1,4 +1,5 @@
-"Kill the tensoriser, fill its disk: what is left is whole, and a re-run completes it byte for byte."
+"Kill the tensoriser, fill the disk of every command: what is left is whole, and a re-run completes it byte for byte."
+import io
 import multiprocessing
 import os
 import random
@@ -7,16 +8,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 import cesm_nb.tensorize
+from cesm_nb import commands
+from cesm_nb.finished import export_run
+from cesm_nb.guards import one_way_out
 from cesm_nb.phantom import make_phantom
-from cesm_nb.settings import TensorConfig
+from cesm_nb.settings import TensorConfig, make_config
 from cesm_nb.tensorize import read_tensor, tensorize
+from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
 from mortal import die_at
 
@@ -133,3 +140,63 @@ def test_disk_full(cfg, tmp_path):
     finally: subprocess.run(['umount', disk], check=True, timeout=PATIENCE)
     tensorize(replace(cfg, tensor_dir=str(tmp_path/'roomy')))
     assert content(tmp_path/'roomy') == whole
+
+
+SMALL = dict(protocol='clinical', image_size=32, epochs=1, backbones='lcnet_035', device='cpu', mixed_precision='no', n_jobs=1)
+
+
+@pytest.fixture(scope='module')
+def finished(module_path):
+    "A small phantom and a run trained on it."
+    torch.set_num_threads(1) # threads of its own do not survive a fork
+    data = make_phantom(module_path/'small', n_patients=24, size_px=64, progress=False)
+    fit(make_config(SMALL | dict(data_root=str(data), run_dir=str(module_path/'finished'))))
+    return data, module_path/'finished'
+
+
+def export(words):
+    with one_way_out('cesm_export'): export_run(*words)
+
+
+def options(settings): return [w for k, v in settings.items() for w in ('--' + k.replace('_', '-'), str(v))]
+
+
+OUT = ('--out', 'out')
+WRITES = { # command -> (largest file in bytes, its words, given the data, a run and an image)
+    'tensorize': (9_000, lambda d, r, i: ['--data-root', d, '--run-dir', 'out', '--image-size', '32']),
+    'check': (9_000, lambda d, r, i: [d, *OUT]),
+    'audit': (20_000, lambda d, r, i: [d, *OUT, '--n-repeats', '1', '--n-trees', '2', '--n-folds', '3', '--n-draws', '9', '--n-jobs', '1']),
+    'phantom': (3_000, lambda d, r, i: ['--root', 'out', '--n-patients', '6', '--size-px', '64']),
+    'train': (99_000, lambda d, r, i: ['--data-root', d, '--run-dir', 'out', *options(SMALL)]),
+    'evaluate': (30_000, lambda d, r, i: [r, '--n-draws', '20', '--no-inside']),
+    'predict': (20_000, lambda d, r, i: [i, '--run', r, *OUT, '--anyway']),
+    'export': (99_000, lambda d, r, i: [r, 'out'])}
+
+
+def write_little(name, limit, words, ended):
+    "Run a command that may write no file larger than `limit`; how it ended."
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        try: (export if name == 'export' else getattr(commands, f'cesm_{name}'))(words)
+        except SystemExit as e: ended.put(str(e))
+        else: ended.put('')
+
+
+@pytest.mark.parametrize('name', WRITES)
+def test_no_command_leaves_a_file_half_written(finished, tmp_path, monkeypatch, name):
+    "A file cut by the limit is exactly as large as it: there is none, and one sentence says which could not be written."
+    data, run = finished
+    run = shutil.copytree(run, tmp_path/'run')
+    limit, words = WRITES[name]
+    image = next(f for f in sorted(data.glob('Subtracted*/*_CC.jpg')))
+    monkeypatch.chdir(tmp_path)
+    fork = multiprocessing.get_context('fork')
+    ended = fork.SimpleQueue()
+    child = fork.Process(target=write_little, args=(name, limit, list(map(str, words(data, run, image))), ended))
+    child.start()
+    child.join(PATIENCE)
+    end = ended.get() if child.exitcode == 0 else f'exit code {child.exitcode}'
+    assert end.startswith(f'cesm_{name}: ') and 'cannot write' in end and 'File too large' in end and '\n' not in end
+    files = [f for f in tmp_path.rglob('*') if f.is_file()]
+    assert [f for f in files if f.stat().st_size == limit or f.suffix == '.part'] == []
+    assert not [f for f in files if 'run' not in f.parts and f.stat().st_size > limit]

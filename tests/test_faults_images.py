@@ -282,6 +282,17 @@ def test_dropped_breasts_are_counted_in_a_line(data, tmp_path, capsys):
     assert f'1 of {n} breasts dropped: no file of their CM images' in lines[0] and f'1 of {n-1} breasts dropped: none of their images' in lines[1]
 
 
+def test_unused_images_in_a_folder_for_all_are_named(data):
+    all_images = data/'images'
+    all_images.mkdir()
+    for f in data.glob('* of CDD-CESM/*.jpg'): f.rename(all_images/f.name)
+    for d in data.glob('* of CDD-CESM'): d.rmdir()
+    before = kinds_of(data)
+    shutil.copy(a_view(data).path, all_images/'P99_L_CM_CC.jpg')
+    assert not [k for k in before.index if 'no row uses' in k]
+    assert kinds_of(data)['file that no row uses'] == ['P99_L_CM_CC.jpg']
+
+
 def keep(data, where):
     "Leave only some rows of the sheet."
     book = data/'Radiology-manual-annotations.xlsx'

@@ -1,6 +1,9 @@
 "Run folders that were altered, shared by two processes, or cut short by a full disk: refused in a sentence, never half-written."
+import signal
 import subprocess
 import sys
+
+import psutil
 
 from conftest import PATIENCE, ROOT
 
@@ -40,3 +43,28 @@ def test_a_sample_of_attacks(tmp_path):
     "All of them: python tools/attack.py"
     counts, bad = run_attacks(tmp_path, 12, 0)
     assert bad == [] and counts['refused'] >= 6, counts
+
+
+GRID = '''
+import os, signal, sys, threading
+from pathlib import Path
+from types import SimpleNamespace
+def wait(own, others, n_threads, notebook, parent):
+    (Path(own.tensor_dir)/f'{os.getpid()}.worker').touch()
+    if len(list(Path(own.tensor_dir).glob('*.worker'))) == 2: os.kill(parent, signal.SIGTERM)
+    threading.Event().wait(600)
+if __name__ == '__main__':
+    from cesm_nb import grids # workers need none of it
+    from cesm_nb.guards import one_way_out
+    grids.run_one, grids.tensorize, grids.os.cpu_count = wait, lambda cfg: None, lambda: 2
+    with one_way_out('cesm_grid'): grids.run_jobs([(SimpleNamespace(tensor_dir=sys.argv[1]), [])]*2, 2)
+'''
+
+
+def test_no_worker_of_a_grid_outlives_sigterm(tmp_path):
+    (tmp_path/'grid.py').write_text(GRID)
+    done = subprocess.run([sys.executable, tmp_path/'grid.py', tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    workers = [int(f.stem) for f in tmp_path.glob('*.worker')]
+    assert (done.returncode, len(workers)) == (128 + signal.SIGTERM, 2), done.stderr
+    assert 'cesm_grid: stopped' in done.stderr and 'Traceback' not in done.stderr
+    assert [w for w in workers if psutil.pid_exists(w) and psutil.Process(w).status() != psutil.STATUS_ZOMBIE] == []

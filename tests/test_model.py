@@ -118,7 +118,10 @@ def test_pushed_and_pulled(hub, tmp_path):
     pushed = sorted(f.name for f in (hub/'me'/'cesm').iterdir())
     assert pushed == ['README.md', 'config.json', 'model.safetensors']
     for name in pushed: assert (hub/'me'/'cesm'/name).read_bytes() == (tmp_path/'m'/name).read_bytes(), name
-    pulled = FourStream.from_pretrained('me/cesm')
+    for revision in (None, 'main', 'ab'*19):
+        with pytest.raises(ValueError, match='me/cesm is no folder here, and revision=.* is no commit'):
+            FourStream.from_pretrained('me/cesm', revision=revision)
+    pulled = FourStream.from_pretrained('me/cesm', revision='ab'*20)
     assert (pulled.facts, pulled.weights_source) == (FACTS, net.weights_source)
     with torch.no_grad(): assert torch.equal(pulled(breasts()), net(breasts()))
 
@@ -129,7 +132,8 @@ def test_no_pickle_from_the_hub(hub):
     net.push_to_hub('me/cesm')
     (hub/'me'/'cesm'/'model.safetensors').unlink()
     (hub/'me'/'cesm'/'pytorch_model.bin').write_bytes(b'not opened')
-    with pytest.raises(ValueError, match='is a pickle, which can hold code'): FourStream.from_pretrained('me/cesm')
+    with pytest.raises(ValueError, match='is a pickle, which can hold code'):
+        FourStream.from_pretrained('me/cesm', revision='ab'*20)
 
 
 def test_nothing_of_the_machine_is_pushed(hub, tmp_path):

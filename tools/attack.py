@@ -6,6 +6,7 @@ commands read with. `TRACEBACK`, `HANG` and `WRONG` (another result without a wo
 """
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -17,11 +18,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from cesm_nb.ask import open_member
 from cesm_nb.finished import predict_run
 from cesm_nb.guards import is_refusal
 from cesm_nb.phantom import make_phantom
-from cesm_nb.runs import Run
+from cesm_nb.runs import Run, read_parts
 from cesm_nb.settings import make_config
+from cesm_nb.tensorize import read_manifest
 from cesm_nb.train import fit
 
 TABLES = ('predictions.csv', 'history.csv', 'splits.csv', 'manifest.csv')
@@ -88,7 +91,7 @@ def attack(run, other, rng):
     "Alter one file of `run`; say which and how."
     tensors = sorted((run/'tensors').glob('*.pt'))
     files = [*(run/t for t in TABLES), run/'config.json', run/'status.json', run/'checkpoints'/'best.safetensors',
-             rng.choice(tensors), run/'tensors'/'settings.json']
+             rng.choice(tensors), run/'tensors'/'settings.json', run/'tensors'/'manifest.csv']
     path = rng.choice(files)
     how = rng.choice(['alter', 'alter', 'alter', 'swap', 'cut', 'delete'])
     if how == 'swap': shutil.copy(other/path.relative_to(run), path)
@@ -99,9 +102,27 @@ def attack(run, other, rng):
 
 
 def read(run):
-    "What the readers of a run give: its predictions as kept, and as predicted again."
-    kept = Run.open(run)
-    return kept.predictions, kept.history, predict_run(run, device='cpu')
+    """What evaluate, grid and predict read of a run: predictions as kept and as predicted again, lists, what cases need.
+    All is read in each attack, even where an earlier reader refuses; `refused` is what any reader refused."""
+    out, refused = [], None
+    for reader in READERS:
+        try: out.append([pd.json_normalize(r) if isinstance(r, dict) else r for r in reader(run)])
+        except Exception as e:
+            if not is_refusal(e): raise
+            out.append([])
+            refused = e
+    return out, refused
+
+
+def read_tensors(run):
+    "The list of a tensor folder is made anew before each use: it may differ, not end in a traceback."
+    read_manifest(run/'tensors')
+    return []
+
+
+READERS = (
+    lambda run: Run.open(run)[1:], lambda run: [predict_run(run, device='cpu')], lambda run: [read_parts(run)],
+    lambda run: [read_manifest(run)], lambda run: [open_member(run).preparation], read_tensors)
 
 
 def judge(run, before):
@@ -110,8 +131,10 @@ def judge(run, before):
     old = signal.signal(signal.SIGVTALRM, hang)
     signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S)
     try:
-        for now, was in zip(read(run), before): pd.testing.assert_frame_equal(now, was, rtol=1e-5, check_dtype=False)
-        return 'same', ''
+        results, refused = read(run)
+        for tables, kept in zip(results, before): # empty where the reader refused
+            for now, was in zip(tables, kept): pd.testing.assert_frame_equal(now, was, rtol=1e-5, check_dtype=False)
+        return ('refused', str(refused)) if refused else ('same', '')
     except Hang: return 'HANG', ''
     except AssertionError as e: return 'WRONG', str(e).splitlines()[0]
     except Exception as e: return ('refused' if is_refusal(e) else 'TRACEBACK'), f'{type(e).__name__}: {e}'
@@ -122,11 +145,13 @@ def judge(run, before):
 
 def run_attacks(folder, n, seed):
     "Counts by kind, and what must not be."
+    os.environ['TQDM_DISABLE'] = '1'
     torch.set_num_threads(1)
     one, other = make_runs(folder)
     shutil.move(one, folder/'kept')
     shutil.copytree(folder/'kept', one)
-    before, counts, bad = read(one), Counter(), []
+    (before, refused), counts, bad = read(one), Counter(), []
+    assert refused is None, refused
     for i in range(n):
         shutil.rmtree(one)
         shutil.copytree(folder/'kept', one, ignore=shutil.ignore_patterns('last'))

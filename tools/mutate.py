@@ -25,6 +25,7 @@ from PIL import Image
 
 from cesm_nb.check import main as check
 from cesm_nb.data import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
+from cesm_nb.guards import one_way_out
 from cesm_nb.phantom import make_phantom
 from cesm_nb.settings import TensorConfig
 from cesm_nb.tensorize import main as tensorize
@@ -195,8 +196,10 @@ def bounded():
 def attempt(command):
     "Run one command as its user would: '' where it works, or what ended it."
     try:
-        with bounded(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): command()
-    except SystemExit as e: return f'refused: {e}' if isinstance(e.code, str) and '\n' not in e.code else f'TRACEBACK: {e!r}'
+        with bounded(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), one_way_out('cesm_x'): command()
+    except SystemExit as e:
+        foreseen = isinstance(e.code, str) and '\n' not in e.code and 'unforeseen' not in e.code
+        return f'refused: {e}' if foreseen else f'TRACEBACK: {e!r}'
     except Hang: return 'HANG'
     except Exception as e: return f'TRACEBACK: {e!r}'
     return ''
