@@ -170,11 +170,8 @@ def write_inside(
     return Seen(pointing_table(games, n_draws), figures, pictures, notes)
 
 # %% ../nbs/05_eval_and_figures.ipynb #e12e48ac
-_BODY = '''<p class="lead"><strong>{{ banner }}</strong></p>
-<p>{{ facts }}</p>
+_BODY = '''<p class="lead"><strong>{{ banner }}</strong> {{ facts }}</p>
 {% for note in notes %}<p>Note: {{ note }}.</p>{% endfor %}
-{% for title, text, html in tables %}<h2>{{ title }}</h2><p>{{ text }}</p>
-<div class="wide">{{ html|safe }}</div>{% endfor %}
 <h2>Figures</h2><div class="figures">
 {% for title, data, wide in figures %}<figure{{ ' class=double' if wide }}>
 <img alt="{{ title }}" src="{{ data }}">
@@ -182,6 +179,8 @@ _BODY = '''<p class="lead"><strong>{{ banner }}</strong></p>
 {% for title, data, _ in pictures %}<h2>{{ title }}</h2>
 {% if not phantom %}<p><strong>Pictures of patients: this page stays with the data.</strong></p>
 {% endif %}<img alt="{{ title }}" src="{{ data }}">{% endfor %}
+{% for title, text, html in tables %}<h2>{{ title }}</h2><p>{{ text }}</p>
+<div class="wide">{{ html|safe }}</div>{% endfor %}
 <h2>Settings</h2><div class="wide">{{ settings|safe }}</div>'''
 
 # %% ../nbs/05_eval_and_figures.ipynb #885d01ff
