@@ -123,12 +123,12 @@ def test_links_of_all_pages_lead_somewhere(pages):
     dead = [(stem, href) for stem, page in pages.items() for href in hrefs(page)
             if not re.match(r'[a-z]+:|#', href)
             and not (ROOT/'nbs'/href.split('#')[0]).exists() and Path(href.split('#')[0]).stem not in names]
-    assert dead == [] and sum(len(hrefs(p)) for p in pages.values()) > 200
+    assert dead == [] and sum(len(hrefs(p)) for p in pages.values()) > 150
 
 
 def test_images_of_all_pages_say_what_they_show(pages):
     images = [(stem, i) for stem, page in pages.items() for i in BeautifulSoup(page, 'html.parser').select('main img')]
-    assert [stem for stem, i in images if not i.get('alt', '').strip()] == [] and len(images) > 80
+    assert [stem for stem, i in images if not i.get('alt', '').strip()] == [] and len(images) > 40
 
 
 def test_landing_page_shows_its_figure_within_400_words(pages):
@@ -221,15 +221,17 @@ def darken(page): return page.replace('(prefers-color-scheme: dark)', 'all')
 def on_paper(page): return page.replace('@media print', '@media all')
 
 
-def report_pages(folder):
+def report_pages(folder, monkeypatch):
     "One page of each command, small: what `cesm_check`, `cesm_audit` and `cesm_evaluate` write, in light, dark and print."
-    from cesm_nb.audit import AuditConfig, write_audit
+    from cesm_nb import audit
     from cesm_nb.check import write_report as write_check
     from cesm_nb.evaluate import write_report as write_scores
     from cesm_nb.phantom import make_phantom
-    data = make_phantom(folder/'phantom', 12, size_px=48, progress=False)
+    data = make_phantom(folder/'phantom', 6, size_px=64, progress=False)
     write_check(data, folder/'check')
-    write_audit(data, folder/'audit', cfg=AuditConfig(n_repeats=1, n_folds=2), progress=False)
+    published = pd.read_csv(ROOT/'results'/'audit'/'controls.csv') # forests would take longer than all other tests here
+    monkeypatch.setattr(audit, 'run_controls', lambda *given: published)
+    audit.write_audit(data, folder/'audit', progress=False)
     numbers = pd.DataFrame([[.123456]*14], columns=[f'a long name of column {i}' for i in range(14)])
     settings = dict(protocol='clinical', modality='CM', image_size=32, tensors='/'.join(['folder']*30))
     config = dict(settings=settings, switches=dict(split_unit='patient', roi_source='none'), phantom=True, weights_source='none')
@@ -240,7 +242,8 @@ def report_pages(folder):
 
 
 @pytest.fixture(scope='module')
-def reports(module_path): return report_pages(module_path)
+def reports(module_path):
+    with pytest.MonkeyPatch.context() as m: return report_pages(module_path, m)
 
 
 @pytest.fixture(scope='module')
