@@ -40,6 +40,8 @@ summary {cursor: pointer; font-weight: bold; padding: .3em 0}
 details ul {columns: 14em; font-size: 13px}
 @media print {details::details-content {content-visibility: visible} .wide {overflow: visible}
   body {max-width: none; font-size: 11pt} figure, tr, img {break-inside: avoid}
+  table {font-size: 7pt} td, th {padding: .1em .3em; overflow-wrap: anywhere}
+  td.n {white-space: normal}
   .lead {border: 1px solid}}'''
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
