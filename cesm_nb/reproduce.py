@@ -56,7 +56,7 @@ def read_settings(
     run_dir:str, # run folder; empty: named after data and protocol
     changes:list, # 'key=value', values as in YAML
 ) -> TrainConfig:
-    "Gather the settings of a run; raise ValueError, before it starts, where a key or value is wrong."
+    "Gather the settings of a run; raise ValueError early where a key or a value is wrong."
     root = find_checkout()
     file = root/'configs'/(f'{protocol}.yaml' if data else 'smoke.yaml')
     if not file.exists():
@@ -110,7 +110,7 @@ def reproduce(
     run_dir:str='', # empty: runs/<phantom or real>-<protocol>
     changes:list=(), # KEY=VALUE, fields of `TrainConfig`
 ):
-    "Run the chapters, print the table; raise ValueError, OSError or papermill's error if one stops."
+    "Run the chapters, print the table; raise ValueError, OSError or papermill's error on a stop."
     cfg = prepare(read_settings(data, protocol, run_dir, changes))
     folders = {k: str(Path(getattr(cfg, k)).resolve()) for k in ('run_dir', 'tensor_dir')}
     cfg = replace(cfg, **folders)

@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stdout
 from json import dumps, loads
 from pathlib import Path
+from unittest.mock import patch
 
 fence_re = re.compile(r'^```.*?^```', re.M | re.S)
 link_re = re.compile(r'\[(`[^`\n]+`)\]\(https?://[^)\s]+\)')
@@ -21,10 +22,10 @@ def processed(
     from execnb.nbio import dict2nb, nb2str
     from nbdev.process import NBProcessor
     from nbdev.processors import FilterDefaults, exec_show_docs
-    os.environ['IN_TEST'] = '1' # as nbdev does: an `nbdev_export()` cell must not write
     nb = dict2nb(loads(text))
     nb.path_ = 'page.ipynb' # Quarto does not tell the name, nbdev's front matter wants one ...
-    with redirect_stdout(sys.stderr):
+    # as nbdev does: an `nbdev_export()` cell must not write
+    with redirect_stdout(sys.stderr), patch.dict(os.environ, IN_TEST='1'):
         procs = [p for p in FilterDefaults().procs() if execute or p is not exec_show_docs]
         NBProcessor(nb=nb, procs=procs).process()
     front = nb.cells[0]
