@@ -104,7 +104,9 @@ def find_problems(
 LOOKED_FOR = (
     'image cannot be used', 'same pixels under two names', 'breast on the other side', 'region skipped', 'negative',
     'blank', 'implausibly small')
-_BODY = '''<p class="lead">{% if phantom %}PHANTOM: made-up images, evidence of nothing.
+_BODY = '''<p class="lead">{% if groups %}Kinds of problems found: {{ groups|length }}.
+{%- else %}No problem found.{% endif %} {% if phantom %}
+PHANTOM: made-up images, evidence of nothing.
 {% else %}Names and pictures of patients: this page stays with the data.{% endif %}
 DM is low energy, CM subtracted.</p>
 <h2>Problems</h2>{% if clean %}<p>Looked for and not found: {{ clean|join(', ') }}.</p>{% endif %}

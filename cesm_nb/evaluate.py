@@ -26,9 +26,10 @@ from .inside import look_inside, plot_attention, plot_examples, pointing_table
 from .intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
 from .report import embed, fill_in, make_page
 from .runs import Run, pool_tests, write_atomic
-from .tables import (
+from cesm_nb.tables import (
     LEAST_BREASTS, banner, compare_paired, compare_runs, describe_breasts, forest_rows,
-    per_class_table, points_table, subgroup_table, table_1, table_2, to_markdown, write_table)
+    per_class_table, points_table, subgroup_table, table_1, table_2, to_markdown, with_interval,
+    write_table)
 
 # %% ../nbs/05_eval_and_figures.ipynb #8b0ccafc
 _KINDS = ('sensitivity', 'specificity')
@@ -48,7 +49,8 @@ def _score_otherwise(test, columns, suffix, like, why, n_draws):
         out = interval_table(label, test[columns].to_numpy(), who, n_draws).loc[names]
     worse = known and out.value['log_loss'] > like.value['log_loss']
     if suffix == 'scaled' and worse:
-        out['note'] = 'scaling raises the log loss of these breasts: prefer probabilities as predicted'
+        out['note'] = ('scaling raises the log loss of these breasts: '
+                       'prefer probabilities as predicted')
     return out.rename(index=f'{{}}_{suffix}'.format)
 
 def _score_folds(test, like, n_draws):
@@ -166,15 +168,14 @@ def write_inside(
         plt.close(ax.figure)
     else: notes.append('attention is left out: the model has none')
     games = pd.concat([f.games for f in found], ignore_index=True)
-    if games.empty: return Seen(games, figures, pictures, [*notes, found[0].note or 'no region to point at'])
+    if games.empty:
+        notes = [*notes, found[0].note or 'no region to point at']
+        return Seen(games, figures, pictures, notes)
     return Seen(pointing_table(games, n_draws), figures, pictures, notes)
 
 # %% ../nbs/05_eval_and_figures.ipynb #e12e48ac
-_BODY = '''<p class="lead"><strong>{{ banner }}</strong></p>
-<p>{{ facts }}</p>
+_BODY = '''<p class="lead"><strong>{{ banner }}</strong> {{ facts }}</p>
 {% for note in notes %}<p>Note: {{ note }}.</p>{% endfor %}
-{% for title, text, html in tables %}<h2>{{ title }}</h2><p>{{ text }}</p>
-<div class="wide">{{ html|safe }}</div>{% endfor %}
 <h2>Figures</h2><div class="figures">
 {% for title, data, wide in figures %}<figure{{ ' class=double' if wide }}>
 <img alt="{{ title }}" src="{{ data }}">
@@ -182,6 +183,8 @@ _BODY = '''<p class="lead"><strong>{{ banner }}</strong></p>
 {% for title, data, _ in pictures %}<h2>{{ title }}</h2>
 {% if not phantom %}<p><strong>Pictures of patients: this page stays with the data.</strong></p>
 {% endif %}<img alt="{{ title }}" src="{{ data }}">{% endfor %}
+{% for title, text, html in tables %}<h2>{{ title }}</h2><p>{{ text }}</p>
+<div class="wide">{{ html|safe }}</div>{% endfor %}
 <h2>Settings</h2><div class="wide">{{ settings|safe }}</div>'''
 
 # %% ../nbs/05_eval_and_figures.ipynb #885d01ff
@@ -266,34 +269,39 @@ def _tables(scores, test, config, chosen, groups, seen):
     "All tables of a run: file name -> (title, sentence, table)."
     n = f'{len(test)} breasts of {test.patient_id.nunique()} women'
     out = dict(
-        table1=('Table 1', f"The paper's scores beside this run's, {n}; under them two questions of "
-                'two classes', table_1(scores, test)),
+        table1=('Table 1', f"The paper's scores beside this run's, {n}; under them two questions "
+                'of two classes', table_1(scores, test)),
         table2=('Table 2', "The paper's literature and this run; what is not said cannot be "
                 'compared', table_2({config['settings']['protocol']: (config, scores, test)})),
         per_class=('Classes', 'Each class against the rest, value [95 % interval]',
                    per_class_table(scores)),
-        points=('Operating points', 'Thresholds on the probability of a malignant lesion, chosen on '
-                f"{chosen['n_val']} validation breasts, and what they deliver on the test breasts",
+        points=('Operating points', 'Thresholds on the probability of a malignant lesion, chosen '
+                f"on {chosen['n_val']} validation breasts, and what they deliver on test breasts",
                 points_table(scores, chosen, POINTS)),
         metrics=('All scores', f'95 % intervals draw women; {n}; wilson takes breasts as '
                  'independent; _scaled: after temperature scaling; _prevalence: class shares '
                  'of the training breasts as forecast; _at_sens90, _at_spec90: threshold of 90 % '
-                 'sensitivity or specificity on validation; calibration: malignant against the rest',
-                 scores))
+                 'sensitivity or specificity on validation; calibration: malignant against the '
+                 'rest', scores))
     if len(groups): out['subgroups'] = (
         'Subgroups', f'Fewer than {LEAST_BREASTS} breasts are counted and not scored', groups)
     if len(seen.table): out['pointing'] = (
         'Pointing game', 'How often the hottest point of a map is in a hand-drawn region, and how '
-        'much more often than random weights, the brightest spot and the centre of the breast are', seen.table)
+        'much more often than random weights, the brightest spot and the centre of the breast are',
+        seen.table)
     return out
 
 # %% ../nbs/05_eval_and_figures.ipynb #ba4e7f91
+_SUMMARY = {'Accuracy': 'accuracy', 'macro AUC': 'auc'}
+
 def _note_scaling(chosen, scores):
     "Say what came of temperature scaling."
     if not chosen['n_val']: return 'no temperature: there is no validation breast to fit it on'
-    fitted = f"temperature {chosen['temperature']:.2f} fitted on {chosen['n_val']} validation breasts"
+    heat, n = chosen['temperature'], chosen['n_val']
+    fitted = f'temperature {heat:.2f} fitted on {n} validation breasts'
     if not chosen['scaled']: return (
-        f'{fitted} does not lower their log loss by cross-validation: probabilities stay as predicted')
+        f'{fitted} does not lower their log loss by cross-validation: '
+        'probabilities stay as predicted')
     if scores.note['log_loss_scaled'].startswith('scaling raises'): return (
         f'{fitted} raises the log loss of the test breasts: prefer probabilities as predicted')
     return f'{fitted} lowers their log loss by cross-validation, and that of the test breasts'
@@ -322,12 +330,14 @@ def evaluate(
     said = dict(
         banner=banner(config), phantom=config['phantom'], runs=len(runs), n_breasts=len(test),
         n_draws=n_draws, n_patients=test.patient_id.nunique(), best_epochs=best, chosen=chosen,
-        notes=[*notes, scaling], scores=json.loads(scores.to_json(orient='index', double_precision=15)))
+        notes=[*notes, scaling],
+        scores=json.loads(scores.to_json(orient='index', double_precision=15)))
     write_atomic(out/'metrics.json', json.dumps(said, indent=1).encode())
     shown = {title: (text, table) for title, text, table in tables.values()}
+    found = [f'{k} {with_interval(scores.loc[m])}' for k, m in _SUMMARY.items()]
     facts = (
-        f"{len(test)} test breasts of {said['n_patients']} women; {len(runs)} run(s); selected "
-        f"epoch {', '.join(map(str, best))}; {scaling}")
+        f"{'; '.join(found)}. {len(test)} test breasts of {said['n_patients']} women; "
+        f"{len(runs)} run(s); selected epoch {', '.join(map(str, best))}; {scaling}")
     report = write_report(out, config, facts, shown, figures, seen.pictures, notes)
     return Evaluation(
         config=config, scores=scores, table=shown['Table 1'][1], test=test, tables=shown,

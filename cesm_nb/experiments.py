@@ -32,11 +32,11 @@ def _rename_backbones(text, base, changes):
 
 def read_grid(
     path:Path, # YAML file
-    changes:dict, # settings for all variants; other backbones replace the file's own wherever they stand in it
+    changes:dict, # settings for all variants; other backbones replace the file's own in each place
     seeds:tuple=(), # empty: those of the file
     n_folds:int=0, # 0: that of the file
 ) -> Grid:
-    "Read a grid with what a command changes; raise ValueError as `make_grid` does, naming the file."
+    "Read a grid as a command changes it; raise ValueError as `make_grid` does, naming the file."
     with reading(path, 'grid', 'see configs/primary.yaml for one') as file:
         text = file.read_text('utf-8')
         content = yaml.safe_load(text)
@@ -46,7 +46,8 @@ def read_grid(
         text = _rename_backbones(text, content['base'], changes)
         content = yaml.safe_load(text)
         content['base'] |= changes
-        return make_grid(content | {k: v for k, v in [('seeds', list(seeds)), ('n_folds', n_folds)] if v})
+        given = dict(seeds=list(seeds), n_folds=n_folds)
+        return make_grid(content | {k: v for k, v in given.items() if v})
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
 # %% ../nbs/05n_experiments.ipynb #0a6d0ffe
@@ -58,8 +59,10 @@ def write_command(
     n_folds:int=0, # 0: as the file says
 ) -> str: # the command
     "Write down what makes the results of a grid."
-    changes = [f'{k}={Path(v).name if k == "weights_dir" else v}' for k, v in (s.split('=', 1) for s in words)]
-    command = ['cesm_grid', f'configs/{name}.yaml', '--data', data.name, '--seeds', *map(str, seeds)]
+    pairs = [s.split('=', 1) for s in words]
+    changes = [f'{k}={Path(v).name if k == "weights_dir" else v}' for k, v in pairs]
+    command = ['cesm_grid', f'configs/{name}.yaml', '--data', data.name]
+    command += ['--seeds', *map(str, seeds)]
     if n_folds: command += ['--folds', str(n_folds)]
     return ' '.join(command + (['--set', *changes] if changes else []))
 
@@ -81,7 +84,7 @@ def train_missing(
     jobs:list, # from `queue_jobs`
     n_jobs:int=1, # runs at the same time, which share the cores
     dask:str='', # scheduler of a cluster that sees the same folders
-    notebook:str|Path='', # chapter 04, executed by papermill; empty: the training is called directly
+    notebook:str|Path='', # chapter 04, executed by papermill; empty: training is called directly
 ):
     "Make what is missing."
     with ExitStack() as stack:
@@ -114,7 +117,8 @@ def main(
 ):
     "What `cesm_grid` does; raise SystemExit with a sentence where it cannot."
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    runs, data = (o.runs or find_checkout()/'runs'/'grids').resolve(), o.data.resolve() # a notebook runs elsewhere
+    runs = (o.runs or find_checkout()/'runs'/'grids').resolve() # a notebook runs elsewhere
+    data = o.data.resolve()
     out, changes = o.out or find_checkout()/'results', read_changes(o.set)
     make_config(changes) # a name that is wrong there is none of a grid's
     grids = {f.stem: read_grid(f, changes, o.seeds or (), o.folds or 0) for f in o.grids}

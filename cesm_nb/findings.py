@@ -116,10 +116,10 @@ def say_reach(
     r, n = t.loc[key], found['settings']['n_patients']
     women, seed = r.se_women**2, r.seeds*r.se_seeds**2
     one, three, ten = (f'{detectable(women, seed, n, k):.3f}' for k in (1, 3, 10))
-    return (f"{'PHANTOM. ' if found['settings']['phantom'] else ''}A comparison of this size finds a "
-            f'true difference of macro AUC in 80 of 100 repeats if it is {three} or more with three '
-            f'seeds of each model, {ten} with ten; with a single seed {one}, and only for somebody '
-            'who knows how much seeds differ.')
+    mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
+    return (f'{mark}A comparison of this size finds a true difference of macro AUC in 80 of 100 '
+            f'repeats if it is {three} or more with three seeds of each model, {ten} with ten; '
+            f'with a single seed {one}, and only for somebody who knows how much seeds differ.')
 
 # %% ../nbs/05l_findings.ipynb #4f413978
 DRAWN, NOT_DRAWN = 'somebody draws the regions first', 'nobody draws anything'
@@ -183,9 +183,10 @@ def say_finding(
     cells = {v: with_interval(variants.loc[(v, 'auc')]) for v in ('regions', 'clinical')}
     own = with_interval(repeated['summary'].loc['paper'].set_index('score').loc['auc'])
     phantom = any(f['settings']['phantom'] for f in (repeated, primary))
-    return (f"{'PHANTOM. ' if phantom else ''}**An AUC like the published {PAPER['auc']:.4f} needs a "
-            'radiologist who first marks the lesions of the breast that is to be classified.** '
-            f'Trained as the paper describes, the network reaches {own}, and {cells["regions"]} on women '
-            f'it has never seen. When nobody draws, the same network reaches {cells["clinical"]} on the '
-            'same women. Nine numbers about the outlines, without a single pixel, reach '
+    return (f"{'PHANTOM. ' if phantom else ''}**An AUC like the published {PAPER['auc']:.4f} needs "
+            'a radiologist who first marks the lesions of the breast that is to be classified.** '
+            f'Trained as the paper describes, the network reaches {own}, and {cells["regions"]} on '
+            'women it has never seen. When nobody draws, the same network reaches '
+            f'{cells["clinical"]} on the same women. Nine numbers about the outlines, without a '
+            'single pixel, reach '
             f'{with_interval(control.loc["auc"])}.')

@@ -15,29 +15,43 @@ from jinja2 import Environment
 
 # %% ../nbs/00i_report.ipynb #dbbc14de
 _STYLE = '''
-:root {color-scheme: light dark; --line: #ddd; --mark: #e3eef7; --phantom: #fbe3d6}
-@media (prefers-color-scheme: dark) {:root {--line: #444; --mark: #1d3244; --phantom: #4a2a1a}}
-body {font: 16px/1.5 sans-serif; max-width: 1180px; margin: 1.5em auto; padding: 0 1em}
-h2 {margin-top: 2em; border-bottom: 2px solid #0072B2}
+:root {color-scheme: light dark; --paper: #fff; --ink: #1b1f23; --line: #ddd; --mark: #e3eef7;
+  --phantom: #fbe3d6}
+@media (prefers-color-scheme: dark) {:root {--paper: #15191d; --ink: #e4e7ea; --line: #444;
+  --mark: #1d3244; --phantom: #4a2a1a}}
+@media print {:root {--paper: #fff; --ink: #000; --line: #bbb; --mark: #fff; --phantom: #fff}}
+body {font: 16px/1.5 sans-serif; max-width: 1180px; margin: 1.5em auto; padding: 0 1em;
+  background: var(--paper); color: var(--ink); overflow-wrap: break-word}
+h2 {margin-top: 2em; border-bottom: 2px solid #0072B2} a {color: inherit}
 table {border-collapse: collapse; font-size: 14px; margin: .5em 0}
 td, th {padding: .2em .7em; border-bottom: 1px solid var(--line); text-align: left}
 td {font-variant-numeric: tabular-nums} td.n {text-align: right; white-space: nowrap}
-.wide {overflow-x: auto} .lead {padding: .6em 1em; background: var(--mark)}
-.phantom .lead {background: var(--phantom)}
+.wide {overflow-x: auto; background: linear-gradient(to left, var(--paper) 30%, transparent)
+  right / 2rem 100% no-repeat local, linear-gradient(to left, #7f7f7f80, transparent)
+  right / .7rem 100% no-repeat scroll}
+.wide::-webkit-scrollbar {height: 8px}
+.wide::-webkit-scrollbar-thumb {background: #7f7f7f99; border-radius: 4px}
+.lead {padding: .6em 1em; background: var(--mark)} .phantom .lead {background: var(--phantom)}
 .figures {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr));
   gap: 1.5em}
 figure {margin: 0} figure.double {grid-column: 1 / -1}
 img {max-width: 100%; background: white} figcaption {font-size: 14px; opacity: .8}
 summary {cursor: pointer; font-weight: bold; padding: .3em 0}
 details ul {columns: 14em; font-size: 13px}
-@media print {details > * {display: block} body {max-width: none}}'''
+@media print {details::details-content {content-visibility: visible} .wide {overflow: visible}
+  body {max-width: none; font-size: 11pt} figure, tr, img {break-inside: avoid}
+  table {font-size: 7pt} td, th {padding: .1em .3em; overflow-wrap: anywhere}
+  td.n {white-space: normal}
+  .lead {border: 1px solid}}'''
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<meta name="viewport" content="width=device-width"><style>{{ style|safe }}</style></head>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{{ style|safe }}</style></head>
 <body{% if phantom %} class="phantom"{% endif %}>
 <h1>{{ heading }}</h1>
 {{ body|safe }}
 </body></html>'''
+_LEAD = '<p class="lead"'
 
 # %% ../nbs/00i_report.ipynb #a084044f
 @cache
@@ -53,10 +67,14 @@ def fill_in(
 def make_page(
     title:str, # of the browser's tab
     heading:str, # above all
-    body:str, # HTML, from `fill_in`
+    body:str, # HTML, from `fill_in`; its first paragraph, of class `lead`, says what was found
     phantom:bool=False, # True colours the first paragraph as a warning
 ) -> bytes: # HTML in UTF-8
-    "Put the pieces of a page together."
+    "Put the pieces of a page together; raise ValueError where no summary stands first."
+    first = body.partition('</p>')[0]
+    if not first.startswith(_LEAD) or (phantom and 'PHANTOM' not in first):
+        raise ValueError(f'page "{title}" starts with {body[:40]!r}, not with {_LEAD} and its'
+                         ' summary, and PHANTOM where it is of one: put these first')
     page = fill_in(_PAGE, title=title, heading=heading, body=body, phantom=phantom, style=_STYLE)
     return page.encode()
 

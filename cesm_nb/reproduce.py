@@ -26,11 +26,13 @@ from .train import check_config
 CHAPTERS = ('00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures')
 
 def find_checkout() -> Path: # the folder that holds `nbs/` and `configs/`
-    "Look in the working folder, above it, and where this package lies; raise ValueError where there is none."
+    "Look in the working folder, above it, and beside this package; raise ValueError where none is."
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
-        if (folder/'nbs'/f'{CHAPTERS[3]}.ipynb').is_file() and (folder/'configs').is_dir(): return folder
-    raise ValueError(f'no notebooks at or above {here}: clone the repository and run the command there')
+        notebook = folder/'nbs'/f'{CHAPTERS[3]}.ipynb'
+        if notebook.is_file() and (folder/'configs').is_dir(): return folder
+    raise ValueError(
+        f'no notebooks at or above {here}: clone the repository and run the command there')
 
 # %% ../nbs/05m_reproduce.ipynb #e83bd4c2
 def read_changes(
@@ -43,7 +45,8 @@ def read_changes(
         if not equals: raise ValueError(f'{word!r} is no setting: write KEY=VALUE')
         number = re.fullmatch(r'[-+]?[\d.]+e[-+]?\d+', text) # YAML takes 1e-4 for text
         try: out[key] = float(text) if number else yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as e: raise ValueError(f'{word!r} has no value that YAML reads: quote it') from e
+        except (yaml.YAMLError, ValueError) as e:
+            raise ValueError(f'{word!r} has no value that YAML reads: quote it') from e
     return out
 
 # %% ../nbs/05m_reproduce.ipynb #cbc9b457
@@ -53,12 +56,14 @@ def read_settings(
     run_dir:str, # run folder; empty: named after data and protocol
     changes:list, # 'key=value', values as in YAML
 ) -> TrainConfig:
-    "Gather the settings of a run; raise ValueError where a key is unknown or a value cannot serve, before anything runs."
+    "Gather the settings of a run; raise ValueError early where a key or a value is wrong."
     root = find_checkout()
     file = root/'configs'/(f'{protocol}.yaml' if data else 'smoke.yaml')
-    if not file.exists(): raise ValueError(f"protocol {protocol!r} has no {file}: use 'paper' or 'clinical'")
+    if not file.exists():
+        raise ValueError(f"protocol {protocol!r} has no {file}: use 'paper' or 'clinical'")
     run_dir = run_dir or root/'runs'/f"{'real' if data else 'phantom'}-{protocol}"
-    with reading(file, 'mapping of settings', 'restore it from the repository'): known = dict(yaml.safe_load(file.read_text('utf-8')))
+    with reading(file, 'mapping of settings', 'restore it from the repository'):
+        known = dict(yaml.safe_load(file.read_text('utf-8')))
     settings = known | dict(
         protocol=protocol, data_root=str(Path(data).expanduser().resolve()) if data else '',
         run_dir=str(Path(run_dir).resolve()))
@@ -78,11 +83,14 @@ def run_chapter(
     root = find_checkout()
     notebook = root/'nbs'/f'{name}.ipynb'
     known = pm.inspect_notebook(str(notebook))
-    if not known: raise ValueError(f'{notebook} has no cell tagged `parameters`: papermill would run it with its defaults')
+    if not known:
+        raise ValueError(f'{notebook} has no cell tagged `parameters`: '
+                         'papermill would run it with its defaults')
     settings = {k: v for k, v in asdict(cfg).items() if k in known}
     live = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if name.startswith('04') else {}
-    pm.execute_notebook(str(notebook), str(out), settings, cwd=str(root), kernel_name='python3', progress_bar=False,
-                        extra_arguments=['--log-level=40'], **live)
+    pm.execute_notebook(
+        str(notebook), str(out), settings, cwd=str(root), kernel_name='python3', progress_bar=False,
+        extra_arguments=['--log-level=40'], **live)
 
 # %% ../nbs/05m_reproduce.ipynb #e3988c8c
 def show_table(
@@ -90,7 +98,8 @@ def show_table(
 ) -> str: # several lines of text
     "Table 1 as chapter 05 wrote it, what it is worth, and where the rest is."
     line = f"*** {banner(read_config(run_dir))} ***"
-    with reading(run_dir/'tables'/'table1.csv', 'table', 'run cesm_evaluate again') as f: table = to_markdown(pd.read_csv(f, index_col=0))
+    with reading(run_dir/'tables'/'table1.csv', 'table', 'run cesm_evaluate again') as f:
+        table = to_markdown(pd.read_csv(f, index_col=0))
     figures = [f'figure: {f}' for f in sorted((run_dir/'figures').glob('*.png'))]
     return '\n'.join([line, table, line, *figures, f"report: {run_dir/'report.html'}"])
 
@@ -101,7 +110,7 @@ def reproduce(
     run_dir:str='', # empty: runs/<phantom or real>-<protocol>
     changes:list=(), # KEY=VALUE, fields of `TrainConfig`
 ):
-    "Run the chapters and print the table; raise ValueError, OSError or papermill's error where one stops."
+    "Run the chapters, print the table; raise ValueError, OSError or papermill's error on a stop."
     cfg = prepare(read_settings(data, protocol, run_dir, changes))
     folders = {k: str(Path(getattr(cfg, k)).resolve()) for k in ('run_dir', 'tensor_dir')}
     cfg = replace(cfg, **folders)
@@ -128,5 +137,8 @@ def main(
     logging.getLogger('papermill').setLevel(logging.ERROR)
     try: reproduce(data, protocol, run_dir, changes)
     except PapermillExecutionError as e:
-        raise SystemExit(f'chapter stopped: {e.ename}: {e.evalue}\nits notebook is in the run folder') from None
-    except DeadKernelError: raise SystemExit('cesm_reproduce: the process of a chapter has died, for want of memory or by a signal') from None
+        raise SystemExit(f'chapter stopped: {e.ename}: {e.evalue}\n'
+                         'its notebook is in the run folder') from None
+    except DeadKernelError:
+        raise SystemExit('cesm_reproduce: the process of a chapter has died, '
+                         'for want of memory or by a signal') from None

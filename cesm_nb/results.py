@@ -101,7 +101,7 @@ def _describe_variants(runs, configs, done):
     for p, c in zip(runs, configs):
         out[p.variant] = dict(
             seeds=list(done[p.variant]), settings=_without_paths(c['settings']),
-            switches=c['switches'], weights_source=c['weights_source'], weights=digest_weights(p.cfg))
+            **{k: c[k] for k in ('switches', 'weights_source')}, weights=digest_weights(p.cfg))
     each = [v['settings'] for v in out.values()]
     shared = {k: v for k, v in each[0].items() if all(s[k] == v for s in each)}
     for v in out.values():

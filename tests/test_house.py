@@ -70,8 +70,8 @@ def test_rooms_keep_their_size():
 
 
 LONG = { # modules that still have exported lines over 100 columns; the list only shrinks
-    'data', 'tensorize', 'roi', 'phantom', 'check', 'audit', 'commands', 'splits', 'reproduce', 'anatomy', 'runs', 'evaluate',
-    'grids', 'experiments', 'results', 'findings', 'train', 'settings', 'batches', 'decode', 'dicom', 'finished', 'guards', 'shapes', 'sheets'}
+    'data', 'tensorize', 'roi', 'phantom', 'check', 'audit', 'commands', 'splits', 'anatomy', 'runs',
+    'grids', 'train', 'settings', 'batches', 'decode', 'dicom', 'finished', 'guards', 'shapes', 'sheets'}
 
 
 def long_lines(module):

@@ -1,28 +1,81 @@
-"Quarto's `ipynb-filters` hook: let a plain `quarto render` at the root read our notebooks."
+"Quarto's `ipynb-filters` hook: let a plain `quarto render` at the root read our notebooks, and tidy what nbdev makes of them."
+import ast
 import os
+import re
 import sys
 from contextlib import redirect_stdout
-from json import loads
+from json import dumps, loads
 from pathlib import Path
+from unittest.mock import patch
+
+fence_re = re.compile(r'^```.*?^```', re.M | re.S)
+link_re = re.compile(r'\[(`[^`\n]+`)\]\(https?://[^)\s]+\)')
+badge_re = re.compile(r'\[!\[[^\]]*\]\(\S+badge\S*\)\]\(\S+\)')
+test_re = re.compile(r'(?:test_\w+|assert_\w+)$')
 
 
 def processed(
     text:str, # notebook as JSON, directives and all
+    execute:bool=True, # False leaves signatures out, which need the exported cells to run
 ) -> str: # the same notebook after nbdev's own documentation filters
     "Apply `FilterDefaults` to the notebook in `text`."
     from execnb.nbio import dict2nb, nb2str
-    from nbdev.processors import FilterDefaults
-    os.environ['IN_TEST'] = '1' # as nbdev does: an `nbdev_export()` cell must not write
+    from nbdev.process import NBProcessor
+    from nbdev.processors import FilterDefaults, exec_show_docs
     nb = dict2nb(loads(text))
     nb.path_ = 'page.ipynb' # Quarto does not tell the name, nbdev's front matter wants one ...
-    with redirect_stdout(sys.stderr):
-        FilterDefaults()(nb)
+    # as nbdev does: an `nbdev_export()` cell must not write
+    with redirect_stdout(sys.stderr), patch.dict(os.environ, IN_TEST='1'):
+        procs = [p for p in FilterDefaults().procs() if execute or p is not exec_show_docs]
+        NBProcessor(nb=nb, procs=procs).process()
     front = nb.cells[0]
     front.source = front.source.replace('output-file: page.html\n', '') # ... and writes it down
     return nb2str(nb)
 
 
+def joined(text) -> str:
+    "Text of a notebook, which may be a list of lines."
+    return text if isinstance(text, str) else ''.join(text)
+
+
+def unlink(text:str) -> str:
+    "Take the links out of code blocks, where they show as they are written."
+    return fence_re.sub(lambda block: link_re.sub(r'\1', block[0]), text)
+
+
+def is_test(cell:dict) -> bool:
+    "Does a cell end in an assertion and show nothing?"
+    try: body = ast.parse(joined(cell['source'])).body
+    except SyntaxError: return False # a cell with magics
+    if cell.get('outputs') or not body: return False
+    last = body[-1]
+    if isinstance(last, (ast.With, ast.For)): last = last.body[-1]
+    call = last.value.func if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) else None
+    return isinstance(last, ast.Assert) or bool(test_re.match(getattr(call, 'id', getattr(call, 'attr', ''))))
+
+
+def fold(cell:dict):
+    "Fold the code of a test or a figure, unless the cell says how to show it."
+    source = joined(cell['source'])
+    if re.search(r'^#\|\s*(echo|code-fold|include)\s*:', source, re.M): return
+    what = 'Code of the figure' if re.search(r'^#\|\s*label:\s*fig-', source, re.M) else 'Test' if is_test(cell) else ''
+    if what: cell['source'] = f'#| code-fold: true\n#| code-summary: "{what}"\n{source}'
+
+
+def tidied(
+    text:str, # notebook as JSON, after nbdev's filters
+) -> str: # as Quarto should have it
+    "Take links out of signatures, fold tests and plots, and keep a badge from becoming a figure with a caption."
+    nb = loads(text)
+    for cell in nb['cells']:
+        if cell['cell_type'] == 'code': fold(cell)
+        elif badge_re.fullmatch(joined(cell['source']).strip()): cell['source'] = joined(cell['source']).strip() + '&nbsp;'
+        for data in [o['data'] for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})]:
+            data['text/markdown'] = unlink(joined(data['text/markdown']))
+    return dumps(nb, ensure_ascii=False)
+
+
 if __name__ == '__main__':
     text = sys.stdin.read()
     in_proc = '_proc' in Path.cwd().parts # nbdev has been here already
-    sys.stdout.write(text if in_proc else processed(text))
+    sys.stdout.write(tidied(text if in_proc else processed(text)))

@@ -1,0 +1,298 @@
+"""The site as its readers meet it: order of reading, landing page, links, alt texts and widths.
+
+Quarto is not needed: nbdev's filters run without the notebooks' code, and mistune writes the pages. Where `_docs/` holds a
+site that Quarto has built, the same tests read its pages.
+"""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import escape, unescape
+from pathlib import Path
+
+import mistune
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+from conftest import PATIENCE, ROOT
+
+sys.path.insert(0, str(ROOT/'tools'))
+from check_docs import option_re  # noqa: E402
+from quarto_filter import joined, processed, tidied  # noqa: E402
+
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+BUILT = ROOT/'_docs' # by `nbdev_docs`, where Quarto is there
+BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
+IN_BROWSER = 'index', '06a_ladder', '05_eval_and_figures', '06c_open_points', '00a_settings', 'quickstart'
+WIDTHS = 390, 718, 1280 # a phone, A4 on paper, a screen
+SECTIONS = ['Finding', 'Use it', 'Pipeline', 'Library']
+# file names that the paper's pipeline fixed before their modules had names
+OTHER_NAME = {'01_roi_clahe': 'roi', '04_train_colab_t4': 'train', '05_eval_and_figures': 'evaluate', '06_leakage_audit': 'audit'}
+to_html = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
+# of Quarto's cosmo theme, what decides widths
+THEME = '''body {margin: 0; font: 17px/1.5 sans-serif} main {max-width: 800px; margin: auto; padding: 0 16px}
+td, th {padding: .5rem; text-align: left} figure {margin: 1em 0}'''
+
+
+def show_output(output, options):
+    "A stored output as HTML."
+    data = {k: joined(v) for k, v in output.get('data', {}).items() if isinstance(v, (str, list))}
+    alt, caption = options.get('fig-alt', ''), options.get('fig-cap', options.get('tbl-cap', ''))
+    if 'image/png' in data:
+        shown = f'<img alt="{escape(alt)}" src="data:image/png;base64,{"".join(data["image/png"].split())}">'
+    elif 'image/svg+xml' in data: shown = f'<div role="img" aria-label="{escape(alt)}">{data["image/svg+xml"]}</div>'
+    elif 'text/html' in data: shown = data['text/html']
+    elif 'text/markdown' in data: shown = to_html(data['text/markdown'])
+    else: return f'<div class="cell-output"><pre>{escape(data.get("text/plain", joined(output.get("text", ""))))}</pre></div>'
+    caption = f'<figcaption>{to_html(caption)}</figcaption>' if caption else ''
+    return f'<figure class="cell-output-display">{shown}{caption}</figure>'
+
+
+def show_cell(cell):
+    "A cell as HTML: the title from the front matter, text, or code with its outputs."
+    source = joined(cell['source'])
+    if cell['cell_type'] == 'raw':
+        front = yaml.safe_load(source.strip().strip('-'))
+        return f"<h1>{front['title']}</h1><p>{front.get('description', '')}</p>"
+    if cell['cell_type'] == 'markdown': return to_html(source)
+    options = {k: v.strip(' \'"') for k, v in option_re.findall(source)}
+    if options.get('include') == 'false': return ''
+    code = '' if options.get('echo') == 'false' else f"<pre><code>{escape(re.sub(r'^#[|].*$', '', source, flags=re.M).strip())}</code></pre>"
+    if options.get('code-fold') == 'true': code = f"<details><summary>{options['code-summary']}</summary>{code}</details>"
+    return code + '\n'.join(show_output(o, options) for o in cell['outputs'])
+
+
+def render(text):
+    "A processed notebook as a page."
+    body = '\n'.join(show_cell(c) for c in json.loads(text)['cells'])
+    style = THEME + (ROOT/'nbs'/'styles.css').read_text()
+    return f'''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<style>{style}</style><body><main>{body}</main></body></html>'''
+
+
+@pytest.fixture(scope='module')
+def pages():
+    "Stem of each notebook -> its page, from the site that is built or else without Quarto."
+    if BUILT.exists():
+        name = lambda p: re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower()) + '.html'
+        return {p.stem: (BUILT/name(p)).read_text(encoding='utf-8') for p in NOTEBOOKS}
+    return {p.stem: render(tidied(processed(p.read_text(encoding='utf-8'), execute=False))) for p in NOTEBOOKS}
+
+
+def entries(contents):
+    "The entries of a sidebar, depth first."
+    for item in contents: yield from entries(item['contents']) if 'contents' in item else [item]
+
+
+def read_sidebar(path): return yaml.safe_load(path.read_text())['website']['sidebar']['contents']
+
+
+def test_each_notebook_stands_once_in_the_sidebar():
+    start, *sections = read_sidebar(ROOT/'nbs'/'sidebar.yml')
+    assert start['href'] == 'index.ipynb' and [s['section'] for s in sections] == SECTIONS
+    assert sorted(e['href'] for e in entries([start, *sections])) == [p.name for p in NOTEBOOKS]
+    assert 'custom_sidebar = True' in (ROOT/'settings.ini').read_text(), 'nbdev writes its own sidebar over ours'
+    kept = subprocess.run(['git', 'check-ignore', 'nbs/sidebar.yml'], cwd=ROOT, capture_output=True, timeout=PATIENCE)
+    assert kept.returncode != 0, 'nbs/sidebar.yml is not under version control'
+
+
+def test_both_sidebars_say_the_same():
+    inner, outer = ((ROOT/f).read_text().split('\n', 2)[2] for f in ('nbs/sidebar.yml', 'sidebar.yml'))
+    assert re.sub(r'(href: |favicon: |image: )nbs/', r'\1', outer) == inner
+    for name in re.findall(r'(?:favicon|image): (\S+)', outer): assert (ROOT/name).exists()
+
+
+def test_number_file_title_and_sidebar_name_a_page_alike():
+    for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
+        stem = Path(entry['href']).stem
+        title = nbformat.read(ROOT/'nbs'/entry['href'], 4).cells[0].source.splitlines()[0].removeprefix('# ')
+        number, _, name = stem.partition('_') if stem[0].isdigit() else ('', '', stem)
+        if stem != 'index': assert title == OTHER_NAME.get(stem, name).replace('_', ' '), f'{stem}: titled {title}'
+        assert entry['text'].startswith(f'{number} {title}: '.lstrip()) and len(entry['text']) <= 65, entry['text']
+
+
+def hrefs(page): return [a['href'] for a in BeautifulSoup(page, 'html.parser').select('main a[href]')]
+
+
+def test_links_of_all_pages_lead_somewhere(pages):
+    names = {re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem) for p in NOTEBOOKS}
+    dead = [(stem, href) for stem, page in pages.items() for href in hrefs(page)
+            if not re.match(r'[a-z]+:|#', href)
+            and not (ROOT/'nbs'/href.split('#')[0]).exists() and Path(href.split('#')[0]).stem not in names]
+    assert dead == [] and sum(len(hrefs(p)) for p in pages.values()) > 150
+
+
+def test_images_of_all_pages_say_what_they_show(pages):
+    images = [(stem, i) for stem, page in pages.items() for i in BeautifulSoup(page, 'html.parser').select('main img')]
+    assert [stem for stem, i in images if not i.get('alt', '').strip()] == [] and len(images) > 40
+
+
+def test_landing_page_shows_its_figure_within_400_words(pages):
+    main = BeautifulSoup(pages['index'], 'html.parser').main
+    figure = next(i for i in main.select('img') if 'badge' not in i['src'])
+    before = ' '.join(s for s in figure.find_all_previous(string=True) if s.find_parent('main') and not s.find_parent(['style', 'script']))
+    assert 30 < len(before.split()) < 400
+    doors = [row.td.text for row in figure.find_next('table').select('tr') if row.td]
+    assert {'The finding', 'Audit your own data', 'Run it'} <= set(doors)
+
+
+def test_signatures_hold_no_links():
+    "nbdev links names in backticks, in code too, where readers see brackets and addresses."
+    page = tidied(processed((ROOT/'nbs'/'00i_report.ipynb').read_text(encoding='utf-8')))
+    outputs = [joined(o['data']['text/markdown']) for c in json.loads(page)['cells'] for o in c.get('outputs', [])
+               if 'text/markdown' in o.get('data', {})]
+    signatures = re.findall(r'^```python.*?^```', '\n'.join(outputs), re.M | re.S)
+    assert len(signatures) >= 3 and not any('](' in s or '*args' in s for s in signatures)
+    assert any('`fill_in`' in s for s in signatures), 'names stay'
+
+
+def test_links_in_code_are_what_is_taken_out():
+    link = '[`read_x`](https://a.b/c.html#read_x)'
+    out = dict(output_type='display_data', data={'text/markdown': [f'```python\nf(x) # of {link}\n```\n', f'of {link}']})
+    nb = dict(cells=[dict(cell_type='code', source='#| output: asis\nshow_doc(f)', outputs=[out])])
+    assert json.loads(tidied(json.dumps(nb)))['cells'][0]['outputs'][0]['data']['text/markdown'] == (
+        f'```python\nf(x) # of `read_x`\n```\nof {link}')
+
+
+@pytest.mark.parametrize('source, summary', [
+    ('test_eq(f(1), 2)', 'Test'), ('x = f(1)\nassert x == 2', 'Test'), ('with a() as b:\n    test_eq(b, 1)', 'Test'),
+    ('#| label: fig-a\nplot()', 'Code of the figure'), ('#| echo: false\nassert 1', ''), ('f(1)', ''), ('!ls', '')])
+def test_tests_and_plots_are_folded(source, summary):
+    nb = dict(cells=[dict(cell_type='code', source=source, outputs=[])])
+    after = json.loads(tidied(json.dumps(nb)))['cells'][0]['source']
+    assert after == (f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}' if summary else source)
+
+
+def test_badge_is_no_figure_with_a_caption():
+    badge = '[![Open in Colab](https://c.d/assets/colab-badge.svg)](https://c.d/x.ipynb)'
+    nb = dict(cells=[dict(cell_type='markdown', source=[badge])])
+    assert json.loads(tidied(json.dumps(nb)))['cells'][0]['source'] == badge + '&nbsp;'
+
+
+MEASURE = '''
+const found = {};
+const scrolls = e => getComputedStyle(e).overflowX != 'visible';
+const held = (e, top) => { for (let p = e; p && p != top; p = p.parentElement) if (scrolls(p)) return true; return false };
+const measure = d => {
+  const wide = d.documentElement, room = wide.clientWidth;
+  const out = [...d.body.querySelectorAll('table, pre, img, svg, p, li, h1, h2, h3, figure')]
+    .filter(e => e.getBoundingClientRect().right > room + 1 && !held(e, d.body));
+  const img = [...d.images].find(i => !i.src.includes('badge') && !i.src.endsWith('.svg'));
+  const style = getComputedStyle(d.body), box = img && img.getBoundingClientRect();
+  return {width: wide.scrollWidth, out: out.map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 40)),
+    wide: [...d.querySelectorAll('table')].filter(t => t.scrollWidth > 1 + (t.closest('.wide, .cell-output-display') || t).clientWidth).length,
+    top: box && box.top, bottom: box && box.bottom, ink: style.color, paper: style.backgroundColor};
+};
+const visit = (name, width, page) => new Promise(done => {
+  const frame = document.createElement('iframe');
+  frame.style.cssText = `border: 0; width: ${width}px; height: 800px`;
+  frame.onload = () => { found[name + ' ' + width] = measure(frame.contentDocument); frame.remove(); done() };
+  if (page.startsWith('<')) frame.srcdoc = page; else frame.src = page;
+  document.body.append(frame);
+});
+(async () => {
+  for (const [name, page] of Object.entries(PAGES)) for (const width of WIDTHS) await visit(name, width, page);
+  document.body.innerHTML = '<pre id="found"></pre>';
+  document.getElementById('found').textContent = JSON.stringify(found);
+})()'''
+
+
+def look(shown, folder):
+    "Open pages, given as HTML or as addresses, at each width in one browser: 'name width' -> what was measured."
+    if BROWSER is None: pytest.skip('no Chromium on PATH: install it to test the pages in a browser')
+    given = json.dumps(shown).replace('</', '<\\/')
+    harness = folder/'harness.html'
+    harness.write_text(f'<!doctype html><meta charset="utf-8"><body><script>const PAGES = {given}, WIDTHS = {list(WIDTHS)};{MEASURE}</script>')
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', '--hide-scrollbars',
+             '--virtual-time-budget=20000', f'--user-data-dir={folder/"profile"}']
+    done = subprocess.run([BROWSER, *flags, '--dump-dom', harness.as_uri()], capture_output=True, text=True, timeout=PATIENCE)
+    dom = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+    assert dom, done.stderr[-2000:]
+    return json.loads(unescape(dom[1]))
+
+
+def darken(page): return page.replace('(prefers-color-scheme: dark)', 'all')
+
+
+def on_paper(page): return page.replace('@media print', '@media all')
+
+
+def report_pages(folder, monkeypatch):
+    "One page of each command, small: what `cesm_check`, `cesm_audit` and `cesm_evaluate` write, in light, dark and print."
+    from cesm_nb import audit
+    from cesm_nb.check import write_report as write_check
+    from cesm_nb.evaluate import write_report as write_scores
+    from cesm_nb.phantom import make_phantom
+    data = make_phantom(folder/'phantom', 20, size_px=64, progress=False)
+    write_check(data, folder/'check')
+    published = pd.read_csv(ROOT/'results'/'audit'/'controls.csv') # forests would take longer than all other tests here
+    monkeypatch.setattr(audit, 'run_controls', lambda *given: published)
+    audit.write_audit(data, folder/'audit', progress=False)
+    numbers = pd.DataFrame([[.123456]*14], columns=[f'a long name of column {i}' for i in range(14)])
+    settings = dict(protocol='clinical', modality='CM', image_size=32, tensors='/'.join(['folder']*30))
+    config = dict(settings=settings, switches=dict(split_unit='patient', roi_source='none'), phantom=True, weights_source='none')
+    shutil.copy(ROOT/'nbs'/'social.png', folder/'roc.png')
+    scores = write_scores(folder, config, 'Accuracy 0.50 on 4 test breasts.', {'Scores': ('All of them.', numbers)}, [folder/'roc.png'])
+    pages = dict(check=folder/'check'/'index.html', audit=folder/'audit'/'index.html', evaluate=scores)
+    return {k: p.read_text(encoding='utf-8') for k, p in pages.items()}
+
+
+@pytest.fixture(scope='module')
+def reports(module_path):
+    with pytest.MonkeyPatch.context() as m: return report_pages(module_path, m)
+
+
+@pytest.fixture(scope='module')
+def seen(pages, reports, module_path):
+    "What the browser makes of some chapters, and of the pages of commands in light, dark and print."
+    name = lambda stem: re.sub(r'^\d+[a-zA-Z0-9]*_', '', stem.lower()) + '.html'
+    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else pages[k] for k in IN_BROWSER}
+    dark = {f'{k} dark': darken(p) for k, p in reports.items()}
+    printed = {f'{k} print': on_paper(p) for k, p in reports.items()}
+    wide = f"<!doctype html><meta name='viewport' content='width=device-width'><body><p>{'x'*500}</p>"
+    return look(chapters | reports | dark | printed | {'planted': wide}, module_path)
+
+
+def test_pages_of_commands_say_first_what_was_found(reports):
+    for name, page in reports.items():
+        first = BeautifulSoup(page, 'html.parser').body.find(['p', 'h2', 'table', 'img'])
+        assert first.name == 'p' and 'lead' in first['class'] and 'PHANTOM' in first.text and len(first.text.split()) > 4, name
+        assert 'name="viewport"' in page and '@media print' in page and 'prefers-color-scheme: dark' in page
+    order = [e.name for e in BeautifulSoup(reports['evaluate'], 'html.parser').body.find_all(['img', 'table'])]
+    assert order.index('img') < order.index('table')
+
+
+def test_no_page_scrolls_sideways(seen):
+    moved = {k: (v['width'], v['out']) for k, v in seen.items() if k[-9:] != 'print 390' and (v['width'] > int(k.split()[-1]) or v['out'])}
+    assert {k for k in moved if k.startswith('planted')} == {f'planted {w}' for w in WIDTHS}, 'the measure sees what is too wide'
+    assert {k: v for k, v in moved.items() if not k.startswith('planted')} == {}
+
+
+def test_figure_stands_in_the_first_screen(seen):
+    index = seen['index 1280']
+    assert index['top'] < index['bottom'] <= 800
+
+
+def luminance(color):
+    "Relative luminance of `rgb(r, g, b)`, as WCAG has it."
+    parts = [int(n)/255 for n in re.findall(r'\d+', color)[:3]]
+    r, g, b = [c/12.92 if c <= .04045 else ((c + .055)/1.055)**2.4 for c in parts]
+    return .2126*r + .7152*g + .0722*b
+
+
+@pytest.mark.parametrize('mode, dark', [('', False), (' dark', True), (' print', False)])
+def test_text_of_reports_is_seen_in_light_dark_and_print(seen, mode, dark):
+    for name in ('check', 'audit', 'evaluate'):
+        page = seen[f'{name}{mode} 390']
+        ink, paper = luminance(page['ink']), luminance(page['paper'])
+        assert (paper < ink) == dark and (max(ink, paper) + .05)/(min(ink, paper) + .05) > 7, name
+
+
+def test_wide_tables_scroll_on_a_phone_and_fit_a_screen(seen):
+    "What is too wide for its place scrolls there; on a screen the tables of a chapter fit."
+    assert {k: v['wide'] for k in IN_BROWSER if (v := seen[f'{k} 1280'])['wide']} == {}
+    assert seen['06a_ladder 390']['wide'] > 0 and seen['evaluate 390']['wide'] > 0

@@ -1,0 +1,29 @@
+"""Write the two marks of the site: the icon in the browser's tab and the picture that a shared link shows.
+
+usage: python tools/make_marks.py
+Give the command after `results/` has changed, as `tools/make_readme.py`: the picture is the first figure.
+"""
+from pathlib import Path
+
+from cesm_nb.findings import lead_scores, plot_lead
+
+ROOT = Path(__file__).resolve().parent.parent
+ICON = '''<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
+<rect width="32" height="32" rx="6" fill="#0072B2"/>
+<path d="M8 4 A12 12 0 0 1 8 28 Z" fill="#fff"/>
+<rect x="11" y="12" width="7" height="7" fill="none" stroke="#D55E00" stroke-width="2"/>
+</svg>
+'''
+
+
+def main():
+    "Write `nbs/favicon.svg` and `nbs/social.png`, the latter 1200 by 630 pixels."
+    (ROOT/'nbs'/'favicon.svg').write_text(ICON)
+    fig = plot_lead(lead_scores((ROOT,))).figure
+    fig.set_size_inches(8, 4.2)
+    fig.suptitle('cesm_nb: who draws the lesion?', fontweight='bold')
+    fig.tight_layout()
+    fig.savefig(ROOT/'nbs'/'social.png', dpi=150, metadata={'Software': None})
+
+
+if __name__ == '__main__': main()
