@@ -24,8 +24,8 @@ MODEL_CARD = """---
 **Research software, not a medical device.** One breast in, three logits out: {{ classes }}.
 
 ```python
-from cesm_nb.model import FourStream
-model = FourStream.from_pretrained('FOLDER_OR_HUB_NAME')
+from cesm_nb.{{ module }} import {{ kind }}
+model = {{ kind }}.from_pretrained('FOLDER_OR_HUB_NAME')
 prob = model(x).softmax(1) # x: (B, 3, S, S) tensors of `cesm_nb.tensorize`, made as below
 ```
 
@@ -53,6 +53,7 @@ class SharedModel(
         told = dict(settings=self.settings, facts=self.facts, weights_source=self.weights_source)
         config = self.settings | {k: told[k] for k in ('facts', 'weights_source')}
         card = told | dict(classes=', '.join(CLASSES)) | (model_card_kwargs or {})
+        card |= dict(kind=type(self).__name__, module=self.settings.get('model', 'model'))
         return super().save_pretrained(
             save_directory, config=config, model_card_kwargs=card, **more)
 
