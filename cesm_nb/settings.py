@@ -54,7 +54,6 @@ class TensorConfig:
     roi_source:Optional[RoiSource] = None # where CLAHE is applied; None: by protocol
     label_scope:Literal['modality', 'breast'] = 'modality' # worst label over which rows
     view_copy:int = 1 # which copy of a view is used where there are two
-    grey_window:Literal['none', 'percentile'] = 'none' # stretch each breast's grey levels first
     clahe_extent:Literal['box', 'image'] = 'box' # equalise each region's box, or the image
     clahe_clip:float = 2.0 # contrast limit of CLAHE
     clahe_tiles:int = 8 # CLAHE tiles along each side
@@ -89,7 +88,8 @@ class ModelConfig(TensorConfig):
     pooling:Literal['mean', 'mean_std', 'gem', 'top', 'attention'] = 'mean_std' # lesion_map: how a map is summed up
     pool_share:float = 0.02 # lesion_map: share of the places that pooling 'top' averages, in (0, 1]
     view_fusion:Literal['mean', 'max', 'attention'] = 'mean' # lesion_map: how views are joined
-    other_breast:bool = False # lesion_map: compare with the woman's other breast, where it is there
+    other_breast:Literal['none', 'difference', 'pair'] = 'none' # lesion_map: what else is looked at
+    frozen_stages:int = 0 # lesion_map: stages of each backbone that stay as they are
     flip_test:bool = False # lesion_map: average predictions over the image and its mirror image
 
 # %% ../nbs/00a_settings.ipynb #04bfa0bc
@@ -159,7 +159,7 @@ def make_config(
 RANGES = {k: v for v, names in {
     '[32, 4096]': ('image_size',), '[6, 100000]': ('phantom_patients',), '[1, 2]': ('view_copy',),
     '[1, inf)': ('epochs', 'batch_size', 'patience'), '[1, 64]': ('clahe_tiles',),
-    '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip'),
+    '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip', 'frozen_stages'),
     '[0, 4294967295]': ('seed', 'split_seed', 'phantom_seed'), '[0, 100]': ('phantom_signal',),
     '(0, inf)': ('lr', 'backbone_lr'), '(0, 10000]': ('clahe_clip',), '[0, 180]': ('rotation_deg',),
     '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min', 'pool_share'), '(0, 1)': ('lr_factor',),
