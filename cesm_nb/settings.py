@@ -251,13 +251,14 @@ def parse_settings(
     kind:type, # `TensorConfig` or `TrainConfig`
     about:str, # what the command does
     args:Optional[list]=None, # options; None: those of the command line
+    base:Optional[dict]=None, # settings in place of the defaults
 ) -> TensorConfig: # of `kind`
     "Turn the options of a command into settings."
     import tyro # only commands need it
     helps, of_group = explain_settings(kind), {}
     for title, members in group_settings(kind).items():
         options = [(f.name, Annotated[f.type, tyro.conf.arg(help=helps[f.name])],
-                    field(default=f.default)) for f in members]
+                    field(default=(base or {}).get(f.name, f.default))) for f in members]
         of_group[title.replace(' ', '_')] = make_dataclass(title, options)
     every = make_dataclass('Options', [
         (k, c, field(default_factory=c)) for k, c in of_group.items()])

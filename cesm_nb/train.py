@@ -39,6 +39,7 @@ from .learning import (
     set_cycle, weigh_classes)
 from .lesion_map import build_model, check_arguments
 from .model import check_batch, find_weights, split_backbones
+from .origins import check_origin
 from .runs import (
     BEST, CHECKPOINTS, STATE, Run, clean_run, digest_file, find_commit,
     find_run, run_file, seal_run, write_atomic, write_csv, write_json)
@@ -59,6 +60,7 @@ def check_config(
     check_arguments(asdict(cfg), switches := switches_of(cfg))
     if cfg.pretrained and cfg.weights_dir:
         for name in split_backbones(cfg.backbones): find_weights(name, cfg.weights_dir)
+    if cfg.pretrained: check_origin(cfg.backbones, cfg.weights_dir)
     return switches, *pick_device(cfg.device, cfg.mixed_precision)
 
 # %% ../nbs/04_train_colab_t4.ipynb #6b555e20
