@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['PAIR_RATE', 'RISE', 'START', 'epoch_batches', 'one_of_each', 'weigh_classes', 'losses_of', 'check_finite',
-           'make_optimiser', 'set_rate', 'cycle', 'set_cycle', 'make_average', 'judge']
+           'make_optimiser', 'set_rate', 'cycle', 'set_cycle', 'mates_within', 'fit_head', 'name_scores',
+           'make_average', 'judge']
 
 # %% ../nbs/03d_learning.ipynb #50be89eb
 from math import cos, isnan, pi
 from typing import Optional
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .data import CLASSES
+from .lesion_map import pair_logits
 from .settings import TrainConfig
+from .stats import score
 
 # %% ../nbs/03d_learning.ipynb #8f29777e
 def epoch_batches(
@@ -135,6 +139,69 @@ def set_cycle(
 ):
     "Set the rates of a step, where the schedule is that of steps."
     if cfg.schedule == 'one_cycle': set_rate(opt, cfg.lr*cycle((epoch - 1 + done)/cfg.epochs))
+
+# %% ../nbs/03d_learning.ipynb #2885f4ac
+def mates_within(
+    index:torch.Tensor, # (n,) breasts
+    mate:torch.Tensor, # (N,) place of the other breast, -1: not there
+) -> torch.Tensor: # (n,) int64, place in `index` of the other breast; -1: not among them
+    "Find other breasts within a part."
+    at = torch.full((len(mate) + 1,), -1, device=index.device) # the last stands for -1
+    at[index] = torch.arange(len(index), device=index.device)
+    return at[mate[index]]
+
+def _standardise(model, rows):
+    "Let `Standard` layers know what they see; rows as they then are, float64."
+    rows, width = rows.double(), model.settings['width']
+    centre, scale = rows.mean(0), rows.std(0, correction=0)
+    scale = torch.where(scale > 1e-12, scale, 1.)
+    scale[:width] *= width**.5 # all features together weigh as one number,
+    scale[width:] /= .3 # age and density a third of one each
+    token = next(iter(model.streams.values())).token
+    for layer, part in ((token, slice(width)), (model.meta, slice(width, None))):
+        if layer is None: continue
+        layer.centre.copy_(centre[part])
+        layer.scale.copy_(scale[part])
+    return (rows - centre)/scale
+
+def fit_head(
+    model:nn.Module, # in place, a `LesionMap` with `probe`, fresh
+    rows:torch.Tensor, # (n, p) its features of training breasts
+    label:torch.Tensor, # (n,) int64
+    mate:torch.Tensor, # (n,) from `mates_within`
+    weight:torch.Tensor, # (3,) class weights
+    cfg:TrainConfig, # settings
+) -> torch.Tensor: # (n, 3) logits of these breasts
+    "Standardise features and fit the last layer."
+    x, weight = _standardise(model, rows), weight.double()
+    layer, paired = model.head[1], model.settings['other_breast'] == 'pair'
+    own = [layer.weight, layer.bias, *([model.pair_table, model.pair_alone] if paired else [])]
+    free = [torch.zeros_like(p, dtype=torch.float64, requires_grad=True) for p in own]
+    other = torch.where(mate < 0, -1, label[mate]) if paired else None
+    def answer():
+        logits = F.linear(x, *free[:2])
+        return pair_logits(logits, logits[mate], mate >= 0, *free[2:]) if paired else logits
+    def loss():
+        opt.zero_grad()
+        penalty = free[0].square().sum()/cfg.probe_strength + sum(p.square().sum() for p in free[2:])/10
+        total = losses_of(answer(), label, weight, cfg.target, other) + penalty/2
+        total.backward()
+        return total
+    opt = torch.optim.LBFGS(free, max_iter=200, line_search_fn='strong_wolfe')
+    with torch.enable_grad(): opt.step(loss)
+    for p, v in zip(own, free): p.copy_(v.detach())
+    found = answer().detach()
+    return (found.logsumexp(2) if paired else found).float()
+
+# %% ../nbs/03d_learning.ipynb #e0e92541
+def name_scores(
+    part:str, # 'train' or 'val'
+    label:np.ndarray, # (n,) int
+    prob:np.ndarray, # (n, 3) in [0, 1]
+) -> dict: # score -> value
+    "Scores of an epoch under names of the history's columns."
+    named = score(label, prob)
+    return {f'{part}_{k}': float(named[k]) for k in ('accuracy', 'f1', 'auc', 'pr_auc')}
 
 # %% ../nbs/03d_learning.ipynb #3f388ce3
 def make_average(

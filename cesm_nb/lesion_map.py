@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'N_MAPS', 'POOLINGS', 'LAST', 'WITHOUT', 'MeanPool', 'SpreadPool', 'GemPool', 'AttentionPool', 'strongest',
-           'TopPool', 'EachPool', 'PooledBackbone', 'pool_backbones', 'check_lesion_map', 'LesionMapParts', 'LesionMap',
-           'model_arguments', 'check_arguments', 'build_model']
+           'TopPool', 'EachPool', 'Standard', 'PooledBackbone', 'pool_backbones', 'check_lesion_map', 'LesionMapParts',
+           'pair_logits', 'LesionMap', 'model_arguments', 'check_arguments', 'build_model']
 
 # %% ../nbs/03c_lesion_map.ipynb #3720834a
 from typing import Optional
@@ -111,6 +111,16 @@ class EachPool(nn.Module):
 POOLINGS = dict(mean=MeanPool, mean_std=SpreadPool, gem=GemPool, attention=AttentionPool, top=TopPool)
 LAST = 3 # stages whose maps are pooled
 
+class Standard(nn.Module):
+    "Numbers less their centre, in units of their scale, which are set by `fit_head`."
+    def __init__(self, width:int): # numbers
+        super().__init__()
+        self.register_buffer('centre', torch.zeros(width))
+        self.register_buffer('scale', torch.ones(width))
+
+    def forward(self, x): return (x - self.centre)/self.scale
+
+# %% ../nbs/03c_lesion_map.ipynb #f1bea9af
 class PooledBackbone(nn.Module):
     "A backbone, a pooling and a layer: views in, a token each out; for `Streams`."
     def __init__(self, backbone:nn.Module, settings:dict): # without classifier; of `LesionMap`
@@ -118,28 +128,40 @@ class PooledBackbone(nn.Module):
         s, info, self.pretrained_cfg = settings, [*backbone.feature_info], backbone.pretrained_cfg
         self.stages = list(range(len(info)))[-LAST:]
         is_net = info[0]['reduction'] < info[-1]['reduction'] # a transformer's blocks are alike
-        backbone.prune_intermediate_layers(self.stages, prune_norm=is_net, prune_head=True)
+        channels, kind = [info[i]['num_chs'] for i in self.stages], POOLINGS[s['pooling']]
+        self.ends = is_net and backbone.num_features != channels[-1] # a layer after the last map
+        backbone.prune_intermediate_layers(
+            self.stages, prune_norm=is_net and not self.ends, prune_head=True)
         self.backbone, self.norm, self.seen = backbone, not is_net, nn.Identity() # to be looked at
         self.feature_info = [dict(f, module=f'backbone.{f["module"]}') for f in info]
         if not is_net: self.feature_info = [dict(info[-1], module='seen')]
-        channels, kind = [info[i]['num_chs'] for i in self.stages], POOLINGS[s['pooling']]
-        top = kind is TopPool
+        top, self.also_size = kind is TopPool, s['also_size']
         self.pool = TopPool(channels, s['pool_share']) if top else EachPool(kind, channels)
-        self.token = nn.Sequential(
-            nn.LayerNorm(self.pool.width), nn.Dropout(s['drop_rate']),
-            nn.Linear(self.pool.width, s['width']))
-        self.frozen = _freeze(backbone, info, s['frozen_stages'])
+        self.width = self.pool.width + self.ends*backbone.num_features
+        self.width *= 2 if self.also_size else 1
+        self.token = Standard(self.width) if s['probe'] else nn.Sequential(
+            nn.LayerNorm(self.width), nn.Dropout(s['drop_rate']), nn.Linear(self.width, s['width']))
+        self.frozen = _freeze(backbone, info, len(info) if s['probe'] else s['frozen_stages'])
 
     def train(self, mode=True): # frozen batch norms keep their statistics
         super().train(mode)
         for m in self.frozen: m.eval()
         return self
 
-    def forward(self, x): # (n, in_chans, S, S) -> (n, width)
-        *maps, last = self.backbone.forward_intermediates(
-            x, indices=self.stages, norm=self.norm, intermediates_only=True)
-        return self.token(self.pool([*maps, self.seen(last)]))
+    def forward_pool(self, x): # (n, in_chans, S, S) -> (n, width), half of it with `also_size`
+        end, (*maps, last) = self.backbone.forward_intermediates(
+            x, indices=self.stages, norm=self.norm)
+        found = self.pool([*maps, self.seen(last)])
+        return torch.cat([found, end.mean((2, 3))], 1) if self.ends else found
 
+    def forward(self, x): # (n, in_chans, S, S) -> (n, width)
+        found = self.forward_pool(x)
+        if self.also_size:
+            small = F.interpolate(x, (self.also_size,)*2, mode='bilinear', antialias=True)
+            found = torch.cat([found, self.forward_pool(small)], 1)
+        return self.token(found)
+
+# %% ../nbs/03c_lesion_map.ipynb #e930e46d
 def _freeze(backbone, info, n_stages):
     "Modules of the first stages, whose weights are set to stay; those before the first included."
     if not n_stages: return []
@@ -167,6 +189,7 @@ def pool_backbones(
         if hasattr(net, 'prune_intermediate_layers'): continue
         raise ValueError(f"backbones={names[k]!r} gives no maps: use another, or model='four_stream'")
     nets = {k: PooledBackbone(net, s) for k, net in nets.items()}
+    if s['probe']: s['width'] = next(iter(nets.values())).width
     return Streams(nets, views, s['share_views'], s['width'], s['normalise_input']), source
 
 # %% ../nbs/03c_lesion_map.ipynb #52cd4cc7
@@ -187,6 +210,16 @@ def check_lesion_map(
     if not 0 <= s['drop_rate'] <= 1: raise ValueError(f'drop_rate={s["drop_rate"]} is not in [0, 1]')
     split_backbones(s['backbones'])
     if s['view_fusion'] == 'attention': check_mixer(s['width'], s['n_heads'])
+    if s['probe']: _check_probe(s)
+
+def _check_probe(s):
+    "Raise ValueError where something besides the one layer would have to be learned."
+    few = dict(pooling=('mean', 'mean_std'), view_fusion=('mean', 'max'), other_breast=('none', 'pair'))
+    for k, allowed in few.items():
+        if s[k] not in allowed:
+            raise ValueError(f'{k}={s[k]!r} is learned in steps, probe=True takes none: use {" or ".join(map(repr, allowed))}')
+    if ',' in s['backbones'] or not s['share_views']:
+        raise ValueError(f'probe=True fits one layer on one backbone: name one instead of {s["backbones"]!r}, shared by the views')
 
 # %% ../nbs/03c_lesion_map.ipynb #dc99eb62
 class LesionMapParts(nn.Module):
@@ -202,6 +235,8 @@ class LesionMapParts(nn.Module):
         n_heads:int=8, # heads of that attention
         other_breast:str='none', # 'difference' to the woman's other breast, both as a 'pair'
         frozen_stages:int=0, # of each backbone
+        also_size:int=0, # pixels of a smaller copy that is looked at too; 0: none
+        probe:bool=False, # fit one linear layer; `width` is then what the pooling gives
         flip_test:bool=False, # average predictions over mirror images, see `cesm_nb.train.predict`
         drop_rate:float=.3, # dropout before each linear layer, in [0, 1]
         share_views:bool=True, # one backbone for both views, or one each
@@ -223,14 +258,28 @@ class LesionMapParts(nn.Module):
         self.facts = {} # JSON that travels with a trained model, see `export_model`
         self.streams, self.weights_source = pool_backbones(s, pretrained, weights_dir, allow_scratch)
         self.mixer = TokenMixer(width, n_heads, 1, True, False) if view_fusion == 'attention' else None
-        self.meta = nn.Sequential(nn.Linear(2, 32), nn.ReLU()) if metadata else None
-        features = width + (other_breast == 'difference')*(width + 1) + 32*metadata
-        self.head = nn.Sequential(nn.Dropout(drop_rate), nn.Linear(features, num_classes))
+        learned = nn.Sequential(nn.Linear(2, 32), nn.ReLU())
+        self.meta = None if not metadata else Standard(2) if probe else learned
+        features = s['width'] + metadata*(2 if probe else 32)
+        features += (other_breast == 'difference')*(width + 1)
+        self.head = nn.Sequential(nn.Dropout(0. if probe else drop_rate), nn.Linear(features, num_classes))
         if other_breast != 'pair': return
         self.pair_table = nn.Parameter(torch.zeros(num_classes, num_classes)) # S, read both ways
         self.pair_alone = nn.Parameter(torch.zeros(num_classes)) # s
 
 _NOT_KEPT = ('self', '__class__', 'pretrained', 'weights_dir', 'allow_scratch')
+
+# %% ../nbs/03c_lesion_map.ipynb #d0a8c4a4
+def pair_logits(
+    own:torch.Tensor, # (B, 3) logits of the breasts
+    other:torch.Tensor, # (B, 3) of the other ones
+    there:torch.Tensor, # (B,) bool, which are there
+    table:torch.Tensor, # (3, 3), what goes together, read both ways
+    alone:torch.Tensor, # (3,) for a breast without another
+) -> torch.Tensor: # (B, 3, 3), own class and that of the other
+    "Answer for both breasts of a woman at once."
+    both = own[..., None] + other[:, None] + (table + table.T)/2
+    return torch.where(there[:, None, None], both, (own + alone)[..., None].expand_as(both))
 
 # %% ../nbs/03c_lesion_map.ipynb #4ba6b16a
 class LesionMap(LesionMapParts, SharedModel):
@@ -274,9 +323,7 @@ class LesionMap(LesionMapParts, SharedModel):
             return own[..., None].expand(-1, -1, own.shape[1])
         shown = torch.cat([x, mate]), torch.cat([real, mate_real])
         own, other = self.head(self.forward_features(*shown)).chunk(2)
-        both = own[..., None] + other[:, None] + (self.pair_table + self.pair_table.T)/2
-        there = mate_real.any(1)[:, None, None]
-        return torch.where(there, both, (own + self.pair_alone)[..., None].expand_as(both))
+        return pair_logits(own, other, mate_real.any(1), self.pair_table, self.pair_alone)
 
     def forward(self, x, real=None, mate=None, mate_real=None, joint=False): # -> (B, 3) logits
         "Give logits; of a pair where `joint`, (B, 3, 3)."
@@ -293,7 +340,8 @@ MODELS['lesion_map'] = LesionMap
 
 # %% ../nbs/03c_lesion_map.ipynb #69acdaf6
 _SHARED = ('views', 'backbones', 'metadata', 'share_views', 'n_heads', 'drop_rate')
-_OWN = ('pooling', 'pool_share', 'view_fusion', 'other_breast', 'frozen_stages', 'flip_test')
+_OWN = ('pooling', 'pool_share', 'view_fusion', 'other_breast', 'frozen_stages',
+        'also_size', 'probe', 'flip_test')
 _THEIRS = ('attention', 'token_mlp', 'token_kernel')
 
 def model_arguments(
@@ -318,6 +366,10 @@ def check_arguments(
     given = model_arguments(settings)
     if settings.get('model', 'four_stream') == 'four_stream': return check_model(given)
     check_lesion_map(dict(width=256) | given)
+    if settings['probe'] and settings['epochs'] != 1:
+        raise ValueError(f'epochs={settings["epochs"]}: probe=True is fitted in one pass, set epochs=1')
+    if not 0 <= settings['also_size'] < settings['image_size']:
+        raise ValueError(f'also_size={settings["also_size"]} is not below image_size={settings["image_size"]}')
     if given['other_breast'] == 'none': return
     if not settings['align_laterality']:
         raise ValueError(f'other_breast={given["other_breast"]!r} looks at both breasts alike: set '

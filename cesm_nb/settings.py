@@ -90,6 +90,8 @@ class ModelConfig(TensorConfig):
     view_fusion:Literal['mean', 'max', 'attention'] = 'mean' # lesion_map: how views are joined
     other_breast:Literal['none', 'difference', 'pair'] = 'none' # lesion_map: what else is looked at
     frozen_stages:int = 0 # lesion_map: stages of each backbone that stay as they are
+    also_size:int = 0 # lesion_map: pixels of a smaller copy that is looked at too; 0: none
+    probe:bool = False # lesion_map: backbones stay, one linear layer is fitted, without steps
     flip_test:bool = False # lesion_map: average predictions over the image and its mirror image
 
 # %% ../nbs/00a_settings.ipynb #04bfa0bc
@@ -114,6 +116,7 @@ class TrainConfig(ModelConfig):
     keep:Literal['accuracy', 'auc', 'last'] = 'accuracy' # epoch that is kept: best by, or the last
     average_decay:float = 0.0 # share of the old in a running mean of the weights; 0: no mean
     target:Literal['classes', 'ordinal'] = 'classes' # three classes, or abnormal and malignant
+    probe_strength:float = 6.0 # probe: how far its weights may go, the inverse of their penalty
     class_weights:bool = True # weigh the loss against class imbalance
     augment:bool = True # draw flips, rotations, crops and jitter anew for each breast and epoch
     flip_lr:bool = True # left-right, both views together
@@ -159,9 +162,9 @@ def make_config(
 RANGES = {k: v for v, names in {
     '[32, 4096]': ('image_size',), '[6, 100000]': ('phantom_patients',), '[1, 2]': ('view_copy',),
     '[1, inf)': ('epochs', 'batch_size', 'patience'), '[1, 64]': ('clahe_tiles',),
-    '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip', 'frozen_stages'),
+    '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip', 'frozen_stages', 'also_size'),
     '[0, 4294967295]': ('seed', 'split_seed', 'phantom_seed'), '[0, 100]': ('phantom_signal',),
-    '(0, inf)': ('lr', 'backbone_lr'), '(0, 10000]': ('clahe_clip',), '[0, 180]': ('rotation_deg',),
+    '(0, inf)': ('lr', 'backbone_lr', 'probe_strength'), '(0, 10000]': ('clahe_clip',), '[0, 180]': ('rotation_deg',),
     '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min', 'pool_share'), '(0, 1)': ('lr_factor',),
     '[0, 1)': ('average_decay',), '[1, 1000000]': ('n_repeats', 'n_trees', 'n_draws'), '[-64, 1024]': ('n_jobs',),
 }.items() for k in names}

@@ -35,8 +35,8 @@ from .devices import (
 from .draw import count_parameters
 from .guards import lock_folder, one_way_out, reading
 from .learning import (
-    check_finite, epoch_batches, judge, losses_of, make_average, make_optimiser, one_of_each,
-    set_cycle, weigh_classes)
+    check_finite, epoch_batches, fit_head, judge, losses_of, make_average, make_optimiser,
+    mates_within, name_scores, one_of_each, set_cycle, weigh_classes)
 from .lesion_map import build_model, check_arguments
 from .model import check_batch, find_weights, split_backbones
 from .origins import check_origin
@@ -151,6 +151,18 @@ def train_step(
     return loss.detach(), out.detach(), mine
 
 # %% ../nbs/04_train_colab_t4.ipynb #9af5a73a
+@torch.no_grad()
+def _fit_probe(t, data, index, weight, cfg):
+    "What `train_epoch` is where nothing but one linear layer is fitted."
+    t.model.eval()
+    look = lambda i: t.model.forward_features(*_show(data, i, lambda v: v))
+    with torch.autocast(data.views.device.type, t.dtype or torch.bfloat16, enabled=t.dtype is not None):
+        rows = torch.cat([look(i) for i in index.split(32)])
+    label = data.label[index]
+    logits = fit_head(t.model, rows, label, mates_within(index, data.mate), weight, cfg)
+    loss = losses_of(logits, label, weight)/weight[label].sum()
+    return float(loss), label.cpu().numpy(), logits.softmax(1).cpu().numpy()
+
 def train_epoch(
     t:Training, # in place
     data:Breasts, # on the model's device
@@ -160,6 +172,7 @@ def train_epoch(
     epoch:int, # decides order, augmentation and dropout, with the seed
 ) -> tuple: # (loss, labels (n,), probabilities (n, 3)) as seen while training
     "Pass over the training set once; raise FloatingPointError where the loss is not finite."
+    if cfg.probe: return _fit_probe(t, data, index, weight, cfg)
     t.model.train()
     generator = torch.Generator().manual_seed(_seed(cfg.seed, 1, epoch))
     torch.manual_seed(_seed(cfg.seed, 2, epoch, t.team.process_index)) # dropout
@@ -234,12 +247,6 @@ def load_training(
     except Exception as e: # of a model, or of a history, of another shape
         raise ValueError(f'{path} holds another training: delete the run folder') from e
 
-# %% ../nbs/04_train_colab_t4.ipynb #ab23ed0a
-def _named(part, label, prob):
-    "Scores under names of the history's columns."
-    named = score(label, prob)
-    return {f'{part}_{k}': float(named[k]) for k in ('accuracy', 'f1', 'auc', 'pr_auc')}
-
 # %% ../nbs/04_train_colab_t4.ipynb #e212b541
 def validate(
     t:Training, # its model is set to eval mode
@@ -251,7 +258,7 @@ def validate(
     logits, label = predict(t.judged, data, index, t.dtype, team=t.team), data.label[index].cpu()
     loss = F.cross_entropy(logits, label, weight.cpu())
     check_finite(loss[None], 'validation')
-    return dict(val_loss=loss.item()) | _named('val', label.numpy(), logits.softmax(1).numpy())
+    return dict(val_loss=loss.item()) | name_scores('val', label.numpy(), logits.softmax(1).numpy())
 
 # %% ../nbs/04_train_colab_t4.ipynb #f60eea31
 def _keep(t, row, checkpoints):
@@ -289,7 +296,7 @@ def train_loop(
         row = dict(epoch=epoch, lr=t.opt.param_groups[0]['lr'])
         try:
             row['train_loss'], *seen = train_epoch(t, data, parts['train'], weight, cfg, epoch)
-            row |= _named('train', *seen) | validate(t, data, parts['val'], weight)
+            row |= name_scores('train', *seen) | validate(t, data, parts['val'], weight)
         except FloatingPointError as e:
             best = f'epoch {t.best_epoch} is kept in {checkpoints}'
             kept = best if t.history else 'no epoch is kept'

@@ -74,7 +74,7 @@ def test_the_last_epoch_is_kept_and_the_rate_falls(run):
 
 @pytest.mark.parametrize('change', [
     *({k: ALL[k]} for k in ('schedule', 'average_decay', 'flip_test', 'backbone_lr', 'target', 'frozen_stages', 'pooling')),
-    dict(other_breast='pair'), dict(other_breast='difference'), dict(view_fusion='max'), dict(view_fusion='attention')], ids=str)
+    dict(also_size=24), dict(other_breast='pair'), dict(other_breast='difference'), dict(view_fusion='max'), dict(view_fusion='attention')], ids=str)
 def test_each_setting_changes_the_predictions(small, tmp_path, change, plain):
     "And nothing else: the same breasts in the same parts."
     other = fit(make_config(small | dict(run_dir=str(tmp_path), epochs=2) | change)).predictions
@@ -104,6 +104,16 @@ def test_all_who_ask_get_the_same(run, tmp_path):
     np.testing.assert_allclose(ask(open_member(run.run_dir), cases), alone, atol=1e-6)
 
 
+def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
+    "One minimum: another seed, the same predictions; another strength, others."
+    probe = dict(probe=True, epochs=1, keep='last', other_breast='pair', also_size=24, class_weights=False, split_seed=0)
+    a, b, c = (fit(make_config(small | probe | dict(run_dir=str(tmp_path/str(i))) | k)).predictions
+               for i, k in enumerate((dict(seed=1, weight_decay=.1), dict(seed=1), dict(seed=1, probe_strength=.1))))
+    pd.testing.assert_frame_equal(a, b)
+    assert np.abs(a[PROBS] - c[PROBS]).to_numpy().max() > 1e-3
+    assert predict_run(tmp_path/'0', device='cpu').to_csv(index=False) == (tmp_path/'0'/'predictions.csv').read_text()
+
+
 def test_maps_show_where_it_looked(run):
     inside = look_inside(run.run_dir)
     assert inside.attention is None and {v for _, v in inside.maps} == {'CC', 'MLO'}
@@ -121,8 +131,8 @@ def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, pl
     shutil.copytree(data, tmp_path/'data')
     sheet = tmp_path/'data'/SHEET_NAME
     table = pd.read_excel(sheet, sheet_name='all')
-    column, who = next(c for c in table if c.startswith('Pathology')), table.columns[0]
-    hers = table[who].isin(test)
+    column = next(c for c in table if c.startswith('Pathology'))
+    hers = table.Patient_ID.isin(test)
     turn = dict(zip(['Normal', 'Benign', 'Malignant'], ['Malignant', 'Normal', 'Benign']))
     table.loc[hers, column] = table.loc[hers, column].map(turn)
     table.to_excel(sheet, sheet_name='all', index=False)
@@ -150,7 +160,7 @@ def test_a_run_of_before_is_read(small, tmp_path):
     before = fit(cfg).predictions
     config = json.loads((tmp_path/'config.json').read_text())
     later = ('model', 'pooling', 'pool_share', 'view_fusion', 'other_breast', 'frozen_stages', 'flip_test', 'backbone_lr', 'schedule',
-             'keep', 'average_decay', 'target')
+             'keep', 'average_decay', 'target', 'also_size', 'probe', 'probe_strength')
     for k in later: config['settings'].pop(k)
     (tmp_path/'config.json').write_text(json.dumps(config))
     seal_run(tmp_path)
@@ -162,6 +172,9 @@ def test_a_run_of_before_is_read(small, tmp_path):
     (dict(other_breast='pair', align_laterality=False), 'set align_laterality=True'),
     (dict(other_breast='pair', split_unit='breast'), "use split_unit='patient'"),
     (dict(attention=False), "attention=False means nothing to model='lesion_map'"),
+    (dict(probe=True), 'probe=True is fitted in one pass, set epochs=1'),
+    (dict(probe=True, epochs=1, pooling='top'), "pooling='top' is learned in steps"),
+    (dict(also_size=32), 'also_size=32 is not below image_size=32'),
     (dict(model='four_stream', flip_test=True), "use model='lesion_map'")])
 def test_what_cannot_be_is_refused(change, says):
     with pytest.raises(ValueError, match=says): check_config(make_config(SMALL | change))
