@@ -116,7 +116,7 @@ class TrainConfig(ModelConfig):
     keep:Literal['accuracy', 'auc', 'last'] = 'accuracy' # epoch that is kept: best by, or the last
     average_decay:float = 0.0 # share of the old in a running mean of the weights; 0: no mean
     target:Literal['classes', 'ordinal'] = 'classes' # three classes, or abnormal and malignant
-    probe_strength:float = 6.0 # probe: how far its weights may go, the inverse of their penalty
+    probe_strength:float = 3.0 # probe: how far its weights may go, the inverse of their penalty
     class_weights:bool = True # weigh the loss against class imbalance
     augment:bool = True # draw flips, rotations, crops and jitter anew for each breast and epoch
     flip_lr:bool = True # left-right, both views together
