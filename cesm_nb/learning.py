@@ -164,6 +164,7 @@ def _standardise(model, rows):
         layer.scale.copy_(scale[part])
     return (rows - centre)/scale
 
+# %% ../nbs/03d_learning.ipynb #0f01508f
 def fit_head(
     model:nn.Module, # in place, a `LesionMap` with `probe`, fresh
     rows:torch.Tensor, # (n, p) its features of training breasts
@@ -183,7 +184,8 @@ def fit_head(
         return pair_logits(logits, logits[mate], mate >= 0, *free[2:]) if paired else logits
     def loss():
         opt.zero_grad()
-        penalty = free[0].square().sum()/cfg.probe_strength + sum(p.square().sum() for p in free[2:])/10
+        penalty = free[0].square().sum()/cfg.probe_strength
+        for p in free[2:]: penalty = penalty + p.square().sum()/10
         total = losses_of(answer(), label, weight, cfg.target, other) + penalty/2
         total.backward()
         return total

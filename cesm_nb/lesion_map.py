@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'N_MAPS', 'POOLINGS', 'LAST', 'WITHOUT', 'MeanPool', 'SpreadPool', 'GemPool', 'AttentionPool', 'strongest',
-           'TopPool', 'EachPool', 'Standard', 'PooledBackbone', 'pool_backbones', 'check_lesion_map', 'LesionMapParts',
-           'pair_logits', 'LesionMap', 'model_arguments', 'check_arguments', 'build_model']
+           'TopPool', 'EachPool', 'Standard', 'PooledBackbone', 'pool_backbones', 'check_lesion_map', 'LesionMapLayers',
+           'LesionMapParts', 'pair_logits', 'LesionMapFeatures', 'LesionMap', 'model_arguments', 'check_arguments',
+           'build_model']
 
 # %% ../nbs/03c_lesion_map.ipynb #3720834a
 from typing import Optional
@@ -18,6 +19,7 @@ from .data import CLASSES
 from .model import (
     MODELS, FourStream, Streams, TokenMixer, check_mixer, check_model, make_backbones, mean_seen,
     model_settings, name_streams, split_backbones)
+from .origins import check_origin
 from .settings import TrainConfig, normalises_input
 from .share import SharedModel
 from .tensorize import decode_rows
@@ -97,6 +99,7 @@ class TopPool(nn.Module):
         found = strongest(self.find(maps[-1], maps[-2:][0]), self.share)
         return torch.cat([*(m.mean((2, 3)) for m in maps), found], 1)
 
+# %% ../nbs/03c_lesion_map.ipynb #5b686fa4
 class EachPool(nn.Module):
     "One of the simpler poolings for each of several maps."
     def __init__(self, kind:type, channels:list): # a class above; of the maps
@@ -108,7 +111,8 @@ class EachPool(nn.Module):
         return torch.cat([pool(m) for pool, m in zip(self.each, maps)], 1)
 
 # %% ../nbs/03c_lesion_map.ipynb #88c42e30
-POOLINGS = dict(mean=MeanPool, mean_std=SpreadPool, gem=GemPool, attention=AttentionPool, top=TopPool)
+POOLINGS = dict(
+    mean=MeanPool, mean_std=SpreadPool, gem=GemPool, attention=AttentionPool, top=TopPool)
 LAST = 3 # stages whose maps are pooled
 
 class Standard(nn.Module):
@@ -167,7 +171,8 @@ def _freeze(backbone, info, n_stages):
     if not n_stages: return []
     last = f'{info[min(n_stages, len(info)) - 1]["module"]}.'
     names = [k for k, _ in backbone.named_parameters()]
-    end = len(names) if n_stages >= len(info) else max(i for i, k in enumerate(names) if k.startswith(last)) + 1
+    of_last = [i for i, k in enumerate(names) if k.startswith(last)]
+    end = len(names) if n_stages >= len(info) else of_last[-1] + 1
     held = {k.rpartition('.')[0] for k in names[:end]}
     for k, p in backbone.named_parameters(): p.requires_grad_(k not in names[:end])
     return [m for k, m in backbone.named_modules() if k in held]
@@ -187,7 +192,8 @@ def pool_backbones(
         names, 0, pretrained, weights_dir, 3 if s['normalise_input'] else 1, allow_scratch)
     for k, net in nets.items():
         if hasattr(net, 'prune_intermediate_layers'): continue
-        raise ValueError(f"backbones={names[k]!r} gives no maps: use another, or model='four_stream'")
+        raise ValueError(
+            f"backbones={names[k]!r} gives no maps: use another, or model='four_stream'")
     nets = {k: PooledBackbone(net, s) for k, net in nets.items()}
     if s['probe']: s['width'] = next(iter(nets.values())).width
     return Streams(nets, views, s['share_views'], s['width'], s['normalise_input']), source
@@ -206,30 +212,54 @@ def check_lesion_map(
     for k, allowed in _CHOICES.items():
         if s[k] in allowed: continue
         raise ValueError(f'{k}={s[k]!r}: use {" or ".join(map(repr, allowed))}')
-    if not 0 < s['pool_share'] <= 1: raise ValueError(f'pool_share={s["pool_share"]} is not in (0, 1]')
-    if not 0 <= s['drop_rate'] <= 1: raise ValueError(f'drop_rate={s["drop_rate"]} is not in [0, 1]')
+    share, drop = s['pool_share'], s['drop_rate']
+    if not 0 < share <= 1: raise ValueError(f'pool_share={share} is not in (0, 1]')
+    if not 0 <= drop <= 1: raise ValueError(f'drop_rate={drop} is not in [0, 1]')
     split_backbones(s['backbones'])
     if s['view_fusion'] == 'attention': check_mixer(s['width'], s['n_heads'])
     if s['probe']: _check_probe(s)
 
 def _check_probe(s):
     "Raise ValueError where something besides the one layer would have to be learned."
-    few = dict(pooling=('mean', 'mean_std'), view_fusion=('mean', 'max'), other_breast=('none', 'pair'))
+    few = dict(pooling=('mean', 'mean_std'), view_fusion=('mean', 'max'),
+               other_breast=('none', 'pair'))
     for k, allowed in few.items():
         if s[k] not in allowed:
-            raise ValueError(f'{k}={s[k]!r} is learned in steps, probe=True takes none: use {" or ".join(map(repr, allowed))}')
+            raise ValueError(f'{k}={s[k]!r} is learned in steps, probe=True takes none: use '
+                             + ' or '.join(map(repr, allowed)))
     if ',' in s['backbones'] or not s['share_views']:
-        raise ValueError(f'probe=True fits one layer on one backbone: name one instead of {s["backbones"]!r}, shared by the views')
+        raise ValueError('probe=True fits one layer on one backbone: name one instead of '
+                         f'{s["backbones"]!r}, shared by the views')
+
+# %% ../nbs/03c_lesion_map.ipynb #199ca202
+class LesionMapLayers(nn.Module):
+    "The layers of `LesionMap`."
+    def build(self, s, *start): # settings, and arguments of `pool_backbones` after them
+        self.streams, self.weights_source = pool_backbones(s, *start)
+        width, n, other = s['width'], s['num_classes'], s['other_breast']
+        joins = s['view_fusion'] == 'attention'
+        self.mixer = TokenMixer(width, s['n_heads'], 1, True, False) if joins else None
+        learned = nn.Sequential(nn.Linear(2, 32), nn.ReLU())
+        self.meta = None if not s['metadata'] else Standard(2) if s['probe'] else learned
+        features = width + s['metadata']*(2 if s['probe'] else 32)
+        features += (other == 'difference')*(width + 1)
+        drop_rate = 0. if s['probe'] else s['drop_rate']
+        self.head = nn.Sequential(nn.Dropout(drop_rate), nn.Linear(features, n))
+        if other != 'pair': return
+        self.pair_table = nn.Parameter(torch.zeros(n, n)) # S, read both ways
+        self.pair_alone = nn.Parameter(torch.zeros(n)) # s
 
 # %% ../nbs/03c_lesion_map.ipynb #dc99eb62
-class LesionMapParts(nn.Module):
+_NOT_KEPT = ('self', '__class__', 'pretrained', 'weights_dir', 'allow_scratch')
+
+class LesionMapParts(LesionMapLayers):
     "The parts of `LesionMap` under their names, and `settings`, which make the same parts again."
     def __init__(
         self,
         model:str='lesion_map', # its name among the models
         num_classes:int=len(CLASSES), # logits
         width:int=256, # numbers per token
-        pooling:str='mean_std', # how a map is summed up, one of `POOLINGS`
+        pooling:str='mean_std', # one of `POOLINGS`
         pool_share:float=.02, # share of the places that `TopPool` averages, in (0, 1]
         view_fusion:str='mean', # how views are joined: 'mean', 'max' or 'attention'
         n_heads:int=8, # heads of that attention
@@ -256,18 +286,7 @@ class LesionMapParts(nn.Module):
             normalise_input=pretrained if normalise_input is None else normalise_input)
         check_lesion_map(s)
         self.facts = {} # JSON that travels with a trained model, see `export_model`
-        self.streams, self.weights_source = pool_backbones(s, pretrained, weights_dir, allow_scratch)
-        self.mixer = TokenMixer(width, n_heads, 1, True, False) if view_fusion == 'attention' else None
-        learned = nn.Sequential(nn.Linear(2, 32), nn.ReLU())
-        self.meta = None if not metadata else Standard(2) if probe else learned
-        features = s['width'] + metadata*(2 if probe else 32)
-        features += (other_breast == 'difference')*(width + 1)
-        self.head = nn.Sequential(nn.Dropout(0. if probe else drop_rate), nn.Linear(features, num_classes))
-        if other_breast != 'pair': return
-        self.pair_table = nn.Parameter(torch.zeros(num_classes, num_classes)) # S, read both ways
-        self.pair_alone = nn.Parameter(torch.zeros(num_classes)) # s
-
-_NOT_KEPT = ('self', '__class__', 'pretrained', 'weights_dir', 'allow_scratch')
+        self.build(s, pretrained, weights_dir, allow_scratch)
 
 # %% ../nbs/03c_lesion_map.ipynb #d0a8c4a4
 def pair_logits(
@@ -282,8 +301,8 @@ def pair_logits(
     return torch.where(there[:, None, None], both, (own + alone)[..., None].expand_as(both))
 
 # %% ../nbs/03c_lesion_map.ipynb #4ba6b16a
-class LesionMap(LesionMapParts, SharedModel):
-    "The model of this chapter; its input is that of `FourStream`, and the other breast's beside it."
+class LesionMapFeatures(LesionMapParts):
+    "What the head is given."
     forward_tokens = FourStream.forward_tokens
 
     def forward_images(self, x, real=None): # see `forward_tokens` -> (B, width), views joined
@@ -298,7 +317,8 @@ class LesionMap(LesionMapParts, SharedModel):
         if mate is None:
             own = self.forward_images(x, real)
             return own, own.new_zeros(len(own), own.shape[1] + 1)
-        own, other = self.forward_images(torch.cat([x, mate]), torch.cat([real, mate_real])).chunk(2)
+        shown = torch.cat([x, mate]), torch.cat([real, mate_real])
+        own, other = self.forward_images(*shown).chunk(2)
         there = mate_real.any(1)
         if self.training: there = there & (torch.rand(len(x), device=x.device) >= WITHOUT)
         there = there[:, None].to(own.dtype)
@@ -312,11 +332,14 @@ class LesionMap(LesionMapParts, SharedModel):
         mate_real:Optional[torch.Tensor]=None, # as `real`; no view: not there
     ) -> torch.Tensor: # (B, width), then what `other_breast` and `metadata` add
         "Sum up a breast, and what tells it from the other."
-        if self.settings['other_breast'] == 'difference': parts = self.forward_both(x, real, mate, mate_real)
-        else: parts = (self.forward_images(x, real),)
+        if self.settings['other_breast'] != 'difference': parts = (self.forward_images(x, real),)
+        else: parts = self.forward_both(x, real, mate, mate_real)
         if self.meta is not None: parts = (*parts, self.meta(decode_rows(x)))
         return torch.cat(parts, 1)
 
+# %% ../nbs/03c_lesion_map.ipynb #ac029c6d
+class LesionMap(LesionMapFeatures, SharedModel):
+    "The model of this chapter; it takes what `FourStream` takes, and the other breast beside it."
     def forward_pair(self, x, real, mate, mate_real): # -> (B, 3, 3): own class, that of the other
         if mate is None:
             own = self.head(self.forward_features(x, real)) + self.pair_alone
@@ -333,7 +356,8 @@ class LesionMap(LesionMapParts, SharedModel):
         return found if joint else found.logsumexp(2)
 
     def forward_attention(self, x, real=None): # -> (B, n_heads, n, n): row looks at column
-        if self.mixer is None: raise ValueError("view_fusion is not 'attention': no weights to show")
+        if self.mixer is None:
+            raise ValueError("view_fusion is not 'attention': no weights to show")
         return self.mixer.forward_attention(*self.forward_tokens(x, real))
 
 MODELS['lesion_map'] = LesionMap
@@ -358,25 +382,29 @@ def model_arguments(
     if kind == 'four_stream': return out
     return {k: settings[k] for k in (*_SHARED, *_OWN, 'model')} | dict(channels=out['channels'])
 
+# %% ../nbs/03c_lesion_map.ipynb #410ad041
 def check_arguments(
     settings:dict, # of a run
     switches:dict, # of its protocol
 ):
     "Raise ValueError where the model of a run cannot be built or fed."
     given = model_arguments(settings)
+    if settings['pretrained']: check_origin(settings['backbones'], settings['weights_dir'])
     if settings.get('model', 'four_stream') == 'four_stream': return check_model(given)
     check_lesion_map(dict(width=256) | given)
     if settings['probe'] and settings['epochs'] != 1:
-        raise ValueError(f'epochs={settings["epochs"]}: probe=True is fitted in one pass, set epochs=1')
-    if not 0 <= settings['also_size'] < settings['image_size']:
-        raise ValueError(f'also_size={settings["also_size"]} is not below image_size={settings["image_size"]}')
+        raise ValueError(
+            f'epochs={settings["epochs"]}: probe=True is fitted in one pass, set epochs=1')
+    also, size = settings['also_size'], settings['image_size']
+    if also >= size: raise ValueError(f'also_size={also} is not below image_size={size}')
     if given['other_breast'] == 'none': return
     if not settings['align_laterality']:
         raise ValueError(f'other_breast={given["other_breast"]!r} looks at both breasts alike: set '
                          'align_laterality=True')
     if switches['split_unit'] != 'patient':
-        raise ValueError(f'other_breast={given["other_breast"]!r} shows test breasts to the training '
-                         f"where split_unit={switches['split_unit']!r}: use split_unit='patient'")
+        raise ValueError(
+            f'other_breast={given["other_breast"]!r} shows test breasts to the training where '
+            f"split_unit={switches['split_unit']!r}: use split_unit='patient'")
 
 def build_model(
     settings:dict, # of a run

@@ -132,7 +132,7 @@ def find_weights(
         raise ValueError(f'{file} is absent: put it there or set pretrained=False')
     return file
 
-def _any_size(name): # what lets a vision transformer look at images of other sizes than it learned on
+def _any_size(name): # lets a vision transformer look at images of other sizes than it learned on
     takes = is_model_in_modules(name.split('.')[0], ['vision_transformer'])
     return dict(dynamic_img_size=True, dynamic_img_pad=True) if takes else {}
 

@@ -59,9 +59,11 @@ def save_backbone(
     folder:str|Path, # for NAME.safetensors, made where absent
     trained_on:str, # the note that goes with it
 ) -> Path: # the file
-    "Take a backbone out of a network; raise ValueError where there is none or it has seen CDD-CESM."
+    "Take a backbone out; raise ValueError where there is none or it has seen CDD-CESM."
     own = {k.removeprefix(prefix): v.contiguous() for k, v in state.items() if k.startswith(prefix)}
-    if not own: raise ValueError(f'no weight begins with {prefix!r}: use one of {sorted({k.split(".")[0] for k in state})}')
+    if not own:
+        known = sorted({k.split('.')[0] for k in state})
+        raise ValueError(f'no weight begins with {prefix!r}: use one of {known}')
     first = next(k for k, v in own.items() if v.ndim == 4)
     if own[first].shape[1] == 1: own[first] = own[first].repeat(1, 3, 1, 1)/3 # grey three times
     path = Path(folder)/f'{name}.safetensors'

@@ -24,7 +24,6 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from .augment import augment_views, draw_changes
@@ -38,8 +37,7 @@ from .learning import (
     check_finite, epoch_batches, fit_head, judge, losses_of, make_average, make_optimiser,
     mates_within, name_scores, one_of_each, set_cycle, weigh_classes)
 from .lesion_map import build_model, check_arguments
-from .model import check_batch, find_weights, split_backbones
-from .origins import check_origin
+from .model import check_batch
 from .runs import (
     BEST, CHECKPOINTS, STATE, Run, clean_run, digest_file, find_commit,
     find_run, run_file, seal_run, write_atomic, write_csv, write_json)
@@ -58,9 +56,6 @@ def check_config(
     if cfg.splits_csv and cfg.n_folds:
         raise ValueError(f'splits_csv and n_folds={cfg.n_folds} both make a split: use one of them')
     check_arguments(asdict(cfg), switches := switches_of(cfg))
-    if cfg.pretrained and cfg.weights_dir:
-        for name in split_backbones(cfg.backbones): find_weights(name, cfg.weights_dir)
-    if cfg.pretrained: check_origin(cfg.backbones, cfg.weights_dir)
     return switches, *pick_device(cfg.device, cfg.mixed_precision)
 
 # %% ../nbs/04_train_colab_t4.ipynb #6b555e20
@@ -256,7 +251,7 @@ def validate(
 ) -> dict: # val_loss, val_accuracy, val_f1, val_auc, val_pr_auc
     "Score the validation set; raise FloatingPointError where its loss is not finite."
     logits, label = predict(t.judged, data, index, t.dtype, team=t.team), data.label[index].cpu()
-    loss = F.cross_entropy(logits, label, weight.cpu())
+    loss = nn.functional.cross_entropy(logits, label, weight.cpu())
     check_finite(loss[None], 'validation')
     return dict(val_loss=loss.item()) | name_scores('val', label.numpy(), logits.softmax(1).numpy())
 
