@@ -152,6 +152,8 @@ def _missing(case, member):
     "Sentences about views, age and density that are not there, and what stands in for them."
     out = [f'{v} {ENERGY_NAMES[m]} is missing: the network sees black in its place'
            for m, v in wanted(member) if (m, v) not in case.views]
+    if member.net.settings.get('other_breast', 'none') != 'none':
+        out.append('the other breast is not looked at: a case is one breast')
     if not member.net.settings['metadata']: return out
     age, density = member.preparation['age_years'], member.preparation['density']
     if np.isnan(case.age_years):

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from .devices import pick_device
 from .guards import reading
-from .model import FourStream, model_settings
+from .lesion_map import build_model
 from .runs import (
     BEST, CHECKPOINTS, RUN_FILES, check_digests, read_config, read_parts, run_file)
-from .settings import normalises_input
+from .settings import with_defaults
 from .share import export_model
 from .tensorize import read_manifest
 from .batches import load_inputs
@@ -38,7 +38,7 @@ def _read_weights(path, model, file):
 
 def load_run(
     run_dir:str|Path, # a finished run
-) -> tuple: # (`FourStream` with the best weights, in eval mode, on the CPU; `config.json`)
+) -> tuple: # (its model with the best weights, in eval mode, on the CPU; `config.json`)
     "Rebuild the model of a run; raise ValueError where the folder holds none, or files of another."
     run_dir = Path(run_dir)
     best, file = run_dir/CHECKPOINTS/BEST, run_file(run_dir, 'config')
@@ -46,10 +46,7 @@ def load_run(
     if absent: raise ValueError(f'{absent[0]} is absent: expected a folder that cesm_train made')
     check_digests(run_dir, f'{CHECKPOINTS}/{BEST}', RUN_FILES['config'])
     config = read_config(run_dir)
-    model = FourStream(
-        **model_settings(config['settings']),
-        normalise_input=normalises_input(config['settings']),
-        mask_missing_views=config['switches']['mask_missing_views'])
+    model = build_model(with_defaults(config['settings']), config['switches'])
     _read_weights(best, model, file)
     return model.to(memory_format=torch.channels_last).eval(), config
 

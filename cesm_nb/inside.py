@@ -147,7 +147,7 @@ def untrain(
     "Build the network anew with random weights."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return FourStream(**model.settings).eval()
+        return type(model)(**model.settings).eval()
 
 def is_hit(
     point:tuple, # row, column; NaN never hits
@@ -295,7 +295,7 @@ def look_inside(
     note = NOT_PLAYED if config['switches']['roi_source'] == 'annotation' else ''
     games = pd.DataFrame() if note else _play(model, cases, maps, masks)
     both, attention = cases.real.all(1), None
-    if model.settings['attention'] and both.any():
+    if model.settings.get('attention') and both.any():
         with torch.no_grad():
             looked = [model.forward_attention(x, r).mean(1) for x, r, _ in _batches(cases)]
         attention = torch.cat(looked)[both].mean(0).numpy()

@@ -23,8 +23,9 @@ import psutil
 
 from .data import CLASSES, DENSITY, KEYS, PROBS, SIDES
 from .guards import read_json, reading
-from .settings import (
-    SWITCHES, check_ranges, make_config, settings_that_count, switches_of)
+from cesm_nb.settings import (
+    SWITCHES, check_ranges, make_config, settings_that_count, switches_of,
+    with_defaults)
 
 # %% ../nbs/04a_runs.ipynb #6b4db751
 RUN_FILES = dict(
@@ -271,7 +272,9 @@ def find_commit():
 # %% ../nbs/04a_runs.ipynb #e32eb399
 def _facts(config):
     "What of a `config.json` decides the numbers; more epochs are the same run, longer."
-    settings = settings_that_count(config['settings'], ('epochs',))
+    settings = with_defaults(config['settings'])
+    longer = ('epochs',) if settings['schedule'] == 'plateau' else () # a cycle is as long as the run
+    settings = settings_that_count(settings, longer)
     return settings | {k: config[k] for k in ('data_fingerprint', 'switches')}
 
 # %% ../nbs/04a_runs.ipynb #f90dd087
@@ -354,7 +357,7 @@ class Run(NamedTuple):
 # %% ../nbs/04a_runs.ipynb #f49e6619
 def _recipe(config):
     "What the runs that are pooled must have in common."
-    settings = settings_that_count(config['settings'], ('fold', 'splits_csv'))
+    settings = settings_that_count(with_defaults(config['settings']), ('fold', 'splits_csv'))
     return settings | {k: config[k] for k in ('data_fingerprint', 'switches', 'weights_source')}
 
 def pool_tests(

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RoiSource', 'SplitUnit', 'Fill', 'SWITCHES', 'PROTOCOLS', 'PAPER_BACKBONES', 'RANGES', 'WHERE', 'GROUPS',
            'resolve_protocol', 'TensorConfig', 'ModelConfig', 'TrainConfig', 'make_config', 'check_ranges',
-           'normalises_input', 'AuditConfig', 'settings_that_count', 'switches_of', 'group_settings',
+           'normalises_input', 'AuditConfig', 'settings_that_count', 'with_defaults', 'switches_of', 'group_settings',
            'explain_settings', 'parse_settings', 'check_parameters']
 
 # %% ../nbs/00a_settings.ipynb #029e5bef
 import inspect
 import re
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Union, get_args, get_origin
@@ -72,6 +72,7 @@ class ModelConfig(TensorConfig):
     "Settings of tensors and model."
     mask_missing_views:Optional[bool] = None # hide tokens of a missing view; None: by protocol
     views:Literal['both', 'CC', 'MLO'] = 'both' # views looked at
+    model:Literal['four_stream', 'lesion_map'] = 'four_stream' # the paper's, or that of chapter 03c
     backbones:str = PAPER_BACKBONES # names of timm models, separated by commas
     metadata:bool = True # read age and density
     attention:bool = True # let tokens look at each other
@@ -84,6 +85,14 @@ class ModelConfig(TensorConfig):
     weights_dir:str = '' # folder with the backbones' .safetensors, for machines without internet
     allow_scratch:bool = False # start from scratch where the hub gives no weights, with a warning
     normalise_input:Optional[bool] = None # by ImageNet's mean and deviation; None: where pretrained
+    pooling:Literal['mean', 'mean_std', 'gem', 'top', 'attention'] = 'mean_std' # lesion_map: how a map is summed up
+    pool_share:float = 0.02 # lesion_map: share of the places that pooling 'top' averages, in (0, 1]
+    view_fusion:Literal['mean', 'max', 'attention'] = 'mean' # lesion_map: how views are joined
+    other_breast:Literal['none', 'difference', 'pair'] = 'none' # lesion_map: what else is looked at
+    frozen_stages:int = 0 # lesion_map: stages of each backbone that stay as they are
+    also_size:int = 0 # lesion_map: pixels of a smaller copy that is looked at too; 0: none
+    probe:bool = False # lesion_map: backbones stay, one linear layer is fitted, without steps
+    flip_test:bool = False # lesion_map: average predictions over the image and its mirror image
 
 # %% ../nbs/00a_settings.ipynb #04bfa0bc
 @dataclass(frozen=True)
@@ -99,9 +108,15 @@ class TrainConfig(ModelConfig):
     lr:float = 1e-4 # learning rate of AdamW
     weight_decay:float = 1e-2 # weight decay of AdamW
     grad_clip:float = 0.0 # largest norm of a step's gradient; 0: no limit
+    backbone_lr:float = 1.0 # the rate of the backbones is `lr` times this
+    schedule:Literal['plateau', 'one_cycle'] = 'plateau' # cut lr where stuck, or rise once and fall
     lr_patience:int = 5 # epochs without a lower validation loss that are let pass; the next cuts lr
     lr_factor:float = 0.1 # what the rate is multiplied with then, in (0, 1)
     patience:int = 10 # epochs without a better validation accuracy until training stops
+    keep:Literal['accuracy', 'auc', 'last'] = 'accuracy' # epoch that is kept: best by, or the last
+    average_decay:float = 0.0 # share of the old in a running mean of the weights; 0: no mean
+    target:Literal['classes', 'ordinal'] = 'classes' # three classes, or abnormal and malignant
+    probe_strength:float = 3.0 # probe: how far its weights may go, the inverse of their penalty
     class_weights:bool = True # weigh the loss against class imbalance
     augment:bool = True # draw flips, rotations, crops and jitter anew for each breast and epoch
     flip_lr:bool = True # left-right, both views together
@@ -147,11 +162,11 @@ def make_config(
 RANGES = {k: v for v, names in {
     '[32, 4096]': ('image_size',), '[6, 100000]': ('phantom_patients',), '[1, 2]': ('view_copy',),
     '[1, inf)': ('epochs', 'batch_size', 'patience'), '[1, 64]': ('clahe_tiles',),
-    '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip'),
+    '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip', 'frozen_stages', 'also_size'),
     '[0, 4294967295]': ('seed', 'split_seed', 'phantom_seed'), '[0, 100]': ('phantom_signal',),
-    '(0, inf)': ('lr',), '(0, 10000]': ('clahe_clip',), '[0, 180]': ('rotation_deg',),
-    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min',), '(0, 1)': ('lr_factor',),
-    '[1, 1000000]': ('n_repeats', 'n_trees', 'n_draws'), '[-64, 1024]': ('n_jobs',),
+    '(0, inf)': ('lr', 'backbone_lr', 'probe_strength'), '(0, 10000]': ('clahe_clip',), '[0, 180]': ('rotation_deg',),
+    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min', 'pool_share'), '(0, 1)': ('lr_factor',),
+    '[0, 1)': ('average_decay',), '[1, 1000000]': ('n_repeats', 'n_trees', 'n_draws'), '[-64, 1024]': ('n_jobs',),
 }.items() for k in names}
 
 def check_ranges(
@@ -198,6 +213,13 @@ def settings_that_count(
     "Leave out the settings that say where a run happens."
     return {k: v for k, v in settings.items() if k not in WHERE and k not in but}
 
+# %% ../nbs/00a_settings.ipynb #047ace6c
+def with_defaults(
+    settings:dict, # of `config.json`
+) -> dict: # all settings
+    "Fill in the settings that came after a run; `normalises_input` says what is not said here."
+    return {k: v for k, v in asdict(TrainConfig()).items() if k != 'normalise_input'} | settings
+
 # %% ../nbs/00a_settings.ipynb #59d0642b
 def switches_of(
     cfg:TrainConfig, # settings
@@ -232,13 +254,14 @@ def parse_settings(
     kind:type, # `TensorConfig` or `TrainConfig`
     about:str, # what the command does
     args:Optional[list]=None, # options; None: those of the command line
+    base:Optional[dict]=None, # settings in place of the defaults
 ) -> TensorConfig: # of `kind`
     "Turn the options of a command into settings."
     import tyro # only commands need it
     helps, of_group = explain_settings(kind), {}
     for title, members in group_settings(kind).items():
         options = [(f.name, Annotated[f.type, tyro.conf.arg(help=helps[f.name])],
-                    field(default=f.default)) for f in members]
+                    field(default=(base or {}).get(f.name, f.default))) for f in members]
         of_group[title.replace(' ', '_')] = make_dataclass(title, options)
     every = make_dataclass('Options', [
         (k, c, field(default_factory=c)) for k, c in of_group.items()])

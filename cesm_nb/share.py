@@ -28,8 +28,8 @@ MODEL_CARD = """---
 **Research software, not a medical device.** One breast in, three logits out: {{ classes }}.
 
 ```python
-from cesm_nb.model import FourStream
-model = FourStream.from_pretrained('FOLDER') # or a hub's name and revision='40 hexadecimal digits'
+from cesm_nb.{{ module }} import {{ kind }}
+model = {{ kind }}.from_pretrained('FOLDER') # or a hub's name and revision='40 hexadecimal digits'
 prob = model(x).softmax(1) # x: (B, 3, S, S) tensors of `cesm_nb.tensorize`, made as below
 ```
 
@@ -59,6 +59,7 @@ class SharedModel(
         facts = dict(settings=self.settings, facts=self.facts, weights_source=self.weights_source)
         config = self.settings | {k: facts[k] for k in ('facts', 'weights_source')}
         card = facts | dict(classes=', '.join(CLASSES)) | (model_card_kwargs or {})
+        card |= dict(kind=type(self).__name__, module=self.settings.get('model', 'model'))
         return super().save_pretrained(
             save_directory, config=config, model_card_kwargs=card, **more)
 

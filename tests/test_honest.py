@@ -1,0 +1,180 @@
+"The second model in a run: resumed exactly, predicted alike by all who ask it, blind to test labels, refused where settings clash."
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cesm_nb.ask import Prepared, ask, open_member
+from cesm_nb.batches import load_inputs
+from cesm_nb.commands import cesm_train
+from cesm_nb.data import PROBS, SHEET_NAME
+from cesm_nb.finished import export_run, load_run, predict_run
+from cesm_nb.inside import look_inside
+from cesm_nb.model import load_model
+from cesm_nb.phantom import make_phantom
+from cesm_nb.runs import Run, read_parts, seal_run
+from cesm_nb.settings import make_config
+from cesm_nb.tensorize import read_manifest
+from cesm_nb.train import check_config, fit, predict
+
+SMALL = dict(
+    model='lesion_map', backbones='test_efficientnet', protocol='clinical', roi_source='none', align_laterality=True, image_size=32,
+    epochs=3, batch_size=8, lr=1e-3, device='cpu', mixed_precision='no')
+ALL = dict(
+    other_breast='pair', schedule='one_cycle', keep='last', average_decay=.9, flip_test=True, backbone_lr=.3, target='ordinal',
+    frozen_stages=2, pooling='top')
+
+
+@pytest.fixture(scope='module')
+def data(module_path):
+    return make_phantom(module_path/'data', 16, seed=0, signal=2., size_px=96, progress=False)
+
+
+@pytest.fixture(scope='module')
+def small(data, module_path):
+    return SMALL | dict(data_root=str(data), tensor_dir=str(module_path/'tensors'))
+
+
+@pytest.fixture(scope='module')
+def run(small, module_path):
+    "A run with all of it."
+    return fit(make_config(small | ALL | dict(run_dir=str(module_path/'run'))))
+
+
+def left(run_dir):
+    return {f: (run_dir/f).read_bytes() for f in ('checkpoints/best.safetensors', 'history.csv', 'predictions.csv')}
+
+
+def test_cut_off_it_goes_on_to_the_same_bytes(small, run, tmp_path):
+    class Cut(Exception): pass
+
+    def cut(history, epochs): raise Cut
+
+    cfg = make_config(small | ALL | dict(run_dir=str(tmp_path/'cut')))
+    for _ in range(2):
+        with pytest.raises(Cut): fit(cfg, cut) # after one epoch each
+    assert len(torch.load(tmp_path/'cut'/'checkpoints'/'last'/'state.pt', weights_only=True)['history']) == 2
+    fit(cfg)
+    assert left(tmp_path/'cut') == left(run.run_dir)
+
+
+def test_a_cycle_is_as_long_as_its_run(small, run):
+    with pytest.raises(ValueError, match='other settings .*epochs=3 there, 4 asked for'):
+        fit(make_config(small | ALL | dict(run_dir=str(run.run_dir), epochs=4)))
+
+
+def test_the_last_epoch_is_kept_and_the_rate_falls(run):
+    status = json.loads((run.run_dir/'status.json').read_text())
+    assert (status['best_epoch'], status['epochs_run']) == (3, 3)
+    assert run.history.lr.iloc[-1] < run.history.lr.iloc[1]
+
+
+@pytest.mark.parametrize('change', [
+    *({k: ALL[k]} for k in ('schedule', 'average_decay', 'flip_test', 'backbone_lr', 'target', 'frozen_stages', 'pooling')),
+    dict(also_size=24), dict(other_breast='pair'), dict(other_breast='difference'), dict(view_fusion='max'), dict(view_fusion='attention')], ids=str)
+def test_each_setting_changes_the_predictions(small, tmp_path, change, plain):
+    "And nothing else: the same breasts in the same parts."
+    other = fit(make_config(small | dict(run_dir=str(tmp_path), epochs=2) | change)).predictions
+    pd.testing.assert_frame_equal(other.drop(columns=PROBS), plain.drop(columns=PROBS))
+    assert np.abs(other[PROBS] - plain[PROBS]).to_numpy().max() > 1e-6
+
+
+@pytest.fixture(scope='module')
+def plain(small, module_path):
+    return fit(make_config(small | dict(run_dir=str(module_path/'plain'), epochs=2))).predictions
+
+
+def test_all_who_ask_get_the_same(run, tmp_path):
+    "The run's table, the run read back, and chapter 07, which knows no other breast, for a woman who has none."
+    written = Run.open(run.run_dir).predictions
+    assert predict_run(run.run_dir, device='cpu').to_csv(index=False) == (run.run_dir/'predictions.csv').read_text()
+    manifest, (net, config) = read_manifest(run.run_dir), load_run(run.run_dir)
+    batch = load_inputs(config['settings']['tensor_dir'], manifest, read_parts(run.run_dir), 'median', run.run_dir)
+    alone = predict(net, batch._replace(mate=None), torch.arange(len(batch.label))).softmax(1).numpy()
+    none = (batch.mate < 0).numpy()
+    assert none.any() and not none.all()
+    np.testing.assert_allclose(written[PROBS][none], alone[none], atol=1e-6)
+    assert np.abs(written[PROBS].to_numpy() - alone)[~none].max() > 1e-4
+    export_run(run.run_dir, tmp_path/'m')
+    assert type(load_model(tmp_path/'m')).__name__ == 'LesionMap'
+    cases = [Prepared(*(t[i] for t in batch[:3]), []) for i in range(len(manifest))]
+    np.testing.assert_allclose(ask(open_member(run.run_dir), cases), alone, atol=1e-6)
+
+
+def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
+    "One minimum: another seed, the same predictions; another strength, others."
+    probe = dict(probe=True, epochs=1, keep='last', other_breast='pair', also_size=24, class_weights=False, split_seed=0)
+    a, b, c = (fit(make_config(small | probe | dict(run_dir=str(tmp_path/str(i))) | k)).predictions
+               for i, k in enumerate((dict(seed=1, weight_decay=.1), dict(seed=1), dict(seed=1, probe_strength=.1))))
+    pd.testing.assert_frame_equal(a, b)
+    assert np.abs(a[PROBS] - c[PROBS]).to_numpy().max() > 1e-3
+    assert predict_run(tmp_path/'0', device='cpu').to_csv(index=False) == (tmp_path/'0'/'predictions.csv').read_text()
+
+
+def test_maps_show_where_it_looked(run):
+    inside = look_inside(run.run_dir)
+    assert inside.attention is None and {v for _, v in inside.maps} == {'CC', 'MLO'}
+    assert all(m.isfinite().all() and m.shape[1:] == (32, 32) for m in inside.maps.values())
+
+
+def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, plain, module_path):
+    "Unseen women named by a file: other labels of theirs, the same predictions."
+    manifest = read_manifest(module_path/'tensors')
+    women = manifest.patient_id.unique()
+    part = dict(zip(women, ['train', 'train', 'val', 'test']*len(women)))
+    split = manifest[['patient_id', 'side']].assign(split=manifest.patient_id.map(part))
+    split.to_csv(tmp_path/'split.csv', index=False)
+    test = split.patient_id[split.split == 'test'].unique()
+    shutil.copytree(data, tmp_path/'data')
+    sheet = tmp_path/'data'/SHEET_NAME
+    table = pd.read_excel(sheet, sheet_name='all')
+    column = next(c for c in table if c.startswith('Pathology'))
+    hers = table.Patient_ID.isin(test)
+    turn = dict(zip(['Normal', 'Benign', 'Malignant'], ['Malignant', 'Normal', 'Benign']))
+    table.loc[hers, column] = table.loc[hers, column].map(turn)
+    table.to_excel(sheet, sheet_name='all', index=False)
+    found = [fit(make_config(small | ALL | dict(
+        data_root=str(d), tensor_dir=str(t), run_dir=str(tmp_path/n), splits_csv=str(tmp_path/'split.csv')))).predictions
+        for d, t, n in ((data, module_path/'tensors', 'a'), (tmp_path/'data', tmp_path/'tensors', 'b'))]
+    changed = found[0].label != found[1].label
+    assert changed.any() and (found[0].split[changed] == 'test').all()
+    pd.testing.assert_frame_equal(found[0][PROBS], found[1][PROBS])
+
+
+def test_a_file_of_settings_and_options_beside_it(small, tmp_path):
+    import yaml
+    (tmp_path/'mine.yaml').write_text(yaml.safe_dump(small | dict(epochs=9)))
+    cesm_train(['-f', str(tmp_path/'mine.yaml'), '--epochs', '1', '--run-dir', str(tmp_path/'run')])
+    assert len(Run.open(tmp_path/'run').history) == 1
+    (tmp_path/'bad.yaml').write_text('epocs: 3')
+    with pytest.raises(SystemExit, match='bad.yaml: .*did you mean epochs'): cesm_train(['-f', str(tmp_path/'bad.yaml')])
+
+
+def test_a_run_of_before_is_read(small, tmp_path):
+    "Without the settings that came later, in the folder of a four-stream run."
+    old = {k: v for k, v in small.items() if k != 'model'}
+    cfg = make_config(old | dict(run_dir=str(tmp_path), epochs=1))
+    before = fit(cfg).predictions
+    config = json.loads((tmp_path/'config.json').read_text())
+    later = ('model', 'pooling', 'pool_share', 'view_fusion', 'other_breast', 'frozen_stages', 'flip_test', 'backbone_lr', 'schedule',
+             'keep', 'average_decay', 'target', 'also_size', 'probe', 'probe_strength')
+    for k in later: config['settings'].pop(k)
+    (tmp_path/'config.json').write_text(json.dumps(config))
+    seal_run(tmp_path)
+    pd.testing.assert_frame_equal(predict_run(tmp_path, device='cpu'), before)
+    assert len(fit(make_config(vars(cfg) | dict(epochs=2))).history) == 2 # it goes on
+
+
+@pytest.mark.parametrize('change, says', [
+    (dict(other_breast='pair', align_laterality=False), 'set align_laterality=True'),
+    (dict(other_breast='pair', split_unit='breast'), "use split_unit='patient'"),
+    (dict(attention=False), "attention=False means nothing to model='lesion_map'"),
+    (dict(probe=True), 'probe=True is fitted in one pass, set epochs=1'),
+    (dict(probe=True, epochs=1, pooling='top'), "pooling='top' is learned in steps"),
+    (dict(also_size=32), 'also_size=32 is not below image_size=32'),
+    (dict(model='four_stream', flip_test=True), "use model='lesion_map'")])
+def test_what_cannot_be_is_refused(change, says):
+    with pytest.raises(ValueError, match=says): check_config(make_config(SMALL | change))
