@@ -202,7 +202,7 @@ async def _ask(site, request):
     if not secrets.compare_digest(fields.pop('token', '').encode(), site.token.encode()):
         raise Rejected(403, 'The form is of an earlier start of this page: open it again.')
     try: return _respond(await run_in_threadpool(answer_form, site, fields, files))
-    except ValueError as e: return _explain(422, f'{str(e)[:1].upper()}{str(e)[1:]}.')
+    except ValueError as e: return _explain(422, f'{e}.')
 
 def make_app(
     site:Site, # what the server knows

@@ -31,7 +31,7 @@ OURS = {'origin': HOME}
 
 @pytest.fixture(scope='module')
 def data(module_path):
-    return read_dataset(make_phantom(module_path/'phantom', 14, seed=1, signal=2., size_px=100, progress=False))
+    return read_dataset(make_phantom(module_path/'phantom', 20, seed=1, signal=2., size_px=120, progress=False))
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +60,7 @@ def test_it_answers_with_the_page_of_the_case(client, site, cases):
     assert re.findall(r'type="file" name="(\w+)"', empty.text) == ['CM_CC', 'CM_MLO']
     assert len(re.findall('<label>', empty.text)) == len(re.findall(r'<(?:select|input type="(?!hidden)|input name)', empty.text))
     answer = client.post('/ask', data=form(site), files=cases[0], headers=OURS)
-    assert answer.status_code == 200 and answer.text.index('Research use only') < answer.text.index('mine') and 'PHANTOM' in answer.text
+    assert answer.status_code == 200 and answer.text.index('Research use only') < answer.text.index('mine, ') and 'PHANTOM' in answer.text
     for r in (empty, answer, client.get('/nowhere')):
         policy = r.headers['content-security-policy']
         assert "default-src 'none'" in policy and 'script' not in policy and 'unsafe' not in policy and 'http' not in policy
@@ -85,7 +85,7 @@ def test_names_and_tokens(client, site, cases):
 
 
 def test_nothing_else_is_served(client):
-    for path in ('/etc/passwd', '/../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/ask/../..', '//etc/passwd', '/docs', '/openapi.json'):
+    for path in ('/etc/passwd', '/../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/ask/..%2f..', '//etc/passwd', '/docs', '/openapi.json'):
         assert client.get(path).status_code in (404, 405), path
     for method in ('GET', 'PUT', 'DELETE', 'OPTIONS'): assert client.request(method, '/ask').status_code in (404, 405)
 
@@ -96,7 +96,7 @@ def test_bad_forms(client, site, cases, monkeypatch):
         (post(dict(CM_CC=('a.txt', b'a letter'))), 422, 'a.txt is not used: it is neither DICOM nor JPEG nor PNG|a.txt cannot be read'),
         (post(dict(CM_CC=('a.html', b'<script>alert(1)</script>'))), 422, 'a.html'),
         (post(dict(CM_CC=('<img src=x>.jpg', b'\xff\xd8\xff'))), 422, '&lt;img src=x&gt;.jpg'),
-        (post(dict(CM_CC=('../../etc/cron.d/x.jpg', b'\xff\xd8\xff'))), 422, '>X?x.jpg'), (post({}), 422, 'The case has no files'),
+        (post(dict(CM_CC=('../../etc/cron.d/x.jpg', b'\xff\xd8\xff'))), 422, '>X?x.jpg'), (post({}), 415, 'No form with files'),
         (post(dict(CM_CC=('..\\..\\win.jpg', b'\xff\xd8\xff'))), 422, 'win.jpg'),
         (post(dict(DM_CC=cases[0]['CM_CC'])), 422, 'no model looks at a file in the field'), (post(age_years='old'), 422, 'is no number'),
         (post(age_years='3'), 422, 'expected 10 to 120'), (post(density='E'), 422, 'expected one of'), (post(side='X'), 422, 'side is'),
@@ -120,7 +120,7 @@ def test_two_clients_stay_apart(client, site, cases):
     def ask(i): return client.post('/ask', data=form(site, name=f'case-{i}'), files=cases[i % 2], headers=OURS).text
     alone = [ask(i) for i in (0, 1)]
     with ThreadPoolExecutor(4) as pool: both = list(pool.map(ask, range(4)))
-    table = lambda text: re.search(r'<h2>Answer.*?</table>', text, re.S)[0]
+    table = lambda text: re.search(r'<h2>Answer.*?</table>.*?src="data:.*?"', text, re.S)[0] # numbers and picture
     assert table(alone[0]) != table(alone[1])
     for i, text in enumerate(both):
         assert f'case-{i}' in text and not any(f'case-{j}' in text for j in range(4) if j != i)
