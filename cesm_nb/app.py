@@ -96,6 +96,7 @@ _FORM = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 answer even where the case is unlike those of training</label></p>
 <p><button>Ask</button> {{ kept }}</p></form>'''
 
+# %% ../nbs/07g_app.ipynb #3aa1788f
 def make_form(
     site:Site, # what the server knows
 ) -> bytes: # HTML
@@ -133,6 +134,7 @@ async def _bounded(stream, limit):
         if n > limit: raise Rejected(413, f'More than {LIMIT_MB} MB: send the images alone.')
         yield piece
 
+# %% ../nbs/07g_app.ipynb #d9fdafe2
 async def read_form(
     request, # of Starlette
 ) -> tuple: # (fields, name -> text; files, name -> `Upload`)
@@ -239,6 +241,7 @@ def make_site(
     hosts = f'127.0.0.1:{port}', f'localhost:{port}'
     return Site(experts, hosts, secrets.token_urlsafe(24), keep or None, Lock())
 
+# %% ../nbs/07g_app.ipynb #f1ad384e
 def make_server(
     app, # from `make_app`
 ): # a `uvicorn.Server`; `.run(sockets=[...])` serves

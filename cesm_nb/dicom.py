@@ -201,6 +201,7 @@ class Upload(NamedTuple):
 
 def _digest(text): return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ''
 
+# %% ../nbs/07a_dicom.ipynb #67bbbd1e
 def _read_picture(name, data):
     "Image, what its name says, and notes, of a JPEG or PNG file."
     words = re.split(r'[^A-Z0-9]+', Path(name).stem.upper())
@@ -278,7 +279,8 @@ def _read_any(file, options, window, secondary, crop):
     agreed = lambda k, v: _agree(name, _ABSENT[k].split()[0], dict(file=v, option=options[k]))
     facts = {k: agreed(k, v) for k, v in facts.items()}
     absent = [_ABSENT[k] for k, v in facts.items() if not v]
-    if absent: raise Refused(f'{name} does not say its {" and ".join(absent)}: give it as an option')
+    if absent:
+        raise Refused(f'{name} does not say its {" and ".join(absent)}: give it as an option')
     image, done = crop_breast(image) if (usual if crop is None else crop) else (image, [])
     notes = (*notes, *done)
     return View(image, **facts, age_years=age, notes=notes, file=name, patient=patient)

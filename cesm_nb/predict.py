@@ -188,6 +188,7 @@ def write_answer(
     write_json(row, out/f'{number:03d}-{stem}.json')
     if page: write_atomic(out/f'{number:03d}-{stem}.html', page)
 
+# %% ../nbs/07_predict.ipynb #c958e983
 def predict_cases(
     cases:list, # from `list_cases`
     experts:list, # from `open_experts`
