@@ -192,6 +192,7 @@ def doubts(
         out.append((sentences, {k: float(v) for k, v in shares.items()}))
     return out
 
+# %% ../nbs/07c_familiar.ipynb #7dd48fff
 def count_refusals(
     member:Member, # the model
     about:dict, # clouds, from `describe_training`
