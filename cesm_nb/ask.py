@@ -9,11 +9,9 @@ __all__ = ['PREPARATION', 'describe_preparation', 'Member', 'open_member', 'expo
 # %% ../nbs/07b_ask.ipynb #a5c00004
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -41,8 +39,8 @@ def describe_preparation(
     manifest, parts = read_manifest(run_dir), read_parts(run_dir)
     table = manifest.merge(parts, on=['patient_id', 'side'], how='left', validate='1:1')
     train = table[table.split == 'train']
-    known, median = train.density.map(DENSITY).dropna(), config['switches'][
-        'density_missing'] == 'median'
+    known = train.density.map(DENSITY).dropna()
+    median = config['switches']['density_missing'] == 'median'
     tensors = {k: config['settings'].get(k, getattr(TensorConfig, k)) for k in _TENSORS}
     return dict(
         tensors=tensors | dict(roi_source=config['switches']['roi_source']),
@@ -66,9 +64,9 @@ def _download(name):
     repo, revision = _HUB.fullmatch(name).groups()
     try: return Path(snapshot_download(repo, revision=revision))
     except Exception as e: # the hub, the network and the disk have errors of their own
-        said = ' '.join(str(e).split())[:160]
+        why = ' '.join(str(e).split())[:160]
         raise ValueError(
-            f'{name} cannot be fetched ({type(e).__name__}: {said}): check its name') from e
+            f'{name} cannot be fetched ({type(e).__name__}: {why}): check its name') from e
 
 def _read_preparation(folder):
     "`preparation.json` of an exported model; raise ValueError where it is absent or damaged."
@@ -128,14 +126,14 @@ def _regions_of(view, regions):
 
 def _check_wanted(case, member, regions):
     "Raise ValueError where a case lacks what a model needs."
-    tensors, there = member.preparation['tensors'], [k for k in wanted(member) if k in case.views]
-    if not there:
+    tensors, usable = member.preparation['tensors'], [k for k in wanted(member) if k in case.views]
+    if not usable:
         want, have = (' or '.join(f'{ENERGY_NAMES[m]} {v}' for m, v in o)
             for o in (wanted(member), case.views))
         raise ValueError(
             f'{case.name} has {have}, but {member.name} looks at {want}: name such an image')
     if tensors['roi_source'] != 'annotation': return
-    if not any(_regions_of(case.views[k], regions) for k in there):
+    if not any(_regions_of(case.views[k], regions) for k in usable):
         raise ValueError(
             f'{case.name} has no drawn regions, which {member.name} needs: name a region file, '
             "or use a run of the protocol 'clinical'")
@@ -166,28 +164,25 @@ def _missing(case, member):
 def prepare_case(
     case:Case, # one breast
     member:Member, # the model that is to see it
-    regions:Optional[
-    pd.DataFrame]=None, # from `cesm_nb.data.read_regions`, where the model needs them
+    regions:Optional[pd.DataFrame]=None, # from `read_regions`, where the model needs them
 ) -> Prepared:
     "Prepare a case as the model's own breasts were; raise ValueError where it lacks something."
     _check_wanted(case, member, regions)
     p, channels, views = member.preparation, CHANNELS[member.preparation['tensors']['modality']], []
-    with tempfile.TemporaryDirectory(prefix='cesm_case_') as d: # chapter 02 reads files
-        for i, key in enumerate(channels):
-            view, path = case.views.get(key), f'{d}/{"_".join(key)}.png'
-            if view is not None: cv2.imwrite(path, view.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-            views.append(view and dict(
-                path=path, geometries=_regions_of(view, regions),
-                original_px=view.image.shape[::-1]))
-        age = p['age_years'] if np.isnan(case.age_years) else case.age_years
-        columns = list(map(to_column, name_channels(p['tensors']['modality'])))
-        made = make_tensor(dict(
-            patient_id=0, side=case.side, label=0, age_years=age, density=case.density,
-            density_source='own', channels=columns, views=views), p['tensors'])
-    rows = decode_rows(made['x'])
+    for key in channels:
+        view = case.views.get(key)
+        views.append(view and dict(
+            path=view.file, image=view.image, geometries=_regions_of(view, regions),
+            original_px=view.image.shape[::-1]))
+    age = p['age_years'] if np.isnan(case.age_years) else case.age_years
+    columns = list(map(to_column, name_channels(p['tensors']['modality'])))
+    tensor = make_tensor(dict(
+        patient_id=0, side=case.side, label=0, age_years=age, density=case.density,
+        density_source='own', channels=columns, views=views), p['tensors'])
+    rows = decode_rows(tensor['x'])
     if not case.density: rows[1] = p['density']
-    pixels = (made['x'][:-1]*255).round().to(torch.uint8)
-    return Prepared(pixels, rows, made['real'], _missing(case, member) + made['problems'])
+    pixels = (tensor['x'][:-1]*255).round().to(torch.uint8)
+    return Prepared(pixels, rows, tensor['real'], _missing(case, member) + tensor['problems'])
 
 # %% ../nbs/07b_ask.ipynb #a5c00011
 def stack_prepared(

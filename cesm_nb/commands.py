@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_file', 'cesm_tensorize', 'cesm_train', 'cesm_evaluate', 'cesm_audit', 'cesm_check', 'cesm_phantom', 'cesm_fetch',
-           'cesm_reproduce', 'cesm_grid', 'cesm_predict']
+           'cesm_reproduce', 'cesm_grid', 'cesm_predict', 'cesm_app']
 
 # %% ../nbs/00h_commands.ipynb #aa38aa39
 import argparse
@@ -179,4 +179,21 @@ def cesm_predict(
     ap.add_argument('--pages', action=argparse.BooleanOptionalAction, default=True, help='a page per case')
     o = ap.parse_args(args)
     from cesm_nb.predict import main
+    main(o)
+
+# %% ../nbs/00h_commands.ipynb #a9900c0d
+@one_way_out('cesm_app')
+def cesm_app(
+    args:Optional[list]=None, # options; None: those of the process
+):
+    "Console script `cesm_app`."
+    ap = argparse.ArgumentParser(
+        'cesm_app', description='Ask a trained model about a breast in a browser. Research use only.')
+    ap.add_argument(
+        '--run', nargs='+', required=True,
+        help='run folder, exported folder, or owner/name@revision')
+    ap.add_argument('--port', type=int, default=8123, help='of 127.0.0.1; 0: any that is free')
+    ap.add_argument('--keep', default='', help='folder for answers; default: nothing is kept')
+    o = ap.parse_args(args)
+    from cesm_nb.app import main
     main(o)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENERGIES', 'GE_CODES', 'VIEW_CODES', 'MODIFIERS', 'CLASSES_READ', 'REFUSED', 'NAME_WORDS', 'ENERGY_NAMES',
-           'MAX_BYTES', 'read_age', 'View', 'read_view', 'Case', 'read_case']
+           'MAX_BYTES', 'read_age', 'View', 'Upload', 'read_view', 'Case', 'join_views', 'read_case']
 
 # %% ../nbs/07a_dicom.ipynb #d1c00004
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 
 from .data import DENSITY, MODALITIES, SIDES, VIEWS
 from .greys import Refused, crop_breast, grey_levels, number_of, text_of, wall_side
-from .decode import MAX_PIXELS, read_image
+from .decode import MAX_PIXELS, decode_image
 
 # %% ../nbs/07a_dicom.ipynb #d1c00009
 ENERGIES = { # word in values 3 to 5 of ImageType -> modality; the first that is there counts
@@ -38,7 +38,7 @@ REFUSED = { # beginning of SOPClassUID -> what such a file is
     '1.2.840.10008.1.3.10': 'a DICOMDIR, a table of contents',
     '1.2.840.10008.5.1.4.1.1.1.2.1': 'raw, For Processing',
     '1.2.840.10008.5.1.4.1.1.13.1': 'tomosynthesis',
-    '1.2.840.10008.5.1.4.1.1.7': 'a secondary capture'}
+    '1.2.840.10008.5.1.4.1.1.7': 'a secondary capture'} # digitised films, screenshots
 NAME_WORDS = { # word in a file's name -> what it says; LCC, RMLO and the like are taken apart
     'L': 'L', 'LEFT': 'L', 'R': 'R', 'RIGHT': 'R', 'CC': 'CC', 'MLO': 'MLO', 'DM': 'DM', 'LE': 'DM',
     'LOW': 'DM',
@@ -51,9 +51,9 @@ def _agree(name, what, found):
     "The first of several answers; raise `Refused` where they contradict each other."
     found = {k: v for k, v in found.items() if v}
     if len(set(found.values())) > 1:
-        said = ', '.join(f'{k} {v}' for k, v in found.items())
+        answers = ', '.join(f'{k} {v}' for k, v in found.items())
         raise Refused(
-            f'{name} contradicts itself about its {what} ({said}): correct it or leave it out')
+            f'{name} contradicts itself about its {what} ({answers}): correct it or leave it out')
     return next(iter(found.values()), '')
 
 def _energy(ds, name):
@@ -81,7 +81,8 @@ def _side(ds, name):
 def _orientation(ds):
     "Where rows and columns run to, as in PatientOrientation; two empty texts where it is silent."
     value = ds.get('PatientOrientation')
-    value = [] if value is None or isinstance(value, str) else [str(v).strip().upper() for v in value]
+    if value is None or isinstance(value, str): return ['', '']
+    value = [str(v).strip().upper() for v in value]
     return value if len(value) == 2 else ['', '']
 
 def _view(ds, name):
@@ -193,18 +194,26 @@ class View(NamedTuple):
     file: str # name of the file, for sentences
     patient: str # digest of the id, to notice two women in one case; '' if unknown
 
+class Upload(NamedTuple):
+    "A file in memory."
+    name: str # as its owner calls it; never a path to be opened
+    data: bytes # its content
+
 def _digest(text): return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ''
 
-def _read_picture(path):
+# %% ../nbs/07a_dicom.ipynb #67bbbd1e
+def _read_picture(name, data):
     "Image, what its name says, and notes, of a JPEG or PNG file."
-    words = re.split(r'[^A-Z0-9]+', path.stem.upper())
+    words = re.split(r'[^A-Z0-9]+', Path(name).stem.upper())
     split = [m.groups('') if (m := re.fullmatch(r'([LR]?)(CC|MLO)\d?', w)) else (w,) for w in words]
-    said = [NAME_WORDS[w] for each in split for w in each if w in NAME_WORDS]
-    of = lambda what, among: _agree(path.name, what,
-        {f'word {i}': v for i, v in enumerate(said) if v in among})
+    meant = [NAME_WORDS[w] for each in split for w in each if w in NAME_WORDS]
+    of = lambda what, among: _agree(name, what,
+        {f'word {i}': v for i, v in enumerate(meant) if v in among})
     patient = words[0] if re.fullmatch(r'P\d+', words[0]) else ''
     facts = dict(modality=of('energy', MODALITIES), side=of('side', SIDES), view=of('view', VIEWS))
-    return read_image(path), facts, np.nan, _digest(patient), []
+    try: return decode_image(data), facts, np.nan, _digest(patient), []
+    except ValueError as e:
+        raise Refused(f'{name} is no image that can be used ({e}): export it again') from e
 
 # %% ../nbs/07a_dicom.ipynb #d1c0001f
 MAX_BYTES = 10**9 # a file beyond it is no single image
@@ -232,9 +241,9 @@ def _parse(data):
     return ds
 
 # %% ../nbs/07a_dicom.ipynb #9b0ada46
-def _read_dicom(path, data, window, secondary, side):
+def _read_dicom(name, data, window, secondary, side):
     "Image, what its header says, age, patient, and notes, of a DICOM file."
-    ds, name = _parse(data), path.name
+    ds = _parse(data)
     _refuse_kind(ds, name, secondary)
     facts = dict(modality=_energy(ds, name), side=_side(ds, name), view=_view(ds, name))
     _refuse_modified(ds, name)
@@ -246,34 +255,39 @@ def _read_dicom(path, data, window, secondary, side):
     padding = _padding(ds, stored)
     if padding is not None: image[padding] = 0
     image, turned = _turn(image, ds, facts['side'] or side)
-    return image, facts, read_age(text_of(ds, 'PatientAge')), _digest(text_of(ds,
-        'PatientID')), [n for n in [note, *turned] if n]
+    age, patient = read_age(text_of(ds, 'PatientAge')), _digest(text_of(ds, 'PatientID'))
+    return image, facts, age, patient, [n for n in [note, *turned] if n]
 
 # %% ../nbs/07a_dicom.ipynb #d1c00020
 _ABSENT = dict(modality='energy (DM low energy or CM subtracted)', side='side (L or R)',
     view='view (CC or MLO)')
 
-def _read_any(path, options, window, secondary, crop):
-    "Read and crop one file."
+def _load(path):
+    "A file as an `Upload`."
+    if path.is_dir(): raise Refused(f'{path.name} is a folder, expected one image')
     if path.stat().st_size > MAX_BYTES:
         raise Refused(f'{path.name} has more than {MAX_BYTES//10**6} MB, expected one image')
-    data = path.read_bytes()
+    return Upload(path.name, path.read_bytes())
+
+def _read_any(file, options, window, secondary, crop):
+    "Read and crop one file."
+    name, data = file if isinstance(file, Upload) else _load(file)
     if data[:2] == b'\xff\xd8' or data[:8] == b'\x89PNG\r\n\x1a\n':
-        found, usual = _read_picture(path), False
-    else: found, usual = _read_dicom(path, data, window, secondary, options['side']), True
+        found, usual = _read_picture(name, data), False
+    else: found, usual = _read_dicom(name, data, window, secondary, options['side']), True
     image, facts, age, patient, notes = found
-    facts = {k: _agree(path.name, _ABSENT[k].split()[0], dict(file=v, option=options[k])) for k,
-        v in facts.items()}
+    agreed = lambda k, v: _agree(name, _ABSENT[k].split()[0], dict(file=v, option=options[k]))
+    facts = {k: agreed(k, v) for k, v in facts.items()}
     absent = [_ABSENT[k] for k, v in facts.items() if not v]
     if absent:
-        raise Refused(f'{path.name} does not say its {" and ".join(absent)}: give it as an option')
+        raise Refused(f'{name} does not say its {" and ".join(absent)}: give it as an option')
     image, done = crop_breast(image) if (usual if crop is None else crop) else (image, [])
-    return View(image, **facts, age_years=age, notes=(*notes, *done), file=path.name,
-        patient=patient)
+    notes = (*notes, *done)
+    return View(image, **facts, age_years=age, notes=notes, file=name, patient=patient)
 
 # %% ../nbs/07a_dicom.ipynb #ded60b62
 def read_view(
-    path:str|Path, # DICOM, JPEG or PNG
+    file:str|Path|Upload, # DICOM, JPEG or PNG
     side:str='', # 'L' or 'R', where the file does not say
     view:str='', # 'CC' or 'MLO', where the file does not say
     modality:str='', # 'DM' low energy or 'CM' subtracted, where the file does not say
@@ -282,25 +296,23 @@ def read_view(
     crop:Optional[bool]=None, # cut to the breast; None: DICOM yes, JPEG and PNG no
 ) -> View:
     "Read one image of a breast; raise ValueError with one sentence where it cannot serve."
-    path, options = Path(path), dict(side=side.upper(), view=view.upper(),
-        modality=modality.upper())
+    file = file if isinstance(file, Upload) else Path(file)
+    name, where = file.name, str(file) if isinstance(file, Path) else file.name
+    options = dict(side=side.upper(), view=view.upper(), modality=modality.upper())
     for k, among in dict(side=SIDES, view=VIEWS, modality=MODALITIES).items():
         if options[k] not in ('', *among):
             raise ValueError(f'{k} is {options[k]!r}, expected one of {list(among)}')
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                'ignore') # about values that we do not read; those we read are checked
-            return _read_any(path, options, window, secondary, crop)
+        with warnings.catch_warnings(): # about values that nobody reads; those read are checked
+            warnings.simplefilter('ignore')
+            return _read_any(file, options, window, secondary, crop)
     except FileNotFoundError:
-        raise ValueError(f'{path} is absent: name a DICOM, JPEG or PNG file') from None
+        raise ValueError(f'{where} is absent: name a DICOM, JPEG or PNG file') from None
     except Refused as e:
-        raise ValueError(str(e) if path.name in str(e)
-            else f'{path.name} is not used: {e}') from None
+        raise ValueError(str(e) if name in str(e) else f'{name} is not used: {e}') from None
     except Exception as e: # pydicom, decoders and numpy have errors of their own
-        said = ' '.join(str(e).replace(str(path), path.name).split())[:160]
-        raise ValueError(
-            f'{path.name} cannot be read ({type(e).__name__}: {said}): export it again') from e
+        why = ' '.join(str(e).replace(where, name).split())[:160]
+        raise ValueError(f'{name} cannot be read ({type(e).__name__}: {why}): export again') from e
 
 # %% ../nbs/07a_dicom.ipynb #d1c00022
 class Case(NamedTuple):
@@ -312,27 +324,49 @@ class Case(NamedTuple):
     density: str # 'A' to 'D'; '' where unknown
 
     @property
-    def notes(self): return [f'{v} {ENERGY_NAMES[m]}: {n}' for (m, v),
-            o in self.views.items() for n in o.notes]
+    def notes(self):
+        every = self.views.items()
+        return [f'{v} {ENERGY_NAMES[m]}: {n}' for (m, v), o in every for n in o.notes]
 
 def _refuse_mixture(views):
     "Raise ValueError where images do not belong to one breast."
     for k, what in (('patient', 'women'), ('side', 'sides')):
         several = {getattr(v, k): v.file for v in views if getattr(v, k)}
         if len(several) > 1:
-            raise ValueError(
-                f'{" and ".join(list(several.values())[:2])} are of two {what}: a case is one breast')
+            two = ' and '.join(list(several.values())[:2])
+            raise ValueError(f'{two} are of two {what}: a case is one breast')
     seen = {}
     for v in views:
         other = seen.setdefault((v.modality, v.view), v)
         if other is not v:
-            raise ValueError(
-                f'{other.file} and {v.file} are both the {v.view} view, {ENERGY_NAMES[v.modality]}: name one')
+            which = f'{v.view} view, {ENERGY_NAMES[v.modality]}'
+            raise ValueError(f'{other.file} and {v.file} are both the {which}: name one')
     return seen
+
+# %% ../nbs/07a_dicom.ipynb #30915ad0
+def join_views(
+    views:list, # of `View`
+    name:str='', # see `read_case`
+    age_years:Optional[float]=None, # see `read_case`
+    density:str='', # see `read_case`
+) -> Case:
+    "Make images one case; raise ValueError where they are not of one breast."
+    if not views:
+        raise ValueError('the case has no files: name DICOM, JPEG or PNG files of one breast')
+    density = density.strip().upper()
+    if density not in ('', *DENSITY):
+        raise ValueError(f'density is {density!r}, expected one of {list(DENSITY)}, or nothing')
+    if age_years is not None and not 10 <= age_years <= 120:
+        raise ValueError(f'age is {age_years}, expected 10 to 120 years, or nothing')
+    found = _refuse_mixture(views)
+    ages = {v.age_years for v in views if not np.isnan(v.age_years)}
+    age = float(age_years) if age_years is not None else max(ages, default=np.nan)
+    pixels = hashlib.sha256(b''.join(v.image.tobytes() for v in views)).hexdigest()[:8]
+    return Case(name or f'case-{pixels}', views[0].side, found, age, density)
 
 # %% ../nbs/07a_dicom.ipynb #d1c00023
 def read_case(
-    files:list, # paths of DICOM, JPEG or PNG files of one breast
+    files:list, # DICOM, JPEG or PNG files of one breast, as paths or `Upload`s
     name:str='', # of the case in all outputs; empty: a digest of the pixels
     side:str='', # see `read_view`
     view:str='', # see `read_view`
@@ -344,16 +378,5 @@ def read_case(
     crop:Optional[bool]=None, # see `read_view`
 ) -> Case:
     "Read the images of one breast; raise ValueError with one sentence where they cannot serve."
-    if not files:
-        raise ValueError('the case has no files: name DICOM, JPEG or PNG files of one breast')
-    density = density.strip().upper()
-    if density not in ('', *DENSITY):
-        raise ValueError(f'density is {density!r}, expected one of {list(DENSITY)}, or nothing')
-    if age_years is not None and not 10 <= age_years <= 120:
-        raise ValueError(f'age is {age_years}, expected 10 to 120 years, or nothing')
     views = [read_view(f, side, view, modality, window, secondary, crop) for f in files]
-    found = _refuse_mixture(views)
-    ages = {v.age_years for v in views if not np.isnan(v.age_years)}
-    age = float(age_years) if age_years is not None else max(ages, default=np.nan)
-    pixels = hashlib.sha256(b''.join(v.image.tobytes() for v in views)).hexdigest()[:8]
-    return Case(name or f'case-{pixels}', views[0].side, found, age, density)
+    return join_views(views, name, age_years, density)

@@ -175,7 +175,7 @@ def doubts(
         features(member, stack_prepared(prepared)))/about['features']['limit']
     names, out = name_channels(member.preparation['tensors']['modality']), []
     for p, side, f in zip(prepared, sides, far):
-        said, shares = _hard(member, p, side), {}
+        sentences, shares = _hard(member, p, side), {}
         for i in _seen(member):
             if not p.real[i]: continue
             cloud, row = about['signatures'][names[i]], signature(p.views[i].numpy())
@@ -183,13 +183,16 @@ def doubts(
             if shares[f'{names[i]} grey levels'] <= 1: continue
             off = np.abs(row - cloud['centre'])/cloud['scale']
             odd = SIGNATURE[int(np.argmax(np.nan_to_num(off)))]
-            said.append(f'{names[i]}: grey levels unlike those of training, most of all "{odd}"')
+            sentences.append(
+                f'{names[i]}: grey levels unlike those of training, most of all "{odd}"')
         shares['features'] = f
         if f > 1:
-            said.append('its features, which the network made, lie outside of those of training')
-        out.append((said, {k: float(v) for k, v in shares.items()}))
+            sentences.append(
+                'its features, which the network made, lie outside of those of training')
+        out.append((sentences, {k: float(v) for k, v in shares.items()}))
     return out
 
+# %% ../nbs/07c_familiar.ipynb #7dd48fff
 def count_refusals(
     member:Member, # the model
     about:dict, # clouds, from `describe_training`
@@ -202,4 +205,4 @@ def count_refusals(
     if not len(rows): return np.nan
     prepared = [Prepared(batch.views[i], batch.rows[i], batch.real[i], []) for i in rows]
     found = doubts(member, about, prepared, [sides.iloc[i] for i in rows])
-    return float(np.mean([bool(said) for said, _ in found]))
+    return float(np.mean([bool(sentences) for sentences, _ in found]))

@@ -62,8 +62,8 @@ def _choose(names, window, name):
     wanted = str(window).strip().upper()
     if wanted.isdecimal() and 1 <= int(wanted) <= len(names): return int(wanted) - 1
     if wanted in names: return names.index(wanted)
-    there = ', '.join(f'{i} {n[:30]}'.strip() for i, n in enumerate(names, 1))
-    raise Refused(f'{name} has no window {window!r}: choose one of {there}')
+    choice = ', '.join(f'{i} {n[:30]}'.strip() for i, n in enumerate(names, 1))
+    raise Refused(f'{name} has no window {window!r}: choose one of {choice}')
 
 # %% ../nbs/07f_greys.ipynb #93e5000b
 def _values(ds, key):

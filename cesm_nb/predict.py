@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'Expert', 'digest_weights', 'describe_expert', 'open_experts', 'export_expert', 'Answer', 'predict_case',
-           'list_cases', 'to_row', 'predict_cases', 'main']
+           'list_cases', 'to_row', 'write_answer', 'predict_cases', 'main']
 
 # %% ../nbs/07_predict.ipynb #9ed00004
 import json
@@ -17,12 +17,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from .ask import Member, ask, export_for_cases, open_member, prepare_case
-from .casepage import write_page
+from .casepage import page_of
 from .data import CLASSES, PROBS, read_regions
 from .dicom import Case, read_case
 from .familiar import describe_training, doubts
 from .choose import heat
-from .runs import Run, run_file, write_csv, write_json
+from .runs import Run, run_file, write_atomic, write_csv, write_json
 from .sure import CALLS, call_score, describe_certainty, pick_classes
 
 # %% ../nbs/07_predict.ipynb #9ed00009
@@ -108,8 +108,8 @@ def _ask_expert(case, expert, regions):
     prob = heat(prob, certain['temperature'])
     calls = {k: bool(call_score(prob, k)[0] >= c['threshold']) for k,
         c in certain['calls'].items() if c}
-    said = doubts(member, known, [ready], [case.side])[0][0]
-    return ready, prob[0], pick_classes(prob[0], certain['limit']), calls, said
+    unlike = doubts(member, known, [ready], [case.side])[0][0]
+    return ready, prob[0], pick_classes(prob[0], certain['limit']), calls, unlike
 
 # %% ../nbs/07_predict.ipynb #f59bf682
 def predict_case(
@@ -119,9 +119,9 @@ def predict_case(
     anyway:bool=False, # answer for unfamiliar cases too
 ) -> Answer:
     "Ask all models; raise ValueError where the case lacks what one of them needs."
-    ready, probs, sets, calls, said = zip(*[_ask_expert(case, e, regions) for e in experts])
+    ready, probs, sets, calls, unlike = zip(*[_ask_expert(case, e, regions) for e in experts])
     why, notes = ([*dict.fromkeys(s for each in o for s in each)]
-        for o in (said, (r.notes for r in ready)))
+        for o in (unlike, (r.notes for r in ready)))
     silent = bool(why) and not anyway
     classes = [c for i, c in enumerate(CLASSES) if any(i in s for s in sets) and not silent]
     votes = {} if silent else {
@@ -177,6 +177,18 @@ def to_row(
                 **called, doubts='; '.join(answer.doubts), notes='; '.join(answer.notes),
                 problem='')
 
+def write_answer(
+    row:dict, # from `to_row`
+    page:bytes, # from `page_of`; empty: none is written
+    out:Path, # folder
+    number:int, # of the case in this folder, from 1
+):
+    "Write an answer; of the case's name, what may leave the folder does not enter the file's."
+    stem = ''.join(c if c.isalnum() or c in '-_' else '_' for c in row['case'])[:60]
+    write_json(row, out/f'{number:03d}-{stem}.json')
+    if page: write_atomic(out/f'{number:03d}-{stem}.html', page)
+
+# %% ../nbs/07_predict.ipynb #c958e983
 def predict_cases(
     cases:list, # from `list_cases`
     experts:list, # from `open_experts`
@@ -198,9 +210,8 @@ def predict_cases(
                 problem=str(e)))
             continue
         rows.append(to_row(answer))
-        stem = f'{i:03d}-' + ''.join(c if c.isalnum() or c in '-_' else '_' for c in case.name)[:60]
-        write_json(rows[-1], out/f'{stem}.json')
-        if pages: write_page(case, answer, experts, out/f'{stem}.html')
+        page = page_of(case, answer, experts) if pages else b''
+        write_answer(rows[-1], page, out, i)
     table = pd.DataFrame(rows)
     write_csv(table, run_file(out, 'predictions'))
     return table

@@ -55,9 +55,9 @@ def _describe_call(call, val, test):
     score = call_score(val[1], call)
     at = find_threshold(as_malignant, np.c_[1 - score, 0*score, score])
     if not np.isfinite(at): return None
-    said = call_score(test[1], call) >= at
-    return dict(threshold=float(at), sensitivity=_share(said & worse['test'], worse['test']),
-                specificity=_share(~said & ~worse['test'], ~worse['test']))
+    called = call_score(test[1], call) >= at
+    return dict(threshold=float(at), sensitivity=_share(called & worse['test'], worse['test']),
+                specificity=_share(~called & ~worse['test'], ~worse['test']))
 
 # %% ../nbs/07d_sure.ipynb #5e00001f
 def describe_certainty(

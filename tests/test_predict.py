@@ -13,6 +13,7 @@ from cesm_nb.dicom import read_case
 from cesm_nb.phantom import make_phantom
 from cesm_nb.predict import TRAINING, export_expert, list_cases, open_experts, predict_case
 from cesm_nb.settings import TrainConfig
+from cesm_nb.sure import find_limit, pick_classes
 from cesm_nb.train import fit
 
 TINY = dict(image_size=32, epochs=1, batch_size=8, backbones='mobilenetv3_small_050', mixed_precision='no', device='cpu')
@@ -101,6 +102,32 @@ def test_exported_models_carry_what_cases_need(runs, tmp_path):
     with pytest.raises(ValueError, match='preparation.json is absent: export the run again'): open_member(folder)
     with pytest.raises(ValueError, match='is absent: name a run folder'): open_member(tmp_path/'nowhere')
     with pytest.raises(ValueError, match='no model: name a run folder'): open_experts([])
+
+
+def test_an_export_answers_where_the_run_is_gone(data, runs, tmp_path):
+    copy = shutil.copytree(runs['clinical'].run_dir, tmp_path/'run')
+    case = next(cases_of(data, 'CM', runs['clinical']))[0]
+    own = predict_case(case, open_experts([copy]), anyway=True)
+    folder = export_expert(copy, tmp_path/'export')
+    shutil.rmtree(copy)
+    again = predict_case(case, open_experts([folder.rename(tmp_path/'elsewhere')]), anyway=True)
+    np.testing.assert_allclose(again.prob, own.prob, atol=1e-6)
+    assert (again.classes, again.calls, again.doubts) == (own.classes, own.calls, own.doubts)
+
+
+def test_class_sets_are_those_of_crepes():
+    "Split conformal sets of a library, women of one breast each: the same classes at each coverage."
+    from crepes import ConformalClassifier
+    from crepes.extras import hinge
+    rng = np.random.default_rng(0)
+    for n, level in [(25, .9), (60, .9), (61, .8), (200, .95)]:
+        prob, new = (rng.dirichlet(np.ones(3), k) for k in (n, 50))
+        label = np.array([rng.choice(3, p=p) for p in prob])
+        oracle = ConformalClassifier().fit(hinge(prob, np.arange(3), label))
+        sets = oracle.predict_set(hinge(new), confidence=level, smoothing=False)
+        limit = find_limit(label, prob, np.arange(n), level)
+        assert [pick_classes(p, limit) for p in new] == [
+            sorted({*np.flatnonzero(s)} | {p.argmax()}) for s, p in zip(sets, new)]
 
 
 def test_the_command(data, runs, tmp_path, capsys):
