@@ -257,9 +257,9 @@ def _ended_in_order():
 def _save_all(tasks, settings, folder, n_jobs):
     "Rows of new tensors, made by as many processes as there is work and cores for."
     if n_jobs > 1: n_jobs = max(1, min(n_jobs, len(tasks), max(2, effective_n_jobs(-1))))
-    # counts hand-outs: Ray gives all results at once
-    queue = tqdm(tasks, 'tensors', unit='breast', disable=len(tasks) < 2)
-    try: return Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue)
+    try: # the bar counts hand-outs: Ray gives all results at once
+        with tqdm(tasks, 'tensors', unit='breast', disable=len(tasks) < 2) as queue:
+            return Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue)
     except TerminatedWorkerError:
         raise OSError('a process that made tensors was killed, perhaps as memory ran out: what was finished is '
                       'kept, run again with fewer n_jobs') from None

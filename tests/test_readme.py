@@ -46,6 +46,7 @@ PARSED = dict( # program -> why its lines are not run here
     docker='needs a daemon and downloads',
     git='needs GitHub',
     mkdir='stands before papermill',
+    cesm_app='serves until it is stopped; test_app.py serves it',
     cesm_fetch='its answer depends on the folder; chapter 00m runs it',
     **dict.fromkeys(RUN, 'the README runs this program; another line of it is parsed'))
 BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs/mine', FILE='a.csv') # what a reader puts in

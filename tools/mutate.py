@@ -226,13 +226,13 @@ def observe(
     return ends, tensors, named, set(tables[0].itertuples(index=False, name=None))
 
 
-def judge(got, whole):
-    "Outcome of a mutation, and what shows it."
+def judge(got, whole, still=()):
+    "Outcome of a mutation, and what shows it; `still`: words of kinds that count though they stood there before."
     (ends, tensors, named, rows), (_, before, _, old) = got, whole
     for end in ends:
         if end.startswith(BAD): return end.split(':')[0], end
     if ends[1]: return 'refused', ends[1]
-    told = [f'{r[1]}' if 'not in the sheet' not in r[0] else '*' for r in rows - old]
+    told = [f'{r[1]}' if 'not in the sheet' not in r[0] else '*' for r in rows - old | {r for r in rows if any(w in r[0] for w in still)}]
     changed = [b for b in before if b not in tensors or any(
         (tensors[b][k] != before[b][k]).any() for k in ('x', 'real')) or tensors[b]['label'] != before[b]['label']]
     silent = [b for b in changed if b not in named and '*' not in told and not any(t.startswith(f'{b[:b.index("_")+2]}_') for t in told)]
@@ -254,7 +254,10 @@ def mutate(
             rng = random.Random(f'{seed}-{i}')
             fault, protocol = MUTATIONS[i % len(MUTATIONS)], rng.choice(list(whole))
             how, files = fault(base, rng)
-            with tempfile.TemporaryDirectory(dir=d) as scratch: outcome, detail = judge(observe(files, Path(scratch), protocol), whole[protocol])
+            with tempfile.TemporaryDirectory(dir=d) as scratch:
+                # an outline of the phantom that crosses itself may be scribbled over: it is named as before
+                still = ('used as drawn',) if how == 'scribble' else ()
+                outcome, detail = judge(observe(files, Path(scratch), protocol), whole[protocol], still)
             rows.append(dict(i=i, fault=fault.__name__.replace('_', ' '), how=how, protocol=protocol, outcome=outcome, detail=detail))
             if outcome in BAD: print(rows[-1], flush=True)
     return pd.DataFrame(rows)
