@@ -34,7 +34,8 @@ def find_odd(
 ): # list of sentences
     "Say what is not fit to publish: the commit, paths of a machine, counts that do not agree."
     s, out = json.loads(path.read_text()), []
-    if not re.fullmatch('[0-9a-f]{40}', str(s.get('commit'))): out.append(f'commit {s.get("commit")!r}')
+    commits = s['commit'].values() if isinstance(s.get('commit'), dict) and s['commit'].keys() == s['variants'].keys() else [s.get('commit')]
+    out += [f'commit {c!r}' for c in commits if not re.fullmatch('[0-9a-f]{40}', str(c))]
     for f in path.parent.iterdir():
         if f.suffix in ('.json', '.csv', '.md', '.tex', '.html', '.svg'):
             paths = re.findall(r'(?<![\w.:/])/(?:work|home|root|tmp|mnt|Users|data|content)/[^\s"<]*', f.read_text())
