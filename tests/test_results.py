@@ -191,6 +191,22 @@ def test_the_finding_is_worded_from_the_files(tmp_path):
     assert say_finding((root,)) == ''
 
 
+def test_the_best_honest_model_is_shown_where_it_is_published(tmp_path):
+    root = made_up(tmp_path)
+    before, rows = lead_table((root,)), lead_scores((root,))
+    assert 'ours, best honest' not in before
+    shutil.copytree(root/'results'/'primary', root/'results'/'best_grid')
+    for k in ('scores', 'curves'):
+        path = root/'results'/'best_grid'/f'{k}.csv'
+        path.write_text(path.read_text().replace('regions', 'best').replace('0.93', '0.79'))
+    change(root/'results'/'best_grid'/'settings.json', variants=dict(best=dict(settings={}), clinical=dict(settings={})))
+    after = lead_table((root,))
+    assert after['ours, best honest']['AUC-ROC'].startswith('0.790') and [*after].index('ours, best honest') == [*after].index('ours, clinical') + 1
+    new = lead_scores((root,)).drop(rows.index)
+    assert new.value.tolist() == [.79] and 'best honest' in new.index[0] and 'nobody' in new.needs.iloc[0]
+    pd.testing.assert_frame_equal(after.drop(columns='ours, best honest'), before)
+
+
 def test_readme_says_what_the_files_say():
     text = (ROOT/'README.md').read_text()
     for mark, block in make_blocks(ROOT).items(): assert fill(text, mark, block) == text, 'run python tools/make_readme.py'
