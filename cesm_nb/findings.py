@@ -76,15 +76,18 @@ def _published(): # cells of the paper
     return dict.fromkeys(LEAD, 'not reported') | reported | below
 
 # %% ../nbs/05l_findings.ipynb #1eeefc50
+_HONEST = 'best_grid', 'best' # the grid of chapter 08 and its model
+
 def lead_table(
     roots:tuple=('.', '..'), # where `results/` may be
 ) -> pd.DataFrame: # a row per score, then sizes, seeds, backbones; text
     "Put the paper, our runs and the control without pixels beside each other."
-    repeated, primary = read_results('replication', roots), read_results('primary', roots)
+    repeated, primary, honest = (read_results(k, roots) for k in ('replication', 'primary', _HONEST[0]))
     columns = {
         'the paper': _published(),
         "ours, the paper's split": _lead_repeats(repeated) if repeated else None,
         'ours, clinical': _lead_pooled(primary, 'clinical') if primary else None,
+        **({'ours, best honest': _lead_pooled(honest, _HONEST[1])} if honest else {}),
         "ours, radiologist's regions": _lead_pooled(primary, 'regions') if primary else None,
         'no pixel, mask shapes': _lead_control(roots)}
     names = {k: SHOWN_NAMES[k] for k in LEAD} | {k: k for k in _SIZES}
@@ -142,6 +145,10 @@ def lead_scores(
     for variant, (name, needs) in _FIRST.items() if primary else ():
         t = primary['scores']
         if variant in t.index: rows[name] = t.loc[variant].set_index('score').loc['auc'], needs
+    honest = read_results(_HONEST[0], roots)
+    if honest and _HONEST[1] in honest['scores'].index:
+        own = honest['scores'].loc[_HONEST[1]].set_index('score').loc['auc']
+        rows['best honest model of chapter 08, women never seen'] = own, NOT_DRAWN
     found = {k: [r.value, r.low, r.high, needs] for k, (r, needs) in rows.items()}
     return pd.DataFrame.from_dict(found, 'index', columns=['value', 'low', 'high', 'needs'])
 

@@ -91,6 +91,7 @@ class ModelConfig(TensorConfig):
     other_breast:Literal['none', 'difference', 'pair'] = 'none' # lesion_map: what else is looked at
     frozen_stages:int = 0 # lesion_map: stages of each backbone that stay as they are
     also_size:int = 0 # lesion_map: pixels of a smaller copy that is looked at too; 0: none
+    stretch_greys:bool = False # lesion_map: of each breast, to all there are; not those of the smaller copy
     probe:bool = False # lesion_map: backbones stay, one linear layer is fitted, without steps
     flip_test:bool = False # lesion_map: average predictions over the image and its mirror image
 
@@ -116,6 +117,7 @@ class TrainConfig(ModelConfig):
     keep:Literal['accuracy', 'auc', 'last'] = 'accuracy' # epoch that is kept: best by, or the last
     average_decay:float = 0.0 # share of the old in a running mean of the weights; 0: no mean
     target:Literal['classes', 'ordinal'] = 'classes' # three classes, or abnormal and malignant
+    train_share:float = 1.0 # share of the training women that are learned from, in (0, 1]
     probe_strength:float = 3.0 # probe: how far its weights may go, the inverse of their penalty
     class_weights:bool = True # weigh the loss against class imbalance
     augment:bool = True # draw flips, rotations, crops and jitter anew for each breast and epoch
@@ -165,7 +167,7 @@ RANGES = {k: v for v, names in {
     '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip', 'frozen_stages', 'also_size'),
     '[0, 4294967295]': ('seed', 'split_seed', 'phantom_seed'), '[0, 100]': ('phantom_signal',),
     '(0, inf)': ('lr', 'backbone_lr', 'probe_strength'), '(0, 10000]': ('clahe_clip',), '[0, 180]': ('rotation_deg',),
-    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min', 'pool_share'), '(0, 1)': ('lr_factor',),
+    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min', 'pool_share', 'train_share'), '(0, 1)': ('lr_factor',),
     '[0, 1)': ('average_decay',), '[1, 1000000]': ('n_repeats', 'n_trees', 'n_draws'), '[-64, 1024]': ('n_jobs',),
 }.items() for k in names}
 

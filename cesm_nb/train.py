@@ -34,8 +34,8 @@ from .devices import (
 from .draw import count_parameters
 from .guards import lock_folder, one_way_out, reading
 from .learning import (
-    check_finite, epoch_batches, fit_head, judge, losses_of, make_average, make_optimiser,
-    mates_within, name_scores, one_of_each, set_cycle, weigh_classes)
+    answer_rows, check_finite, epoch_batches, fit_head, judge, look_once, losses_of, make_average,
+    make_optimiser, mates_within, name_scores, one_of_each, set_cycle, some_women, weigh_classes)
 from .lesion_map import build_model, check_arguments
 from .model import check_batch
 from .runs import (
@@ -69,7 +69,7 @@ class Training:
         dtype:Optional[torch.dtype]=None, # precision to compute in; None: float32
         team:Optional[PartialState]=None, # processes that train together; None: as launched
     ):
-        self.dtype, self.team = dtype, team or find_team(device.type == 'cpu')
+        self.dtype, self.team, self.rows = dtype, team or find_team(device.type == 'cpu'), None
         torch.manual_seed(cfg.seed)
         self.model = build_model(
             asdict(cfg), switches, pretrained=cfg.pretrained, weights_dir=cfg.weights_dir,
@@ -149,12 +149,8 @@ def train_step(
 @torch.no_grad()
 def _fit_probe(t, data, index, weight, cfg):
     "What `train_epoch` is where nothing but one linear layer is fitted."
-    t.model.eval()
-    look = lambda i: t.model.forward_features(*_show(data, i, lambda v: v))
-    with torch.autocast(data.views.device.type, t.dtype or torch.bfloat16, enabled=t.dtype is not None):
-        rows = torch.cat([look(i) for i in index.split(32)])
-    label = data.label[index]
-    logits = fit_head(t.model, rows, label, mates_within(index, data.mate), weight, cfg)
+    t.rows, label = look_once(t.model, data, cfg.tensor_dir), data.label[index]
+    logits = fit_head(t.model, t.rows[index], label, mates_within(index, data.mate), weight, cfg)
     loss = losses_of(logits, label, weight)/weight[label].sum()
     return float(loss), label.cpu().numpy(), logits.softmax(1).cpu().numpy()
 
@@ -187,6 +183,13 @@ def train_epoch(
     return float((losses*shares).sum()/shares.sum()), label.cpu().numpy(), prob.cpu().numpy()
 
 # %% ../nbs/04_train_colab_t4.ipynb #9f9e1452
+def _answer(model, data, rows):
+    "Logits of all breasts where one layer was fitted; `rows`: what was seen already, or None."
+    look = lambda data, rows: answer_rows(model, look_once(model, data) if rows is None else rows, data.mate)
+    logits = look(data, rows)
+    if not model.settings['flip_test']: return logits
+    return (logits + look(data._replace(views=data.views.flip(-1)), None))/2
+
 @torch.no_grad()
 def predict(
     model:nn.Module, # set to eval mode
@@ -195,9 +198,11 @@ def predict(
     dtype:Optional[torch.dtype]=None, # precision to compute in
     batch_size:int=64, # breasts at once
     team:Optional[PartialState]=None, # processes that share the work; None: this one does it all
+    rows:Optional[torch.Tensor]=None, # what frozen backbones see, see `look_once`; None: look now
 ) -> torch.Tensor: # (n, 3) float32 logits on the CPU
     "Compute logits without augmentation; where the model says `flip_test`, with those of mirror images."
     model.eval()
+    if model.settings.get('probe'): return _answer(model, data, rows)[index].cpu()
     logits = torch.zeros(len(index), len(CLASSES), device=index.device)
     mine = take_share(len(index), team) if team else slice(None)
     own = index[mine]
@@ -250,7 +255,7 @@ def validate(
     weight:torch.Tensor, # (3,) class weights
 ) -> dict: # val_loss, val_accuracy, val_f1, val_auc, val_pr_auc
     "Score the validation set; raise FloatingPointError where its loss is not finite."
-    logits, label = predict(t.judged, data, index, t.dtype, team=t.team), data.label[index].cpu()
+    logits, label = predict(t.judged, data, index, t.dtype, team=t.team, rows=t.rows), data.label[index].cpu()
     loss = nn.functional.cross_entropy(logits, label, weight.cpu())
     check_finite(loss[None], 'validation')
     return dict(val_loss=loss.item()) | name_scores('val', label.numpy(), logits.softmax(1).numpy())
@@ -309,10 +314,11 @@ def predict_table(
     splits:pd.DataFrame, # patient_id, side, split in the order of `data`
     dtype:Optional[torch.dtype]=None, # precision to compute in
     team:Optional[PartialState]=None, # see `predict`
+    rows:Optional[torch.Tensor]=None, # see `predict`
 ) -> pd.DataFrame: # patient_id, side, split, label, p_normal, p_benign, p_malignant
     "Predict every breast, training breasts included, without augmentation."
     every = torch.arange(len(data.label), device=data.label.device)
-    prob = predict(model, data, every, dtype, team=team).softmax(1).numpy()
+    prob = predict(model, data, every, dtype, team=team, rows=rows).softmax(1).numpy()
     named = dict(zip(PROBS, prob.T))
     return splits.assign(label=data.label.cpu().numpy(), **named)
 
@@ -368,13 +374,14 @@ def _train_and_predict(t, cfg, data, splits, report):
     "The part of `fit` that computes: history and predictions."
     device, checkpoints = data.views.device, Path(cfg.run_dir)/CHECKPOINTS
     parts = {s: torch.from_numpy(np.flatnonzero(splits.split == s)).to(device) for s in SPLITS}
+    parts['train'] = some_women(parts['train'], data.mate, cfg.train_share, cfg.seed)
     history = train_loop(t, data, parts, cfg, checkpoints, report)
     t.team.wait_for_everyone() # until the main process has written the best weights
     with reading(checkpoints/BEST, 'weights file', 'delete the run folder') as f: weights = load_file(f)
     if t.best_digest and digest_file(checkpoints/BEST) != t.best_digest:
         raise ValueError(f'{checkpoints/BEST} has not the weights of the best epoch: delete the run folder')
     t.judged.load_state_dict(weights)
-    return history, predict_table(t.judged, data, splits, t.dtype, t.team)
+    return history, predict_table(t.judged, data, splits, t.dtype, t.team, t.rows)
 
 def _check_steps(cfg, splits, n_processes):
     "Raise ValueError where a step has too few breasts for batch norm."

@@ -223,7 +223,7 @@ def test_settings_say_everything_and_no_path(ran, tmp_path):
 
 
 def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
-    "Runs whose `config.json` says that they are of real images."
+    "Runs whose `config.json` says that they are of real images: one commit for each variant, which may differ."
     grid, plan, runs = ran
     there = copy_runs(runs, tmp_path/'runs')
     plan = plan_runs(grid, plan[0].cfg.data_root, there)
@@ -236,14 +236,21 @@ def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
             seal_run(p.cfg.run_dir)
     for commits, why in [
             (['a1+changes'] + ['a1']*11, "runs were made at commit 'a1\\+changes', which nobody can check out: commit first and run again"),
-            (['a1'] + ['b2']*11, 'runs were made at 2 commits, a1, b2: run all of them at one')]:
+            (['a1'] + ['b2']*11, f'{plan[0].variant}: runs were made at 2 commits, a1, b2: run all of a variant at one')]:
         say(commits)
         with pytest.raises(ValueError, match=why): write_results(grid, plan, tmp_path/'out')
         assert not (tmp_path/'out').exists()
     say(['a1']*12)
     write_results(grid, plan, tmp_path/'out', n_draws=50)
     assert json.loads((tmp_path/'out'/'settings.json').read_text())['commit'] == 'a1'
-    assert 'PHANTOM' not in (tmp_path/'out'/'table.md').read_text()
+    text = (tmp_path/'out'/'table.md').read_text()
+    assert 'PHANTOM' not in text and 'commits' not in text
+    of = {v: f'{i}{i}' for i, v in enumerate(dict.fromkeys(p.variant for p in plan))}
+    say([of[p.variant] for p in plan])
+    write_results(grid, plan, tmp_path/'out', n_draws=50)
+    assert json.loads((tmp_path/'out'/'settings.json').read_text())['commit'] == of
+    said = 'run at commits ' + ', '.join(f'{c} ({v})' for v, c in of.items())
+    assert all(said in (tmp_path/'out'/f'{k}.md').read_text().split('\n')[0] for k in ('table', 'changes', 'binary'))
 
 
 def test_published_results_are_of_a_clean_commit():
@@ -252,7 +259,8 @@ def test_published_results_are_of_a_clean_commit():
     published = [s for s in published if 'grid' in s]
     if not published: pytest.skip('no grid is published yet')
     for s in published:
-        assert s['phantom'] is False and re.fullmatch('[0-9a-f]{40}', s['commit']), s['command']
+        commits = [s['commit']] if isinstance(s['commit'], str) else [s['commit'][v] for v in s['variants']]
+        assert s['phantom'] is False and all(re.fullmatch('[0-9a-f]{40}', c) for c in commits), s['command']
         assert '/' not in str([s['settings'].get('weights_dir'), s['grid']['base'].get('weights_dir')])
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cesm_nb.ask import Prepared, ask, open_member
-from cesm_nb.batches import load_inputs
+from cesm_nb.batches import Breasts, assemble, load_inputs
 from cesm_nb.commands import cesm_train
 from cesm_nb.data import PROBS, SHEET_NAME
 from cesm_nb.finished import export_run, load_run, predict_run
@@ -74,7 +74,7 @@ def test_the_last_epoch_is_kept_and_the_rate_falls(run):
 
 @pytest.mark.parametrize('change', [
     *({k: ALL[k]} for k in ('schedule', 'average_decay', 'flip_test', 'backbone_lr', 'target', 'frozen_stages', 'pooling')),
-    dict(also_size=24), dict(other_breast='pair'), dict(other_breast='difference'), dict(view_fusion='max'), dict(view_fusion='attention')], ids=str)
+    dict(also_size=24), dict(stretch_greys=True), dict(train_share=.5), dict(other_breast='pair'), dict(other_breast='difference'), dict(view_fusion='max'), dict(view_fusion='attention')], ids=str)
 def test_each_setting_changes_the_predictions(small, tmp_path, change, plain):
     "And nothing else: the same breasts in the same parts."
     other = fit(make_config(small | dict(run_dir=str(tmp_path), epochs=2) | change)).predictions
@@ -112,6 +112,32 @@ def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
     pd.testing.assert_frame_equal(a, b)
     assert np.abs(a[PROBS] - c[PROBS]).to_numpy().max() > 1e-3
     assert predict_run(tmp_path/'0', device='cpu').to_csv(index=False) == (tmp_path/'0'/'predictions.csv').read_text()
+
+
+def test_features_are_computed_once_and_shared(small, data, tmp_path, monkeypatch):
+    "By folds, other last layers and whoever reads the run; the whole network says the same; other images have features of their own."
+    probe = small | dict(probe=True, epochs=1, keep='last', other_breast='pair', also_size=24, stretch_greys=True, class_weights=False,
+                         mask_missing_views=True, tensor_dir=str(tmp_path/'tensors'), n_folds=3)
+    run = fit(make_config(probe | dict(run_dir=str(tmp_path/'a'))))
+    kept = [*(tmp_path/'tensors').glob('seen-*.safetensors')]
+    assert len(kept) == 1
+    net, config = load_run(tmp_path/'a')
+    batch = load_inputs(tmp_path/'tensors', read_manifest(tmp_path/'a'), read_parts(tmp_path/'a'), 'median', tmp_path/'a')
+    there = batch.mate >= 0
+    other = Breasts(*(t[batch.mate.clamp(min=0)] for t in batch))
+    x, mate = (assemble(t.views/255, t.rows) for t in (batch, other))
+    with torch.no_grad(): whole = net(x, batch.real, mate*there[:, None, None, None], other.real & there[:, None]).softmax(1)
+    np.testing.assert_allclose(run.predictions[PROBS], whole.numpy(), atol=1e-6)
+    assert predict_run(tmp_path/'a', device='cpu').to_csv(index=False) == (tmp_path/'a'/'predictions.csv').read_text()
+    def looks(*_): raise AssertionError('it looked again')
+    with monkeypatch.context() as m:
+        m.setattr(type(net), 'forward_images', looks)
+        for i, change in enumerate((dict(fold=1), dict(split_seed=1), dict(other_breast='none'), dict(metadata=False))):
+            fit(make_config(probe | change | dict(run_dir=str(tmp_path/f'b{i}'))))
+        with pytest.raises(AssertionError, match='again'): fit(make_config(probe | dict(pooling='mean', run_dir=str(tmp_path/'c'))))
+    kept[0].write_bytes(kept[0].read_bytes()[:-20]) # broken: computed again, to the same
+    again = fit(make_config(probe | dict(run_dir=str(tmp_path/'d')))).predictions
+    pd.testing.assert_frame_equal(again, run.predictions)
 
 
 def test_maps_show_where_it_looked(run):
@@ -160,7 +186,7 @@ def test_a_run_of_before_is_read(small, tmp_path):
     before = fit(cfg).predictions
     config = json.loads((tmp_path/'config.json').read_text())
     later = ('model', 'pooling', 'pool_share', 'view_fusion', 'other_breast', 'frozen_stages', 'flip_test', 'backbone_lr', 'schedule',
-             'keep', 'average_decay', 'target', 'also_size', 'probe', 'probe_strength')
+             'keep', 'average_decay', 'target', 'also_size', 'probe', 'probe_strength', 'stretch_greys', 'train_share')
     for k in later: config['settings'].pop(k)
     (tmp_path/'config.json').write_text(json.dumps(config))
     seal_run(tmp_path)
@@ -173,6 +199,8 @@ def test_a_run_of_before_is_read(small, tmp_path):
     (dict(other_breast='pair', split_unit='breast'), "use split_unit='patient'"),
     (dict(attention=False), "attention=False means nothing to model='lesion_map'"),
     (dict(probe=True), 'probe=True is fitted in one pass, set epochs=1'),
+    (dict(probe=True, epochs=1, average_decay=.9), 'probe=True takes none: set it to 0'),
+    (dict(train_share=0.), 'train_share=0.0 is not in'),
     (dict(probe=True, epochs=1, pooling='top'), "pooling='top' is learned in steps"),
     (dict(also_size=32), 'also_size=32 is not below image_size=32'),
     (dict(model='four_stream', flip_test=True), "use model='lesion_map'")])

@@ -34,7 +34,8 @@ def find_odd(
 ): # list of sentences
     "Say what is not fit to publish: the commit, paths of a machine, counts that do not agree."
     s, out = json.loads(path.read_text()), []
-    if not re.fullmatch('[0-9a-f]{40}', str(s.get('commit'))): out.append(f'commit {s.get("commit")!r}')
+    commits = s['commit'].values() if isinstance(s.get('commit'), dict) and s['commit'].keys() == s['variants'].keys() else [s.get('commit')]
+    out += [f'commit {c!r}' for c in commits if not re.fullmatch('[0-9a-f]{40}', str(c))]
     for f in path.parent.iterdir():
         if f.suffix in ('.json', '.csv', '.md', '.tex', '.html', '.svg'):
             paths = re.findall(r'(?<![\w.:/])/(?:work|home|root|tmp|mnt|Users|data|content)/[^\s"<]*', f.read_text())
@@ -188,6 +189,22 @@ def test_the_finding_is_worded_from_the_files(tmp_path):
     assert f'{scores.value.iloc[0]:.3f}' == t.iloc[-1].split()[0]
     shutil.rmtree(root/'results'/'audit')
     assert say_finding((root,)) == ''
+
+
+def test_the_best_honest_model_is_shown_where_it_is_published(tmp_path):
+    root = made_up(tmp_path)
+    before, rows = lead_table((root,)), lead_scores((root,))
+    assert 'ours, best honest' not in before
+    shutil.copytree(root/'results'/'primary', root/'results'/'best_grid')
+    for k in ('scores', 'curves'):
+        path = root/'results'/'best_grid'/f'{k}.csv'
+        path.write_text(path.read_text().replace('regions', 'best').replace('0.93', '0.79'))
+    change(root/'results'/'best_grid'/'settings.json', variants=dict(best=dict(settings={}), clinical=dict(settings={})))
+    after = lead_table((root,))
+    assert after['ours, best honest']['AUC-ROC'].startswith('0.790') and [*after].index('ours, best honest') == [*after].index('ours, clinical') + 1
+    new = lead_scores((root,)).drop(rows.index)
+    assert new.value.tolist() == [.79] and 'best honest' in new.index[0] and 'nobody' in new.needs.iloc[0]
+    pd.testing.assert_frame_equal(after.drop(columns='ours, best honest'), before)
 
 
 def test_readme_says_what_the_files_say():
