@@ -21,7 +21,7 @@ from .ask import wanted
 from .casepage import page_of
 from .data import DENSITY, SIDES
 from .dicom import ENERGY_NAMES, Upload, join_views, read_view
-from .predict import open_experts, predict_case, to_row, write_answer
+from .predict import open_experts, predict_case, write_answer
 from .report import fill_in, make_page
 
 # %% ../nbs/07g_app.ipynb #a9900007
@@ -192,7 +192,7 @@ def answer_form(
         page = page_of(case, answer, site.experts)
         if site.keep:
             number = len(list(site.keep.glob('*.json'))) + 1
-            write_answer(to_row(answer), page, site.keep, number)
+            write_answer(answer, page, site.keep, number)
     return page.replace(b'</body>', f'{_AGAIN}\n</body>'.encode())
 
 # %% ../nbs/07g_app.ipynb #a9900010

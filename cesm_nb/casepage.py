@@ -94,16 +94,21 @@ def _describe(expert):
             "which are of its kind.")
 
 # %% ../nbs/07e_casepage.ipynb #a2fde959
-def _calls(answer, experts):
+def _calls(answer):
     "Sentences about the two calls."
-    for k, (n, of) in answer.calls.items():
-        points = [e.training['certainty']['calls'][k] for e in experts if e.training
-            and e.training['certainty']['calls'][k]]
-        if not points: continue
-        worth = ', '.join(f'{s} {_span(points[0][s])}' for s in ('sensitivity', 'specificity'))
-        worth += ' on test breasts'
-        verdict = ('yes' if n else 'no') if of == 1 else f'{n} of {of} models'
-        yield f'Called {k}: {verdict} ({worth}{" of the first model" if of > 1 else ""}).'
+    for k, yes in answer.called.items():
+        worth = ', '.join(f'{s} {_span(answer.certainty["calls"][k][s])}'
+            for s in ('sensitivity', 'specificity'))
+        n, of = answer.calls.get(k, (0, 0))
+        votes = f'; alone, {n} of {of} models call it' if of > 1 else ''
+        yield f'Called {k}: {"yes" if yes else "no"} ({worth} on test breasts{votes}).'
+
+def _promise(certain):
+    "Sentences about the set of classes and whose figures these are."
+    if not certain: return ''
+    held = f"{certain['n_test_women']} test women it held it for {_span(certain['covered'])}."
+    of = f" These figures, and those of the calls, are {certain['of']}." if certain['of'] else ''
+    return f"The set is made to hold the class for {certain['level']:.0%} of women; on {held}{of}"
 
 # %% ../nbs/07e_casepage.ipynb #ca5e0008
 def summarise(
@@ -124,23 +129,19 @@ def page_of(
     experts:list, # of `Expert` of chapter 07
 ) -> bytes: # HTML
     "Put the page of a case together."
-    member, known = experts[0]
+    member = experts[0].member
     silent = np.isnan(answer.prob).any()
     target = len(CLASSES) - 1 if silent else int(answer.prob.argmax())
     fig = draw_views(case, member, answer.prepared[0], target)
-    picture, promise = embed(fig), ''
+    picture = embed(fig)
     plt.close(fig)
-    if known:
-        c = known['certainty']
-        promise = (f"The set is made to hold the class for {c['level']:.0%} of women; on "
-                   f"{c['n_test_women']} test women it held it for {_span(c['covered'])}.")
     phantom = any(e.member.preparation['phantom'] for e in experts)
     rows = [] if silent else [(c, float(p), c in answer.classes) for c,
         p in zip(CLASSES, answer.prob)]
     body = fill_in(
         _BODY, phantom=phantom, summary=summarise(case, answer), doubts=answer.doubts, rows=rows,
-        promise=promise,
-        calls=list(_calls(answer, experts)), picture=picture, notes=answer.notes,
+        promise=_promise(answer.certainty),
+        calls=list(_calls(answer)), picture=picture, notes=answer.notes,
         models=[_describe(e) for e in experts],
         alt='Each view as read, as the network saw it, and with a map of where it looked',
         caption=f'Grad-CAM of {member.name} for {CLASSES[target]}: where it looked, not a lesion.')

@@ -11,9 +11,11 @@ from cesm_nb.commands import cesm_predict
 from cesm_nb.data import PROBS, breasts, read_dataset
 from cesm_nb.dicom import read_case
 from cesm_nb.phantom import make_phantom
-from cesm_nb.predict import TRAINING, export_expert, list_cases, open_experts, predict_case
+from cesm_nb.casepage import page_of
+from cesm_nb.choose import heat
+from cesm_nb.predict import TRAINING, certainty_of, export_expert, list_cases, open_experts, predict_case, write_answer
 from cesm_nb.settings import TrainConfig
-from cesm_nb.sure import find_limit, pick_classes
+from cesm_nb.sure import describe_certainty, find_limit, pick_classes
 from cesm_nb.train import fit
 
 TINY = dict(image_size=32, epochs=1, batch_size=8, backbones='mobilenetv3_small_050', mixed_precision='no', device='cpu')
@@ -88,6 +90,35 @@ def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_pat
     assert not answer.classes and np.isnan(answer.prob).all() and not answer.calls
     blind = predict_case(case, [experts[0]._replace(training=None)])
     assert not blind.classes and 'nothing is known about the training' in blind.doubts[0]
+
+
+def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, tmp_path):
+    "Two seeds of one split share their test women; two folds do not, and the page says so."
+    settings = dict(data_root=str(data.root), protocol='clinical', **TINY)
+    other = fit(TrainConfig(run_dir=str(module_path/'seed1'), seed=1, split_seed=0, **settings))
+    experts = open_experts([runs['clinical'].run_dir, other.run_dir])
+    case = next(cases_of(data, 'CM', runs['clinical']))[0]
+    answer = predict_case(case, experts, anyway=True)
+    certain, parts = answer.certainty, []
+    for e, run in zip(experts, (runs['clinical'], other)):
+        table = run.predictions.sort_values(['patient_id', 'side'])
+        parts.append(heat(table[PROBS].to_numpy(), e.training['certainty']['temperature']))
+    table[PROBS] = np.mean(parts, 0)
+    expected = describe_certainty(table)
+    assert 'held back by all' in certain['of'] and certain['temperature'] == [e.training['certainty']['temperature'] for e in experts]
+    assert certain['mean_temperature'] == expected['temperature'] and certain['limit'] == pytest.approx(expected['limit'])
+    assert (certain['covered'], certain['n_test']) == (expected['covered'], expected['n_test'])
+    for k, c in expected['calls'].items(): assert certain['calls'][k]['specificity'] == c['specificity']
+    score = answer.prob[2]
+    assert answer.called['malignant'] == (score >= certain['calls']['malignant']['threshold'])
+    write_answer(answer, page_of(case, answer, experts), tmp_path, 1)
+    assert 'of the mean of the models' in (html := next(tmp_path.glob('*.html')).read_text()) and 'of 2 models call it' in html
+    found = json.loads(next(tmp_path.glob('*.json')).read_text())
+    assert found['certainty'] == json.loads(json.dumps(certain)) and found['called'] == answer.called
+    fold = fit(TrainConfig(run_dir=str(module_path/'fold'), split_seed=3, **settings))
+    assert 'of single models' in certainty_of(open_experts([other.run_dir, fold.run_dir]))['of']
+    shared = export_expert(other.run_dir, tmp_path/'export')
+    assert 'of the first model alone' in certainty_of(open_experts([runs['clinical'].run_dir, shared]))['of']
 
 
 def test_exported_models_carry_what_cases_need(runs, tmp_path):
