@@ -254,17 +254,14 @@ def make_server(
 def main(
     options, # `run`, `port`, `keep`
 ):
-    "What `cesm_app` does; raise SystemExit with a sentence where it cannot."
+    "What `cesm_app` does; raise ValueError or OSError with a sentence where it cannot."
     import matplotlib
     matplotlib.use('Agg') # figures are drawn in threads
-    try:
-        import multipart, starlette, uvicorn # noqa: F401
-        with socket.create_server(('127.0.0.1', options.port)) as door:
-            port = door.getsockname()[1]
-            server = make_server(make_app(make_site(options.run, port, options.keep)))
-            print(f'http://127.0.0.1:{port} (research use only; Ctrl-C ends it)', flush=True)
-            server.run(sockets=[door])
+    try: import python_multipart, starlette, uvicorn # noqa: F401
     except ImportError as e:
-        why = f'{e.name} is absent: pip install "cesm_nb[dicom,app]"'
-        raise SystemExit(f'cesm_app: {why}') from None
-    except (ValueError, OSError) as e: raise SystemExit(f'cesm_app: {e}') from None
+        raise ValueError(f'{e.name} is absent: pip install "cesm_nb[dicom,app]"') from None
+    with socket.create_server(('127.0.0.1', options.port)) as door:
+        port = door.getsockname()[1]
+        server = make_server(make_app(make_site(options.run, port, options.keep)))
+        print(f'http://127.0.0.1:{port} (research use only; Ctrl-C ends it)', flush=True)
+        server.run(sockets=[door])

@@ -8,7 +8,6 @@ __all__ = ['TRAINING', 'Expert', 'digest_weights', 'describe_expert', 'open_expe
 
 # %% ../nbs/07_predict.ipynb #9ed00004
 import json
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -17,13 +16,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .alike import describe_alike, name_groups_of, predict_held, read_own
 from .ask import Member, ask, export_for_cases, open_member, prepare_case
 from .casepage import page_of
 from .data import CLASSES, KEYS, PROBS, read_regions
 from .dicom import Case, read_case
 from .familiar import describe_training, doubts
 from .choose import heat
-from .runs import Run, run_file, write_atomic, write_csv, write_json
+from .runs import read_config, run_file, write_atomic, write_csv, write_json
 from .sure import CALLS, call_score, describe_certainty, join_members, pick_classes
 
 # %% ../nbs/07_predict.ipynb #9ed00009
@@ -44,19 +44,23 @@ def describe_expert(
     member:Member, # a run folder, its tensors in place
 ) -> dict: # content of `training.json`
     "Describe a run for cases; raise ValueError as `describe_training` does."
-    run = Run.open(member.folder)
+    own = read_own(member)
+    predictions = predict_held(member, own)
     return dict(weights=digest_weights(member.net), phantom=member.preparation['phantom'],
-                protocol=run.config['settings']['protocol'], **describe_training(member),
-                certainty=describe_certainty(run.predictions))
+                protocol=read_config(member.folder)['settings']['protocol'],
+                **describe_training(member, own), certainty=describe_certainty(predictions),
+                **describe_alike(member, own, predictions))
 
+# %% ../nbs/07_predict.ipynb #671c4a23
 def _read_training(member):
     "`training.json` of a model, made where it can be; None where it cannot."
     path = member.folder/TRAINING
     if path.exists():
         try: found = json.loads(path.read_text())
         except ValueError: found = {}
-        if found.get('weights') == digest_weights(member.net): return found
-        if not member.is_run:
+        if found.get('weights') == digest_weights(member.net):
+            if 'costs' in found or not member.is_run: return found # else of an older version
+        elif not member.is_run:
             raise ValueError(
                 f'{path} is about other weights: export the run again with export_expert')
     if not member.is_run: return None
@@ -92,20 +96,28 @@ _OF = dict(
     single='of single models, each on breasts it held back: no breasts were held back by all',
     first='of the first model alone: exported models do not hold the breasts to measure a mean')
 
-def _held_back(folder, temperature):
+def _held_back(expert):
     "Calibrated predictions of a run; women of other data sets are other women."
-    run = Run.open(folder)
-    t = run.predictions[[*KEYS, 'split', 'label', *PROBS]].copy()
-    t[PROBS] = heat(t[PROBS].to_numpy(), temperature)
-    return t.assign(patient_id=run.config['data_fingerprint'] + t.patient_id.astype(str))
+    member, known = expert
+    pairs = member.net.settings.get('other_breast', 'none') != 'none'
+    table = predict_held(member, read_own(member) if pairs else None)
+    t = table[[*KEYS, 'split', 'label', *PROBS]].copy()
+    t[PROBS] = heat(t[PROBS].to_numpy(), known['certainty']['temperature'])
+    of = read_config(member.folder)['data_fingerprint']
+    return t.assign(patient_id=of + t.patient_id.astype(str))
 
-@cache
-def _measure(runs): # (folder, digest of the weights, temperature) of each
+_MEASURED = {} # (folder, digest of the weights) of each model -> what was measured
+
+def _measure(experts):
     "Certainty of several runs together."
-    table, shared = join_members([_held_back(folder, t) for folder, _, t in runs])
-    found, each = describe_certainty(table), [t for *_, t in runs]
-    return found | dict(temperature=each, mean_temperature=found['temperature'],
+    key = tuple((e.member.folder, e.training['weights']) for e in experts)
+    if key in _MEASURED: return _MEASURED[key]
+    table, shared = join_members([_held_back(e) for e in experts])
+    found, each = describe_certainty(table), [e.training['certainty']['temperature']
+        for e in experts]
+    _MEASURED[key] = found | dict(temperature=each, mean_temperature=found['temperature'],
         of=_OF['together' if shared else 'single'])
+    return _MEASURED[key]
 
 def certainty_of(
     experts:list, # from `open_experts`
@@ -117,8 +129,7 @@ def certainty_of(
     if len(known) == 1: return first | dict(mean_temperature=1., of=_OF['alone'])
     if not all(e.member.is_run for e in known):
         return first | dict(mean_temperature=1., of=_OF['first'])
-    return _measure(tuple((e.member.folder, e.training['weights'],
-        e.training['certainty']['temperature']) for e in known))
+    return _measure(known)
 
 # %% ../nbs/07_predict.ipynb #9ed0000b
 class Answer(NamedTuple):
@@ -129,9 +140,11 @@ class Answer(NamedTuple):
     calls: dict # 'malignant', 'abnormal' -> (models that call it, of how many)
     doubts: list # sentences: why it is not to be trusted
     notes: list # sentences: what was missing, assumed or done
-    prepared: list # of `Prepared`, one per model
     called: dict # 'malignant', 'abnormal' -> True or False, by the models together
     certainty: dict # from `certainty_of`
+    prepared: list # of `Prepared`, one per model
+    alike: dict # group that the case belongs to -> figures, by the first model
+    costs: dict # what a missing view, age or density costs, by the first model
 
 def _ask_expert(case, expert, regions):
     "Prepared case, probabilities, calls and doubts of one model."
@@ -150,6 +163,13 @@ def _call(prob, certain): # (1, 3) -> call -> whether it is made
     calls = certain.get('calls', {})
     return {k: bool(call_score(prob, k)[0] >= c['threshold']) for k, c in calls.items() if c}
 
+def _compare(case, expert):
+    "Figures of groups like the case, and costs of what is missing; both empty where not known."
+    member, known = expert
+    groups = (known or {}).get('groups', {})
+    alike = {g: groups.get(g, dict(breasts=0, women=0)) for g in name_groups_of(case, member)}
+    return (alike if groups else {}), (known or {}).get('costs', {})
+
 # %% ../nbs/07_predict.ipynb #f59bf682
 def predict_case(
     case:Case, # one breast
@@ -162,14 +182,15 @@ def predict_case(
     why, notes = ([*dict.fromkeys(s for each in o for s in each)]
         for o in (unlike, (r.notes for r in ready)))
     notes, certain = case.notes + notes, certainty_of(experts)
+    beside = list(ready), *_compare(case, experts[0])
     if why and not anyway:
         nothing = np.full(len(CLASSES), np.nan)
-        return Answer(case.name, nothing, [], {}, why, notes, list(ready), {}, certain)
+        return Answer(case.name, nothing, [], {}, why, notes, {}, certain, *beside)
     votes = {k: (sum(c[k] for c in calls if k in c), sum(k in c for c in calls)) for k in CALLS}
     prob = heat(np.mean(probs, 0)[None], certain.get('mean_temperature', 1.))
     inside = pick_classes(prob[0], certain['limit']) if certain else []
     return Answer(case.name, prob[0], [CLASSES[i] for i in inside], votes, why, notes,
-        list(ready), _call(prob, certain), certain)
+        _call(prob, certain), certain, *beside)
 
 # %% ../nbs/07_predict.ipynb #9ed0000e
 _SUFFIXES = ('.dcm', '.dicom', '.ima', '.jpg', '.jpeg', '.png', '')
@@ -227,7 +248,8 @@ def write_answer(
 ):
     "Write an answer; of the case's name, what may leave the folder does not enter the file's."
     stem = ''.join(c if c.isalnum() or c in '-_' else '_' for c in answer.name)[:60]
-    found = to_row(answer) | dict(called=answer.called, certainty=answer.certainty)
+    found = to_row(answer) | {
+        k: getattr(answer, k) for k in ('called', 'certainty', 'alike', 'costs')}
     write_json(found, out/f'{number:03d}-{stem}.json')
     if page: write_atomic(out/f'{number:03d}-{stem}.html', page)
 
@@ -263,18 +285,16 @@ def predict_cases(
 def main(
     options, # `what`, `run`, `out`, `regions`, `anyway`, `pages`, and those of `read_case`
 ):
-    "What `cesm_predict` does; raise SystemExit with a sentence where it cannot."
+    "What `cesm_predict` does; raise ValueError or OSError with a sentence where it cannot."
     given = {k: v for k, v in vars(options).items()
              if k in ('name', 'side', 'view', 'modality', 'age_years', 'density', 'window',
              'secondary', 'crop')}
-    try:
-        cases, experts = list_cases(options.what), open_experts(options.run)
-        regions = read_regions(options.regions) if options.regions else None
-        table = predict_cases(cases, experts, options.out, regions, options.anyway, options.pages,
-            **given)
-    except (ValueError, OSError) as e: raise SystemExit(f'cesm_predict: {e}') from None
+    cases, experts = list_cases(options.what), open_experts(options.run)
+    regions = read_regions(options.regions) if options.regions else None
+    table = predict_cases(cases, experts, options.out, regions, options.anyway, options.pages,
+        **given)
     bad = table[table.problem != '']
-    if len(bad) == len(table): raise SystemExit(f'cesm_predict: {bad.problem.iloc[0]}')
+    if len(bad) == len(table): raise ValueError(bad.problem.iloc[0])
     print('Research use only.' + (' PHANTOM: the model was trained on made-up images.' if
                                   any(e.member.preparation['phantom'] for e in experts) else ''))
     for r in table.itertuples():

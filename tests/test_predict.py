@@ -1,17 +1,20 @@
 "One's own case: the run's own predictions again, whatever the protocol, and a sentence where there is no answer."
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case
+from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case, stack_prepared
 from cesm_nb.commands import cesm_predict
 from cesm_nb.data import PROBS, breasts, read_dataset
-from cesm_nb.dicom import read_case
+from cesm_nb.dicom import Upload, read_case
+from cesm_nb.familiar import features
 from cesm_nb.phantom import make_phantom
-from cesm_nb.casepage import page_of
+from cesm_nb.app import answer_form, make_site
+from cesm_nb.casepage import looked_at, page_of
 from cesm_nb.choose import heat
 from cesm_nb.predict import TRAINING, certainty_of, export_expert, list_cases, open_experts, predict_case, write_answer
 from cesm_nb.settings import TrainConfig
@@ -121,6 +124,32 @@ def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, t
     assert 'of the first model alone' in certainty_of(open_experts([runs['clinical'].run_dir, shared]))['of']
 
 
+def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, tmp_path, capsys):
+    "The model of chapter 08: figures are of breasts without the other one, maps and distances are there, the page says what was not seen."
+    run = fit(TrainConfig(data_root=str(data.root), run_dir=str(module_path/'pair'), protocol='clinical', roi_source='none', **TINY,
+                          align_laterality=True, model='lesion_map', probe=True, other_breast='pair', also_size=24, flip_test=True))
+    experts = open_experts([run.run_dir])
+    (member, known), rows = experts[0], []
+    for case, _ in cases_of(data, 'CM', run):
+        rows.append(ask(member, [prepare_case(case, member)])[0])
+    alone = run.predictions[['patient_id', 'side', 'split', 'label']].merge(breasts(data.images, 'CM').query('n_views > 0')[['patient_id', 'side']])
+    alone = alone.assign(**dict(zip(PROBS, np.array(rows).T)))
+    assert not np.allclose(alone[PROBS], run.predictions[PROBS], atol=1e-3) # what the other breast adds
+    expected = describe_certainty(alone)
+    assert known['certainty']['limit'] == pytest.approx(expected['limit'], abs=1e-6) and known['certainty']['scores'] == expected['scores']
+    for k, c in expected['calls'].items(): assert known['certainty']['calls'][k] == c | dict(threshold=pytest.approx(c['threshold'], abs=1e-6))
+    assert known['groups'] and set(known['costs']) == {'CC', 'MLO', 'age', 'density'}
+    assert np.isfinite(features(member, stack_prepared([prepare_case(case, member)]))).all()
+    files = [str(data.root/v.file) if (data.root/v.file).exists() else str(next(data.root.rglob(v.file))) for v in case.views.values()]
+    cesm_predict([*files, '--run', str(run.run_dir), '--out', str(tmp_path), '--anyway', '--name', 'one'])
+    page = (tmp_path/'001-one.html').read_text()
+    assert 'the other breast is not looked at' in page and 'Grad-CAM' in page and 'one, ' in capsys.readouterr().out + page
+    assert max(m.max() for m in looked_at(member, prepare_case(case, member), 2).values()) > .99
+    site = make_site([run.run_dir], 8123)
+    upload = {f'{m}_{v}': Upload(Path(f).name, Path(f).read_bytes()) for (m, v), f in zip(case.views, files)}
+    assert b'the other breast is not looked at' in answer_form(site, dict(anyway='1'), upload)
+
+
 def test_exported_models_carry_what_cases_need(runs, tmp_path):
     folder = export_expert(runs['clinical'].run_dir, tmp_path/'model')
     assert open_experts([folder])[0].training['n_train'] > 0
@@ -132,6 +161,8 @@ def test_exported_models_carry_what_cases_need(runs, tmp_path):
     (folder/'preparation.json').unlink()
     with pytest.raises(ValueError, match='preparation.json is absent: export the run again'): open_member(folder)
     with pytest.raises(ValueError, match='is absent: name a run folder'): open_member(tmp_path/'nowhere')
+    for revision in ('main', '0123abc', 'A'*40, '0'*41): # branches move, short commits may be somebody else's
+        with pytest.raises(ValueError, match='with a commit of 40 hexadecimal digits'): open_member(f'somebody/model@{revision}')
     with pytest.raises(ValueError, match='no model: name a run folder'): open_experts([])
 
 
