@@ -30,7 +30,7 @@ def make_run(folder):
     from cesm_nb.settings import TrainConfig
     from cesm_nb.train import fit
     return fit(TrainConfig(
-        run_dir=str(folder/'run'), protocol='clinical', phantom_patients=10, phantom_signal=2., image_size=224, epochs=1, batch_size=4,
+        run_dir=str(folder/'run'), protocol='clinical', phantom_patients=16, phantom_signal=2., image_size=224, epochs=1, batch_size=4,
         mixed_precision='no', device='cpu')).run_dir
 
 

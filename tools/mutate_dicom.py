@@ -67,10 +67,11 @@ def mutate(data, rng):
     elif kind == 'insert': out[at:at] = rng.randbytes(rng.randint(1, 40))
     else:
         ds, tag = pydicom.dcmread(io.BytesIO(data)), rng.choice([*VALUES])
-        if kind == 'absent': ds.pop(tag, None)
-        else: setattr(ds, tag, rng.choice(VALUES[tag]))
-        kind += ' ' + tag
-        try: ds.save_as(buffer := io.BytesIO())
+        value, absent, kind = rng.choice(VALUES[tag]), kind == 'absent', f'{kind} {tag}'
+        try:
+            if absent: ds.pop(tag, None)
+            else: setattr(ds, tag, value)
+            ds.save_as(buffer := io.BytesIO())
         except Exception: return None, kind # pydicom does not write such a value
         out = buffer.getvalue()
     return bytes(out), kind
