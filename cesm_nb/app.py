@@ -21,7 +21,7 @@ from .ask import wanted
 from .casepage import page_of
 from .data import DENSITY, SIDES
 from .dicom import ENERGY_NAMES, Upload, join_views, read_view
-from .predict import open_experts, predict_case, to_row, write_answer
+from .predict import open_experts, predict_case, write_answer
 from .report import fill_in, make_page
 
 # %% ../nbs/07g_app.ipynb #a9900007
@@ -192,7 +192,7 @@ def answer_form(
         page = page_of(case, answer, site.experts)
         if site.keep:
             number = len(list(site.keep.glob('*.json'))) + 1
-            write_answer(to_row(answer), page, site.keep, number)
+            write_answer(answer, page, site.keep, number)
     return page.replace(b'</body>', f'{_AGAIN}\n</body>'.encode())
 
 # %% ../nbs/07g_app.ipynb #a9900010
@@ -254,17 +254,14 @@ def make_server(
 def main(
     options, # `run`, `port`, `keep`
 ):
-    "What `cesm_app` does; raise SystemExit with a sentence where it cannot."
+    "What `cesm_app` does; raise ValueError or OSError with a sentence where it cannot."
     import matplotlib
     matplotlib.use('Agg') # figures are drawn in threads
-    try:
-        import multipart, starlette, uvicorn # noqa: F401
-        with socket.create_server(('127.0.0.1', options.port)) as door:
-            port = door.getsockname()[1]
-            server = make_server(make_app(make_site(options.run, port, options.keep)))
-            print(f'http://127.0.0.1:{port} (research use only; Ctrl-C ends it)', flush=True)
-            server.run(sockets=[door])
+    try: import python_multipart, starlette, uvicorn # noqa: F401
     except ImportError as e:
-        why = f'{e.name} is absent: pip install "cesm_nb[dicom,app]"'
-        raise SystemExit(f'cesm_app: {why}') from None
-    except (ValueError, OSError) as e: raise SystemExit(f'cesm_app: {e}') from None
+        raise ValueError(f'{e.name} is absent: pip install "cesm_nb[dicom,app]"') from None
+    with socket.create_server(('127.0.0.1', options.port)) as door:
+        port = door.getsockname()[1]
+        server = make_server(make_app(make_site(options.run, port, options.keep)))
+        print(f'http://127.0.0.1:{port} (research use only; Ctrl-C ends it)', flush=True)
+        server.run(sockets=[door])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREPARATION', 'describe_preparation', 'Member', 'open_member', 'export_for_cases', 'wanted', 'Prepared',
-           'prepare_case', 'stack_prepared', 'ask']
+           'prepare_case', 'stack_prepared', 'ask_batch', 'ask']
 
 # %% ../nbs/07b_ask.ipynb #a5c00004
 import json
@@ -56,7 +56,7 @@ class Member(NamedTuple):
     is_run: bool # a run folder, or an exported one
 
 # %% ../nbs/07b_ask.ipynb #a5c0000a
-_HUB = re.compile(r'([\w.-]+/[\w.-]+)@([0-9a-f]{7,40}|[\w.-]+)')
+_HUB = re.compile(r'([\w-][\w.-]*/[\w-][\w.-]*)@([0-9a-f]{40})')
 
 def _download(name):
     "Fetch a model from the hub at the revision named; the folder."
@@ -80,6 +80,7 @@ def _read_preparation(folder):
     except (OSError, ValueError, TypeError, KeyError): pass
     raise ValueError(f'{path} cannot be read: export the run again with export_for_cases')
 
+# %% ../nbs/07b_ask.ipynb #0c28930e
 def open_member(
     where:str|Path, # run folder, exported folder, or 'owner/name@revision' on the hub
 ) -> Member:
@@ -88,7 +89,8 @@ def open_member(
     if not folder.exists():
         if not _HUB.fullmatch(str(where)):
             raise ValueError(
-                f'{where} is absent: name a run folder, an exported one, or owner/name@revision')
+                f'{where} is absent: name a run folder, an exported one, or owner/name@revision '
+                'with a commit of 40 hexadecimal digits')
         folder = _download(str(where))
     if (folder/CHECKPOINTS).exists():
         net, config = load_run(folder)
@@ -192,11 +194,18 @@ def stack_prepared(
     views, rows, real = (torch.stack(list(o)) for o in list(zip(*prepared))[:3])
     return Breasts(views, rows, real, torch.zeros(len(views), dtype=torch.int64))
 
+def ask_batch(
+    member:Member, # the model
+    batch:Breasts, # prepared for it
+) -> np.ndarray: # (n, 3) probabilities
+    "Predict breasts in the precision of the training."
+    name = member.preparation.get('precision', 'float32')
+    dtype = None if name in ('float32', 'float16') else getattr(torch, name) # float16 needs a GPU
+    return predict(member.net, batch, torch.arange(len(batch.label)), dtype).softmax(1).numpy()
+
 def ask(
     member:Member, # the model
     prepared:list, # of `Prepared`, by `prepare_case` for this model
 ) -> np.ndarray: # (n, 3) probabilities
     "Predict cases as the model's own breasts are predicted."
-    name, batch = member.preparation.get('precision', 'float32'), stack_prepared(prepared)
-    dtype = None if name in ('float32', 'float16') else getattr(torch, name) # float16 needs a GPU
-    return predict(member.net, batch, torch.arange(len(batch.label)), dtype).softmax(1).numpy()
+    return ask_batch(member, stack_prepared(prepared))

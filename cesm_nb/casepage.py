@@ -64,8 +64,8 @@ def draw_views(
 
 # %% ../nbs/07e_casepage.ipynb #ca5e0007
 _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
-{% if phantom %}PHANTOM: trained on made-up images, evidence of nothing.{% endif %}</p>
-<p>{{ summary }}</p>
+{% if phantom %}PHANTOM: trained on made-up images, evidence of nothing.{% endif %}
+{{ summary }}</p>
 {% if doubts %}<h2>What speaks against an answer</h2>
 <ul>{% for d in doubts %}<li>{{ d }}{% endfor %}</ul>{% endif %}
 {% if rows %}<h2>Answer</h2><div class="wide"><table><tr><th>Class<th>Probability<th>In the set
@@ -76,11 +76,16 @@ _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 <figcaption>{{ caption }}</figcaption></figure>
 {% if notes %}<h2>Missing, assumed, done</h2>
 <ul>{% for n in notes %}<li>{{ n }}{% endfor %}</ul>{% endif %}
+{% for title, head, body in tables %}<h2>{{ title }}</h2>
+<div class="wide"><table><tr>{% for h in head %}<th>{{ h }}{% endfor %}
+{% for r in body %}<tr>{% for c in r %}<td>{{ c }}{% endfor %}{% endfor %}</table></div>
+{% endfor %}
 <h2>The models</h2>{% for m in models %}<p>{{ m }}</p>{% endfor %}'''
 
 def _span(v): # [value, low, high] -> text
     if not v or v[0] is None: return 'not known'
-    return f'{v[0]:.2f}' + (f' [{v[1]:.2f}, {v[2]:.2f}]' if None not in v[1:] else '')
+    text = f'{v[0]:.2f}' + (f' [{v[1]:.2f}, {v[2]:.2f}]' if None not in v[1:] else '')
+    return text.replace('-', '\N{MINUS SIGN}')
 
 def _describe(expert):
     "A sentence or two about a model."
@@ -94,16 +99,35 @@ def _describe(expert):
             "which are of its kind.")
 
 # %% ../nbs/07e_casepage.ipynb #a2fde959
-def _calls(answer, experts):
+def _calls(answer):
     "Sentences about the two calls."
-    for k, (n, of) in answer.calls.items():
-        points = [e.training['certainty']['calls'][k] for e in experts if e.training
-            and e.training['certainty']['calls'][k]]
-        if not points: continue
-        worth = ', '.join(f'{s} {_span(points[0][s])}' for s in ('sensitivity', 'specificity'))
-        worth += ' on test breasts'
-        verdict = ('yes' if n else 'no') if of == 1 else f'{n} of {of} models'
-        yield f'Called {k}: {verdict} ({worth}{" of the first model" if of > 1 else ""}).'
+    for k, yes in answer.called.items():
+        worth = ', '.join(f'{s} {_span(answer.certainty["calls"][k][s])}'
+            for s in ('sensitivity', 'specificity'))
+        n, of = answer.calls.get(k, (0, 0))
+        votes = f'; alone, {n} of {of} models call it' if of > 1 else ''
+        yield f'Called {k}: {"yes" if yes else "no"} ({worth} on test breasts{votes}).'
+
+def _promise(certain):
+    "Sentences about the set of classes and whose figures these are."
+    if not certain: return ''
+    held = f"{certain['n_test_women']} test women it held it for {_span(certain['covered'])}."
+    of = f" These figures, and those of the calls, are {certain['of']}." if certain['of'] else ''
+    return f"The set is made to hold the class for {certain['level']:.0%} of women; on {held}{of}"
+
+def _tables(answer, name):
+    "Titles, heads and rows of the tables about breasts like this one and about what is missing."
+    few = lambda row, k: _span(row[k]) if k in row else 'too few breasts'
+    if answer.alike:
+        yield (f'How {name} fared on test breasts like this one',
+            ('Breasts', 'How many', 'Of women', 'Accuracy', 'AUC'),
+            [(g, r['breasts'], r['women'], few(r, 'accuracy'), few(r, 'auc'))
+             for g, r in answer.alike.items()])
+    if answer.costs:
+        yield (f'What {name} loses where an input is missing',
+            ('Missing', 'Test breasts', 'AUC with it', 'Change without it'),
+            [(k, r['breasts'], few(dict(auc=[r.get('auc'), None, None]), 'auc'),
+              few(r, 'difference')) for k, r in answer.costs.items()])
 
 # %% ../nbs/07e_casepage.ipynb #ca5e0008
 def summarise(
@@ -124,24 +148,20 @@ def page_of(
     experts:list, # of `Expert` of chapter 07
 ) -> bytes: # HTML
     "Put the page of a case together."
-    member, known = experts[0]
+    member = experts[0].member
     silent = np.isnan(answer.prob).any()
     target = len(CLASSES) - 1 if silent else int(answer.prob.argmax())
     fig = draw_views(case, member, answer.prepared[0], target)
-    picture, promise = embed(fig), ''
+    picture = embed(fig)
     plt.close(fig)
-    if known:
-        c = known['certainty']
-        promise = (f"The set is made to hold the class for {c['level']:.0%} of women; on "
-                   f"{c['n_test_women']} test women it held it for {_span(c['covered'])}.")
     phantom = any(e.member.preparation['phantom'] for e in experts)
     rows = [] if silent else [(c, float(p), c in answer.classes) for c,
         p in zip(CLASSES, answer.prob)]
     body = fill_in(
         _BODY, phantom=phantom, summary=summarise(case, answer), doubts=answer.doubts, rows=rows,
-        promise=promise,
-        calls=list(_calls(answer, experts)), picture=picture, notes=answer.notes,
-        models=[_describe(e) for e in experts],
+        promise=_promise(answer.certainty),
+        calls=list(_calls(answer)), picture=picture, notes=answer.notes,
+        models=[_describe(e) for e in experts], tables=list(_tables(answer, member.name)),
         alt='Each view as read, as the network saw it, and with a map of where it looked',
         caption=f'Grad-CAM of {member.name} for {CLASSES[target]}: where it looked, not a lesion.')
     return make_page(f'cesm_predict: {case.name}', f'Case {case.name}', body, phantom)

@@ -133,6 +133,9 @@ def _refuse_modified(ds, name):
             f'{name} is a view with {what}, expected the whole breast as it is: leave it out')
 
 # %% ../nbs/07a_dicom.ipynb #d1c00016
+_SAFE = '1.2.840.10008.1.2.5', # RLE lossless, which pydicom decodes in Python
+_PATIENCE_S = 60 # seconds for one image
+
 def _refuse_layout(ds, name):
     "Raise `Refused` where the pixels are not laid out as those of a mammogram."
     size = (int(ds.Rows), int(ds.Columns))
@@ -147,11 +150,28 @@ def _refuse_layout(ds, name):
     if n != 1 or photometric not in ('MONOCHROME1', 'MONOCHROME2'):
         raise Refused(f'{name} is {photometric[:20]} with {n} values per pixel, expected grey')
 
-def _stored(ds, name):
-    "Stored values, (h, w) int; raise `Refused` where they do not fit the header."
+def _decode(data, signed):
+    "Stored values of a file, in whatever process."
     from pydicom.pixels import pixel_array # the extra `dicom`
+    return pixel_array(_parse(data), correct_unused_bits=signed)
+
+def _decode_apart(data, signed):
+    "Decode in a process of its own: over damaged data, libraries in C end the one they are in."
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+    worker = get_reusable_executor(max_workers=1, timeout=30)
+    try: return worker.submit(_decode, data, signed).result(timeout=_PATIENCE_S)
+    except (BrokenProcessPool, TimeoutError):
+        get_reusable_executor(max_workers=1, timeout=30, kill_workers=True, reuse=False)
+        raise Refused('its pixels are damaged, the decoder ended over them: export again') from None
+
+# %% ../nbs/07a_dicom.ipynb #efd30066
+def _stored(ds, data, name):
+    "Stored values, (h, w) int; raise `Refused` where they do not fit the header."
     signed = bool(int(ds.get('PixelRepresentation') or 0))
-    try: stored = pixel_array(ds, correct_unused_bits=signed)
+    syntax = ds.file_meta.TransferSyntaxUID
+    apart = syntax.is_compressed and syntax not in _SAFE
+    try: stored = (_decode_apart if apart else _decode)(data, signed)
     except (NotImplementedError, RuntimeError) as e:
         if 'missing dependencies' not in str(e) and 'plugin' not in str(e): raise
         raise Refused(
@@ -248,10 +268,12 @@ def _read_dicom(name, data, window, secondary, side):
     facts = dict(modality=_energy(ds, name), side=_side(ds, name), view=_view(ds, name))
     _refuse_modified(ds, name)
     _refuse_layout(ds, name)
-    stored = _stored(ds, name)
+    stored = _stored(ds, data, name)
     low, high = int(stored.min()), int(stored.max())
     levels, note = grey_levels(ds, low, high, window, name)
     image = levels[stored.astype(np.int32) - low]
+    if low < high and image.min() == image.max():
+        raise Refused(f'{name} is of one grey in its window: name another window or export again')
     padding = _padding(ds, stored)
     if padding is not None: image[padding] = 0
     image, turned = _turn(image, ds, facts['side'] or side)

@@ -8,20 +8,18 @@ __all__ = ['RATE', 'SIGNATURE', 'quantile_of', 'fit_cloud', 'far_from', 'fit_cro
 
 # %% ../nbs/07c_familiar.ipynb #fa300004
 from math import ceil
-from pathlib import Path
+from typing import Optional
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
 
+from .alike import Own, read_own
 from .ask import Member, Prepared, stack_prepared, wanted
 from .batches import Breasts, assemble
 from .data import CHANNELS, name_channels
 from .roi import segment_breast
-from .runs import read_config, read_parts
-from .tensorize import read_manifest
-from .batches import load_inputs
 
 # %% ../nbs/07c_familiar.ipynb #fa300008
 RATE = .02 # share of breasts of the training's kind that each check may refuse
@@ -121,22 +119,14 @@ def _seen(member): # positions of the channels that the model looks at
 # %% ../nbs/07c_familiar.ipynb #fa30001f
 def describe_training(
     member:Member, # a run folder, its tensors in place
+    own:Optional[Own]=None, # its breasts, where they are read already
     rate:float=RATE, # see `quantile_of`
 ) -> dict: # JSON: clouds, numbers of breasts, false refusals on the test part
     "Describe what a model was trained on; raise ValueError where the tensors are not there."
-    if not member.is_run:
-        raise ValueError(f'{member.folder} is no run folder: describe the run, then export it')
-    config, manifest, parts = (read(member.folder)
-        for read in (read_config, read_manifest, read_parts))
-    own = Path(config['settings']['tensor_dir'])
-    folder = own if (own/manifest.file[0]).exists() else member.folder/'tensors'
-    if not (folder/manifest.file[0]).exists():
-        raise ValueError(f'{folder} has no tensors: make them again with cesm_tensorize')
-    batch = load_inputs(folder, manifest, parts, config['switches']['density_missing'])
-    part = manifest.merge(parts, on=['patient_id', 'side'], how='left',
-        validate='1:1').split.to_numpy()
+    manifest, batch = own or read_own(member)
+    part = manifest.split.to_numpy()
     train, val = part == 'train', part == 'val'
-    names, found = name_channels(config['settings']['modality']), {}
+    names, found = name_channels(member.preparation['tensors']['modality']), {}
     for i in _seen(member):
         rows = np.array([signature(v) for v in batch.views[:, i].numpy()])
         good = batch.real[:, i].numpy() & np.isfinite(rows).all(1)

@@ -1,5 +1,6 @@
 "From DICOM files of every habit to the picture of the data set; every refusal by its sentence. All files are made here."
 import io
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVR
 from cesm_nb.dicom import read_age, read_case, read_view
 from cesm_nb.greys import crop_breast, wall_side
 from cesm_nb.phantom import draw_image, plan_phantom
-from conftest import PATIENCE
+from conftest import PATIENCE, ROOT
 
 SECRETS = ('DOE^', 'JANE', '4711', '20200102', '19680304', 'ACC77')
 
@@ -292,6 +293,39 @@ def test_damaged_files_are_refused_or_read_alike(picture, tmp_path):
                 read += 1
                 assert all(v.image.dtype == np.uint8 and v.image.ndim == 2 for v in case.views.values())
     assert 0 < read < 300
+
+
+def test_the_judge_of_damaged_files(monkeypatch):
+    "A small sample of tools/mutate_dicom.py; its judge must see an error, a hang and a wrong picture."
+    monkeypatch.syspath_prepend(str(ROOT/'tools'))
+    import mutate_dicom as tool
+    counts = tool.run(24, 0)
+    assert counts.total() == 24 and not [k for k in counts if k.startswith('DEFECT')] and counts['refused'] > 4
+    usual = tool.dicom.read_view
+    inverted = lambda *a, **k: (v := usual(*a, **k))._replace(image=255 - v.image, notes=())
+    def broken(*a, **k): raise KeyError('tag')
+    def endless(*a, **k):
+        while True: pass
+    monkeypatch.setattr(tool, 'SECONDS', .1)
+    buffer = io.BytesIO()
+    make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))).save_as(buffer, enforce_file_format=True)
+    whole = usual(tool.dicom.Upload('a.dcm', buffer.getvalue()), crop=False)
+    for reader, says in [(inverted, 'another picture without a word'), (broken, 'KeyError'), (endless, 'more than'), (usual, 'the same picture')]:
+        monkeypatch.setattr(tool.dicom, 'read_view', reader)
+        assert says in (verdict := tool.judge(buffer.getvalue(), whole)) and verdict.startswith('DEFECT') == (reader is not usual)
+
+
+def end_process(data, signed): os._exit(3)
+
+
+def test_a_decoder_that_ends_its_process_does_not_end_ours(monkeypatch):
+    "gdcm calls abort() over some damaged JPEG data."
+    from cesm_nb import dicom
+    monkeypatch.setattr(dicom, '_decode', end_process)
+    with pytest.raises(ValueError, match='pixels are damaged, the decoder ended over them'): dicom._decode_apart(b'', False)
+    monkeypatch.undo()
+    make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))).save_as(buffer := io.BytesIO(), enforce_file_format=True)
+    assert dicom._decode_apart(buffer.getvalue(), False).shape == (64, 48) # the next one is decoded again
 
 
 def test_film_mammograms_are_refused():

@@ -1,19 +1,24 @@
 "One's own case: the run's own predictions again, whatever the protocol, and a sentence where there is no answer."
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case
+from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case, stack_prepared
 from cesm_nb.commands import cesm_predict
 from cesm_nb.data import PROBS, breasts, read_dataset
-from cesm_nb.dicom import read_case
+from cesm_nb.dicom import Upload, read_case
+from cesm_nb.familiar import features
 from cesm_nb.phantom import make_phantom
-from cesm_nb.predict import TRAINING, export_expert, list_cases, open_experts, predict_case
+from cesm_nb.app import answer_form, make_site
+from cesm_nb.casepage import looked_at, page_of
+from cesm_nb.choose import heat
+from cesm_nb.predict import TRAINING, certainty_of, export_expert, list_cases, open_experts, predict_case, write_answer
 from cesm_nb.settings import TrainConfig
-from cesm_nb.sure import find_limit, pick_classes
+from cesm_nb.sure import describe_certainty, find_limit, pick_classes
 from cesm_nb.train import fit
 
 TINY = dict(image_size=32, epochs=1, batch_size=8, backbones='mobilenetv3_small_050', mixed_precision='no', device='cpu')
@@ -90,6 +95,61 @@ def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_pat
     assert not blind.classes and 'nothing is known about the training' in blind.doubts[0]
 
 
+def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, tmp_path):
+    "Two seeds of one split share their test women; two folds do not, and the page says so."
+    settings = dict(data_root=str(data.root), protocol='clinical', **TINY)
+    other = fit(TrainConfig(run_dir=str(module_path/'seed1'), seed=1, split_seed=0, **settings))
+    experts = open_experts([runs['clinical'].run_dir, other.run_dir])
+    case = next(cases_of(data, 'CM', runs['clinical']))[0]
+    answer = predict_case(case, experts, anyway=True)
+    certain, parts = answer.certainty, []
+    for e, run in zip(experts, (runs['clinical'], other)):
+        table = run.predictions.sort_values(['patient_id', 'side'])
+        parts.append(heat(table[PROBS].to_numpy(), e.training['certainty']['temperature']))
+    table[PROBS] = np.mean(parts, 0)
+    expected = describe_certainty(table)
+    assert 'held back by all' in certain['of'] and certain['temperature'] == [e.training['certainty']['temperature'] for e in experts]
+    assert certain['mean_temperature'] == expected['temperature'] and certain['limit'] == pytest.approx(expected['limit'])
+    assert (certain['covered'], certain['n_test']) == (expected['covered'], expected['n_test'])
+    for k, c in expected['calls'].items(): assert certain['calls'][k]['specificity'] == c['specificity']
+    score = answer.prob[2]
+    assert answer.called['malignant'] == (score >= certain['calls']['malignant']['threshold'])
+    write_answer(answer, page_of(case, answer, experts), tmp_path, 1)
+    assert 'of the mean of the models' in (html := next(tmp_path.glob('*.html')).read_text()) and 'of 2 models call it' in html
+    found = json.loads(next(tmp_path.glob('*.json')).read_text())
+    assert found['certainty'] == json.loads(json.dumps(certain)) and found['called'] == answer.called
+    fold = fit(TrainConfig(run_dir=str(module_path/'fold'), split_seed=3, **settings))
+    assert 'of single models' in certainty_of(open_experts([other.run_dir, fold.run_dir]))['of']
+    shared = export_expert(other.run_dir, tmp_path/'export')
+    assert 'of the first model alone' in certainty_of(open_experts([runs['clinical'].run_dir, shared]))['of']
+
+
+def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, tmp_path, capsys):
+    "The model of chapter 08: figures are of breasts without the other one, maps and distances are there, the page says what was not seen."
+    run = fit(TrainConfig(data_root=str(data.root), run_dir=str(module_path/'pair'), protocol='clinical', roi_source='none', **TINY,
+                          align_laterality=True, model='lesion_map', probe=True, other_breast='pair', also_size=24, flip_test=True))
+    experts = open_experts([run.run_dir])
+    (member, known), rows = experts[0], []
+    for case, _ in cases_of(data, 'CM', run):
+        rows.append(ask(member, [prepare_case(case, member)])[0])
+    alone = run.predictions[['patient_id', 'side', 'split', 'label']].merge(breasts(data.images, 'CM').query('n_views > 0')[['patient_id', 'side']])
+    alone = alone.assign(**dict(zip(PROBS, np.array(rows).T)))
+    assert not np.allclose(alone[PROBS], run.predictions[PROBS], atol=1e-3) # what the other breast adds
+    expected = describe_certainty(alone)
+    assert known['certainty']['limit'] == pytest.approx(expected['limit'], abs=1e-6) and known['certainty']['scores'] == expected['scores']
+    for k, c in expected['calls'].items(): assert known['certainty']['calls'][k] == c | dict(threshold=pytest.approx(c['threshold'], abs=1e-6))
+    assert known['groups'] and set(known['costs']) == {'CC', 'MLO', 'age', 'density'}
+    assert np.isfinite(features(member, stack_prepared([prepare_case(case, member)]))).all()
+    files = [str(data.root/v.file) if (data.root/v.file).exists() else str(next(data.root.rglob(v.file))) for v in case.views.values()]
+    cesm_predict([*files, '--run', str(run.run_dir), '--out', str(tmp_path), '--anyway', '--name', 'one'])
+    page = (tmp_path/'001-one.html').read_text()
+    assert 'the other breast is not looked at' in page and 'Grad-CAM' in page and 'one, ' in capsys.readouterr().out + page
+    assert max(m.max() for m in looked_at(member, prepare_case(case, member), 2).values()) > .99
+    site = make_site([run.run_dir], 8123)
+    upload = {f'{m}_{v}': Upload(Path(f).name, Path(f).read_bytes()) for (m, v), f in zip(case.views, files)}
+    assert b'the other breast is not looked at' in answer_form(site, dict(anyway='1'), upload)
+
+
 def test_exported_models_carry_what_cases_need(runs, tmp_path):
     folder = export_expert(runs['clinical'].run_dir, tmp_path/'model')
     assert open_experts([folder])[0].training['n_train'] > 0
@@ -101,6 +161,8 @@ def test_exported_models_carry_what_cases_need(runs, tmp_path):
     (folder/'preparation.json').unlink()
     with pytest.raises(ValueError, match='preparation.json is absent: export the run again'): open_member(folder)
     with pytest.raises(ValueError, match='is absent: name a run folder'): open_member(tmp_path/'nowhere')
+    for revision in ('main', '0123abc', 'A'*40, '0'*41): # branches move, short commits may be somebody else's
+        with pytest.raises(ValueError, match='with a commit of 40 hexadecimal digits'): open_member(f'somebody/model@{revision}')
     with pytest.raises(ValueError, match='no model: name a run folder'): open_experts([])
 
 
