@@ -110,7 +110,7 @@ def _say_commits(commits):
     for v, c in commits.items(): of.setdefault(c[:7], []).append(v)
     return '; run at commits ' + ', '.join(f'{c} ({"; ".join(names)})' for c, names in of.items())
 
-def _complete(plan, done): return [p for p in plan if p.cfg.seed in done[p.variant]]
+def _shown(variants): return {k: _without_paths(v) for k, v in variants.items()}
 
 # %% ../nbs/05k_results.ipynb #2f717965
 def _agreed(values):
@@ -141,11 +141,11 @@ def gather_facts(
     command:str='', # that makes the results
 ) -> dict: # `settings.json`
     "Say what made the results of a grid; raise ValueError as `name_commits` does."
-    configs = [read_config(p.cfg.run_dir) for p in (runs := _complete(plan, done))]
+    runs = [p for p in plan if p.cfg.seed in done[p.variant]]
+    configs = [read_config(p.cfg.run_dir) for p in runs]
     m, of = read_manifest(runs[0].cfg.run_dir), [p.variant for p in runs]
     settings, variants = _describe_variants(runs, configs, done)
-    asked = asdict(grid) | dict(base=_without_paths(grid.base))
-    asked |= dict(variants={k: _without_paths(v) for k, v in grid.variants.items()})
+    asked = asdict(grid) | dict(base=_without_paths(grid.base), variants=_shown(grid.variants))
     return dict(
         command=command, commit=name_commits(of, configs),
         **{k: _agreed([c[k] for c in configs]) for k in _FACTS},
