@@ -82,7 +82,8 @@ def lead_table(
     roots:tuple=('.', '..'), # where `results/` may be
 ) -> pd.DataFrame: # a row per score, then sizes, seeds, backbones; text
     "Put the paper, our runs and the control without pixels beside each other."
-    repeated, primary, honest = (read_results(k, roots) for k in ('replication', 'primary', _HONEST[0]))
+    repeated, primary = read_results('replication', roots), read_results('primary', roots)
+    honest = read_results(_HONEST[0], roots)
     columns = {
         'the paper': _published(),
         "ours, the paper's split": _lead_repeats(repeated) if repeated else None,

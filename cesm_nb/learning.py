@@ -148,16 +148,18 @@ def set_cycle(
     if cfg.schedule == 'one_cycle': set_rate(opt, cfg.lr*cycle((epoch - 1 + done)/cfg.epochs))
 
 # %% ../nbs/03d_learning.ipynb #7ef3a915
-AT_ONCE = 2**19 # pixels of a view, over the breasts that are looked at together: more is slower on a CPU
-_LOOKS = ('backbones', 'pooling', 'view_fusion', 'also_size', 'stretch_greys', 'normalise_input', 'views',
-          'channels', 'mask_missing_views') # settings that decide what is seen
+AT_ONCE = 2**19 # pixels of a view, over breasts looked at together: more is slower on a CPU
+_LOOKS = ( # settings that decide what is seen
+    'backbones', 'pooling', 'view_fusion', 'also_size', 'stretch_greys', 'normalise_input', 'views',
+    'channels', 'mask_missing_views')
 
 def name_looks(
     model:nn.Module, # a `LesionMap` with `probe`
     data:Breasts, # as for `look_once`
 ) -> str: # SHA-256
     "Name everything that features depend on."
-    facts = {k: model.settings[k] for k in _LOOKS} | dict(torch=torch.__version__, on=data.views.device.type)
+    facts = {k: model.settings[k] for k in _LOOKS}
+    facts |= dict(torch=torch.__version__, on=data.views.device.type)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for t in (data.views, data.real): digest.update(t.cpu().contiguous().numpy())
     for k, t in sorted(model.streams.state_dict().items()):
@@ -173,6 +175,7 @@ def _read_looks(path, name, n):
     except (OSError, SafetensorError, KeyError, TypeError): return None
     return seen if seen is not None and len(seen) == n else None
 
+# %% ../nbs/03d_learning.ipynb #273d3336
 @torch.no_grad()
 def look_once(
     model:nn.Module, # a `LesionMap` with `probe`, set to eval mode
@@ -186,24 +189,27 @@ def look_once(
     seen = _read_looks(path, name, len(data.real)) if folder else None
     if seen is None:
         parts = torch.arange(len(data.real)).split(max(1, AT_ONCE//data.views.shape[-1]**2))
-        show = lambda i: assemble(data.views[i]/255, data.rows[i]).contiguous(memory_format=torch.channels_last)
+        layout = dict(memory_format=torch.channels_last)
+        show = lambda i: assemble(data.views[i]/255, data.rows[i]).contiguous(**layout)
         with torch.autocast(data.views.device.type, enabled=False):
             seen = torch.cat([model.forward_images(show(i), data.real[i]) for i in parts])
         if folder: write_atomic(path, save(dict(seen=seen.cpu().contiguous()), dict(name=name)))
     seen = seen.to(data.views.device)
     return seen if model.meta is None else torch.cat([seen, data.rows], 1)
 
+# %% ../nbs/03d_learning.ipynb #c1fe4f16
 @torch.no_grad()
 def answer_rows(
     model:nn.Module, # a `LesionMap` with `probe`
     rows:torch.Tensor, # (N, p) of all breasts, from `look_once`
-    mate:Optional[torch.Tensor]=None, # (N,) place of the other breast, -1: not there; None: nobody has one
+    mate:Optional[torch.Tensor]=None, # (N,) place of the other breast, -1: absent; None: all are
 ) -> torch.Tensor: # (N, 3) logits, what the model gives
     "Give logits from features."
     logits = model.head(model.scaled(rows))
     if model.settings['other_breast'] != 'pair': return logits
     if mate is None: mate = torch.full((len(rows),), -1, device=rows.device)
-    return pair_logits(logits, logits[mate], mate >= 0, model.pair_table, model.pair_alone).logsumexp(2)
+    learned = model.pair_table, model.pair_alone
+    return pair_logits(logits, logits[mate], mate >= 0, *learned).logsumexp(2)
 
 def some_women(
     index:torch.Tensor, # (n,) breasts
@@ -211,7 +217,7 @@ def some_women(
     share:float, # of the women, in (0, 1]
     seed:int, # another seed, other women
 ) -> torch.Tensor: # (m,) breasts, in the order of `index`
-    "Keep both breasts of some women, for a learning curve; a smaller share is part of a larger one."
+    "Keep both breasts of some women; a smaller share is part of a larger one."
     hers = torch.where(mate[index] < 0, index, torch.minimum(mate[index], index)) # her first breast
     women = hers.unique().cpu()
     order = torch.randperm(len(women), generator=torch.Generator().manual_seed(seed))

@@ -164,8 +164,7 @@ class PooledBackbone(nn.Module):
         if not is_net: self.feature_info = [dict(info[-1], module='seen')]
         top, self.also_size, self.two = kind is TopPool, s['also_size'], s['stretch_greys']
         self.pool = TopPool(channels, s['pool_share']) if top else EachPool(kind, channels)
-        self.width = self.pool.width + self.ends*backbone.num_features
-        self.width *= 2 if self.also_size else 1
+        self.width = (self.pool.width + self.ends*backbone.num_features)*(1 + bool(self.also_size))
         self.token = nn.Identity() if s['probe'] else nn.Sequential(
             nn.LayerNorm(self.width), nn.Dropout(s['drop_rate']), nn.Linear(self.width, s['width']))
         self.frozen = _freeze(backbone, info, len(info) if s['probe'] else s['frozen_stages'])

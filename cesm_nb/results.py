@@ -84,11 +84,18 @@ def check_commits(
                          'run all of a variant at one, in another --runs folder')
     return used.pop()
 
+def _without_paths(settings):
+    "Settings as they are published."
+    out = settings_that_count(settings, ('splits_csv', 'seed', 'fold'))
+    folder = settings.get('weights_dir')
+    return out | ({'weights_dir': Path(folder).name} if folder else {})
+
+# %% ../nbs/05k_results.ipynb #8476957b
 def name_commits(
     variants:list, # of each run
     configs:list, # `config.json` of each run
 ) -> str|dict: # the commit, or variant -> commit where they differ
-    "Say what was run at which commit; raise ValueError as `check_commits` does, naming the variant."
+    "Say what was run at which commit; raise ValueError as `check_commits`, naming the variant."
     of, out = {}, {}
     for v, c in zip(variants, configs): of.setdefault(v, []).append(c)
     for v, group in of.items():
@@ -103,11 +110,7 @@ def _say_commits(commits):
     for v, c in commits.items(): of.setdefault(c[:7], []).append(v)
     return '; run at commits ' + ', '.join(f'{c} ({"; ".join(names)})' for c, names in of.items())
 
-def _without_paths(settings):
-    "Settings as they are published."
-    out = settings_that_count(settings, ('splits_csv', 'seed', 'fold'))
-    folder = settings.get('weights_dir')
-    return out | ({'weights_dir': Path(folder).name} if folder else {})
+def _shown(variants): return {k: _without_paths(v) for k, v in variants.items()}
 
 # %% ../nbs/05k_results.ipynb #2f717965
 def _agreed(values):
@@ -140,13 +143,12 @@ def gather_facts(
     "Say what made the results of a grid; raise ValueError as `name_commits` does."
     runs = [p for p in plan if p.cfg.seed in done[p.variant]]
     configs = [read_config(p.cfg.run_dir) for p in runs]
-    commit = name_commits([p.variant for p in runs], configs)
-    m = read_manifest(runs[0].cfg.run_dir)
+    m, of = read_manifest(runs[0].cfg.run_dir), [p.variant for p in runs]
     settings, variants = _describe_variants(runs, configs, done)
-    named = {k: _without_paths(v) for k, v in grid.variants.items()}
-    asked = asdict(grid) | dict(base=_without_paths(grid.base), variants=named)
+    asked = asdict(grid) | dict(base=_without_paths(grid.base), variants=_shown(grid.variants))
     return dict(
-        command=command, commit=commit, **{k: _agreed([c[k] for c in configs]) for k in _FACTS},
+        command=command, commit=name_commits(of, configs),
+        **{k: _agreed([c[k] for c in configs]) for k in _FACTS},
         seeds={k: list(v) for k, v in done.items()}, n_runs=len(runs), n_breasts=len(m),
         n_patients=int(m.patient_id.nunique()), n_images=int(m.filter(like='has_').sum().sum()),
         grid=asked, settings=settings, variants=variants)
@@ -212,7 +214,8 @@ def write_results(
     facts, curves = gather_facts(grid, plan, done, command), read_curves(plan, done)
     tables = fold_tables(grid, tests, n_draws) if grid.n_folds else repeat_tables(tests, n_draws)
     read, numbers, forests = tables
-    facts['caption'] = _caption(grid, title, facts['phantom'], say_seeds(grid, done)) + _say_commits(facts['commit'])
+    facts['caption'] = _caption(grid, title, facts['phantom'], say_seeds(grid, done))
+    facts['caption'] += _say_commits(facts['commit'])
     write_tables(read, numbers | dict(curves=curves.set_index('variant')), facts, out)
     _write_figures(curves, forests, out, facts['phantom'])
     return read | numbers
