@@ -395,8 +395,7 @@ def test_grid_on_a_cluster(phantom, tmp_path):
     "`--dask ADDRESS`: the workers of a cluster execute the runs through papermill."
     distributed = pytest.importorskip('distributed', reason="pip install 'cesm_nb[dask]' to test a cluster")
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(n_folds=0, seeds=[0, 1], pairs=[])))
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None,
-                                  processes=False, protocol='tcp') as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         said = command(tmp_path, phantom, '--dask', cluster.scheduler_address)
     assert said.returncode == 0, said.stderr
     executed = list((tmp_path/'runs').glob('*/seed*/notebook.ipynb'))
