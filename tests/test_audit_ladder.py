@@ -91,7 +91,7 @@ def test_a_leak_put_into_clinical_is_caught(tried):
 @pytest.mark.skipif(not WEIGHTS.exists(), reason='no ImageNet weights beside the repository')
 def test_the_network_reads_regions_where_nothing_else_is(tmp_path):
     "The four streams, pretrained, paper's protocol, no lesion visible; test_signal.py has the clinical side."
-    root = make_phantom(tmp_path/'phantom', 130, signal=0., clinical=0., size_px=100, progress=False)
+    root = make_phantom(tmp_path/'phantom', 160, signal=0., clinical=0., size_px=100, progress=False)
     ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=3, batch_size=8, lr=5e-4, data_root=str(root),
                                backbones='mobilenetv2_100,efficientnet_lite0', pretrained=True, weights_dir=str(WEIGHTS),
                                mixed_precision='no', run_dir=str(tmp_path/'run'))))
