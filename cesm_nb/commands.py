@@ -177,6 +177,7 @@ def cesm_predict(
     ap.add_argument('--regions', default='', help='region file, for runs that need drawn regions')
     ap.add_argument('--anyway', action='store_true', help='answer where the case is unlike those of training')
     ap.add_argument('--pages', action=argparse.BooleanOptionalAction, default=True, help='a page per case')
+    ap.add_argument('--dicom-out', action='store_true', help='picture and report as DICOM too (extra sr)')
     o = ap.parse_args(args)
     from cesm_nb.predict import main
     main(o)

@@ -1,6 +1,7 @@
 "One's own case: the run's own predictions again, whatever the protocol, and a sentence where there is no answer."
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ from cesm_nb.alike import read_own
 from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case, stack_prepared
 from cesm_nb.commands import cesm_predict
 from cesm_nb.data import PROBS, breasts, read_dataset
-from cesm_nb.dicom import Upload, read_case
+from cesm_nb.dicom import Upload, read_case, read_view
 from cesm_nb.familiar import REASONS, count_refusals, false_refusals, features, fit_training
 from cesm_nb.intervals import wilson
 from cesm_nb.phantom import make_phantom
@@ -274,6 +275,47 @@ def test_the_command(data, runs, tmp_path, capsys):
     assert json.loads((tmp_path/'out'/'001-w0.json').read_text())['case'] == 'w0'
     with pytest.raises(SystemExit, match='cesm_predict: .*nowhere.jpg is absent'):
         cesm_predict([str(tmp_path/'nowhere.jpg'), '--run', run, '--out', str(tmp_path/'no')])
+
+
+def test_answers_as_dicom_for_a_viewer(data, runs, tmp_path, monkeypatch):
+    "Both files open again, say what they are for, and hold nothing of the header that came in."
+    pydicom, _ = pytest.importorskip('pydicom'), pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
+    from test_dicom import make, write
+    b = breasts(data.images).query('n_views == 2').iloc[0]
+    secret = dict(PatientName='Doe^Jane', PatientID='MRN-4711', PatientBirthDate='19610203', StudyDate='20190304', AccessionNumber='A-99',
+                  InstitutionName='St. Elsewhere', StudyInstanceUID='1.2.3.4.5678', PatientAge='058Y', ReferringPhysicianName='Who')
+    files = [write(make(read_view(p).image, ImageLaterality=b.side, ViewPosition=v, **secret), tmp_path/f'{v}.dcm')
+             for v, p in (('CC', b.cc_path), ('MLO', b.mlo_path))]
+    arguments = [*map(str, files), '--run', str(runs['clinical'].run_dir), '--anyway', '--dicom-out']
+    cesm_predict([*arguments, '--out', str(tmp_path/'out'), '--name', 'case \\ 7 é'])
+    paths = [tmp_path/'out'/f'001-case___7_é-{k}.dcm' for k in ('picture', 'report')]
+    picture, report = map(pydicom.dcmread, paths)
+    found = json.loads(next((tmp_path/'out').glob('*.json')).read_text())
+    assert (picture.SOPClassUID.name, report.SOPClassUID.name) == ('Secondary Capture Image Storage', 'Enhanced SR Storage')
+    assert picture.StudyInstanceUID == report.StudyInstanceUID != secret['StudyInstanceUID']
+    assert picture.SeriesInstanceUID != report.SeriesInstanceUID and picture.Laterality == b.side
+    for ds, path in ((picture, paths[0]), (report, paths[1])):
+        assert ds.PatientID == 'case _ 7 é' and not ds.PatientName and not ds.PatientBirthDate and not ds.StudyDate
+        assert ds.SeriesDescription == 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS'
+        assert not [v for v in secret.values() if v.encode() in path.read_bytes()]
+    pixels = picture.pixel_array
+    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and min(pixels.shape[:2]) > 300
+    red = (pixels[:60, :, 0] > 140) & (pixels[:60, :, 1:].max(2) < 60)
+    assert red.sum() > 300 # the warning is in the picture
+    items = report.ContentSequence
+    texts = [i.TextValue for i in items if i.ValueType == 'TEXT']
+    assert texts[0] == 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS' and all(n in texts for n in found['notes'].split('; ') if n)
+    numbers = {i.ConceptNameCodeSequence[0].CodeValue: float(i.MeasuredValueSequence[0].NumericValue) for i in items if i.ValueType == 'NUM'}
+    assert numbers == {p: found[p] for p in PROBS}
+    image = next(i for i in items if i.ValueType == 'IMAGE')
+    assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == picture.SOPInstanceUID
+    assert (report.CompletionFlag, report.VerificationFlag) == ('PARTIAL', 'UNVERIFIED')
+    for path, says in zip(paths, ('is a secondary capture', 'is Enhanced SR Storage')): # nobody's mammogram
+        with pytest.raises(ValueError, match=says): read_view(path)
+    monkeypatch.setitem(sys.modules, 'highdicom', None)
+    with pytest.raises(SystemExit, match=r'DICOM out needs highdicom: pip install "cesm_nb\[dicom,sr\]"'):
+        cesm_predict([*arguments, '--out', str(tmp_path/'no')])
+    assert not list((tmp_path/'no').glob('*'))
 
 
 def test_lists_of_cases(tmp_path):
