@@ -183,7 +183,11 @@ def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, t
     fold = fit(TrainConfig(run_dir=str(module_path/'fold'), split_seed=3, **settings))
     assert 'of single models' in certainty_of(open_experts([other.run_dir, fold.run_dir]))['of']
     shared = export_expert(other.run_dir, tmp_path/'export')
-    assert 'of the first model alone' in certainty_of(open_experts([runs['clinical'].run_dir, shared]))['of']
+    mixed = open_experts([runs['clinical'].run_dir, shared])
+    assert 'of the first model alone' in certainty_of(mixed)['of']
+    html = page_of(case, predict_case(case, mixed, anyway=True), mixed).decode()
+    assert 'are of the first model alone: exported models do not hold' in html # what the page says beside the figures
+    assert 'How the model clinical, the first of 2, fared on test breasts like this one' in html
 
 
 def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, tmp_path, capsys):
