@@ -16,7 +16,7 @@ import torch
 
 from .ask import Member, Prepared, stack_prepared
 from .batches import assemble
-from .data import CHANNELS, CLASSES, SIDES, name_channels
+from .data import CHANNELS, CLASSES, PROBS, SIDES, name_channels
 from .dicom import ENERGY_NAMES, Case
 from .figures import mark_phantom
 from .inside import gradcam
@@ -48,6 +48,7 @@ def _reduced(image):
     if scale >= 1: return image
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
+# %% ../nbs/07e_casepage.ipynb #709d2f2a
 def draw_views(
     case:Case, # as read
     member:Member, # the model
@@ -191,6 +192,7 @@ def need_highdicom(): # the module; ValueError where it is absent
         raise ValueError('DICOM out needs highdicom: pip install "cesm_nb[dicom,sr]"') from None
     return highdicom
 
+# %% ../nbs/07e_casepage.ipynb #f466f547
 _WARNING = 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS'
 
 def _picture(case, answer, member):
@@ -205,7 +207,7 @@ def _picture(case, answer, member):
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 # %% ../nbs/07e_casepage.ipynb #6412e848
-_BREASTS = dict(L=('80248007', 'Left breast'), R=('73056007', 'Right breast')) # SNOMED CT
+_SNOMED = dict(L='80248007', R='73056007') # codes of the breasts
 
 def _content(hd, case, answer, picture, phantom):
     "What the report holds: warning, side, sentences, probabilities, picture."
@@ -213,14 +215,14 @@ def _content(hd, case, answer, picture, phantom):
     within = dict(relationship_type='CONTAINS')
     say = lambda text: hd.sr.TextContentItem(code('121106', 'Comment'), text[:1000], **within)
     root = hd.sr.ContainerContentItem(code('126000', 'Imaging Measurement Report'))
-    side = code(*_BREASTS[case.side], 'SCT')
+    side = code(_SNOMED[case.side], f'{SIDES[case.side]} breast', 'SCT')
     site = hd.sr.CodeContentItem(code('363698007', 'Finding Site', 'SCT'), side, **within)
     items = [say(_WARNING), say(summarise(case, answer)), site]
     if phantom: items.insert(1, say('PHANTOM: trained on made-up images, evidence of nothing.'))
     items += [say(s) for s in (*answer.doubts, *answer.notes)]
-    for name, p in zip(CLASSES, answer.prob):
+    for key, name, p in zip(PROBS, CLASSES, answer.prob):
         if np.isnan(p): continue
-        concept = code(f'p_{name.lower()}', f'Probability of {name.lower()}', '99CESM')
+        concept = code(key, f'Probability of {name.lower()}', '99CESM')
         items.append(hd.sr.NumContentItem(concept, round(float(p), 6), code('1', 'no units',
             'UCUM'), **within))
     image = hd.sr.ImageContentItem(
@@ -251,6 +253,7 @@ def make_dicom(
     report = hd.sr.EnhancedSR([picture], content, **series(2))
     return picture, report
 
+# %% ../nbs/07e_casepage.ipynb #ca7f574c
 def to_bytes(
     ds, # `pydicom.Dataset`
 ) -> bytes: # content of a DICOM file
