@@ -162,6 +162,8 @@ def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
     published = pd.read_csv(ROOT/'results'/'false_refusals.csv')
     np.testing.assert_allclose(published.share, published.refused/published.breasts, atol=1e-4)
     assert (published.low <= published.share).all() and (published.share <= published.high).all()
+    chapter = (ROOT/'nbs'/'07c_familiar.ipynb').read_text()
+    for r in published[published.reason == 'any'].itertuples(): assert f'{r.refused} of {r.breasts}' in chapter # what it says
     assert {'real', 'phantom'} <= set(published.data) and published.groupby(['data', 'model', 'image_size']).size().eq(1 + len(REASONS)).all()
 
 
