@@ -85,8 +85,7 @@ class ModelConfig(TensorConfig):
     weights_dir:str = '' # folder with the backbones' .safetensors, for machines without internet
     allow_scratch:bool = False # start from scratch where the hub gives no weights, with a warning
     normalise_input:Optional[bool] = None # by ImageNet's mean and deviation; None: where pretrained
-    # lesion_map: how a map is summed up
-    pooling:Literal['mean', 'mean_std', 'gem', 'top', 'attention'] = 'mean_std'
+    pooling:Literal['mean', 'mean_std', 'gem', 'top', 'attention'] = 'mean_std' # of lesion_map
     pool_share:float = 0.02 # lesion_map: share of the places that pooling 'top' averages, in (0, 1]
     view_fusion:Literal['mean', 'max', 'attention'] = 'mean' # lesion_map: how views are joined
     other_breast:Literal['none', 'difference', 'pair'] = 'none' # lesion_map: what else is looked at
