@@ -17,7 +17,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BESIDE = {'fastai', 'fastcore', 'ipython', 'pip'} # not asked for by this package, but there, and to be left alone
+BESIDE = {'fastai', 'fastcore', 'ipython', 'ipywidgets', 'pip'} # not asked for by this package, but there, and to be left alone
 
 
 def name_of(
