@@ -30,8 +30,6 @@ BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'g
 IN_BROWSER = 'index', '06a_ladder', '05_eval_and_figures', '06c_open_points', '00a_settings', 'quickstart'
 WIDTHS = 390, 718, 1280 # a phone, A4 on paper, a screen
 SECTIONS = ['Finding', 'Use it', 'Pipeline', 'Library']
-# file names that the paper's pipeline fixed before their modules had names
-OTHER_NAME = {'01_roi_clahe': 'roi', '04_train_colab_t4': 'train', '05_eval_and_figures': 'evaluate', '06_leakage_audit': 'audit'}
 to_html = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
 # of Quarto's cosmo theme, what decides widths
 THEME = '''body {margin: 0; font: 17px/1.5 sans-serif} main {max-width: 800px; margin: auto; padding: 0 16px}
@@ -111,8 +109,14 @@ def test_number_file_title_and_sidebar_name_a_page_alike():
         stem = Path(entry['href']).stem
         title = nbformat.read(ROOT/'nbs'/entry['href'], 4).cells[0].source.splitlines()[0].removeprefix('# ')
         number, _, name = stem.partition('_') if stem[0].isdigit() else ('', '', stem)
-        if stem != 'index': assert title == OTHER_NAME.get(stem, name).replace('_', ' '), f'{stem}: titled {title}'
+        if stem != 'index': assert title == name.replace('_', ' '), f'{stem}: titled {title}'
         assert entry['text'].startswith(f'{number} {title}: '.lstrip()) and len(entry['text']) <= 65, entry['text']
+
+
+def test_pages_are_titled_as_the_sidebar_names_them(pages):
+    for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
+        title = BeautifulSoup(pages[Path(entry['href']).stem], 'html.parser').h1.get_text(strip=True)
+        assert title == (entry['text'] if entry['text'][0].isdigit() else entry['text'].split(':')[0])
 
 
 def hrefs(page): return [a['href'] for a in BeautifulSoup(page, 'html.parser').select('main a[href]')]
