@@ -22,7 +22,8 @@ def stream(
     *key:int, # patient, side, view, ... numbers
 ) -> np.random.Generator: # the same numbers for the same arguments, independent of all others
     "Open the random stream of one purpose."
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *key)))
+    return np.random.default_rng(np.random.SeedSequence(seed,
+                                                        spawn_key=(STREAMS.index(stream), *key)))
 
 def breast_key(
     breast, # row of `plan_phantom`
@@ -88,7 +89,7 @@ def breast_outline(
     shape:tuple, # (height, width) in pixels
     view:str, # CC or MLO
     rng:np.random.Generator, # stream of the anatomy
-) -> tuple: # how far the skin is from the chest wall in each row (height,) float px; row of the nipple
+) -> tuple: # skin, px from the chest wall per row (height,) float; row of the nipple
     "Draw the skin line of a left breast."
     (h, w), u = shape, rng.random(5)
     reach, y = w*(.86 + .07*u[0]), np.arange(h)/h
@@ -103,7 +104,8 @@ def breast_outline(
     return np.where(y < nipple, above, below), round(nipple*h)
 
 # %% ../nbs/00c_anatomy.ipynb #8367fe34
-GLAND = {'A': 2.1, 'B': 1.1, 'C': .2, 'D': -1.4} # threshold that noise plus position must pass to be gland
+# threshold that noise plus position must pass to be gland
+GLAND = {'A': 2.1, 'B': 1.1, 'C': .2, 'D': -1.4}
 
 def _soft(
     x:np.ndarray, # any shape
@@ -130,10 +132,12 @@ def _strands(
     y, x = np.mgrid[:h, :w].astype(np.float32)
     y = nipple + (y - nipple)/(1 - .55*(x/w)**2)
     for scale, stretch in ((.07, 1.6), (.035, 2), (.018, 1.6)):
-        n = cv2.resize(power_law_noise((h, round(w/stretch)), rng, 3.6), (w, h), interpolation=cv2.INTER_CUBIC)
+        n = cv2.resize(power_law_noise((h, round(w/stretch)), rng, 3.6), (w, h),
+                       interpolation=cv2.INTER_CUBIC)
         n -= cv2.GaussianBlur(n, (0, 0), scale*h)
         ridge = np.exp(-(n/(.27*n.std()))**2)*_soft(power_law_noise(shape, rng) + .2, .4)
-        lines = np.maximum(lines, cv2.remap(ridge, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT))
+        lines = np.maximum(lines,
+                           cv2.remap(ridge, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT))
     return cv2.GaussianBlur(lines, (0, 0), .6)
 
 # %% ../nbs/00c_anatomy.ipynb #57cc94f5
@@ -154,7 +158,8 @@ def tissue_maps(
     rng, bend = stream(seed, 'texture', *key), rng.random(5)
     noise, fine, blobs = (power_law_noise(shape, rng, beta) for beta in (3, 2.4, 3.6))
     strands = _strands(shape, nipple, rng)
-    zone = np.exp(-((depth - .62)/.36)**2 - ((y - nipple)/(.27*h))**2)*_soft(distance - .09*w, .025*w)
+    near = np.exp(-((depth - .62)/.36)**2 - ((y - nipple)/(.27*h))**2)
+    zone = near*_soft(distance - .09*w, .025*w)
     patchy = 1.1*blobs + .3*noise + 1.3*(strands - .3) + 3.2*(zone - .5)
     gland = _soft(patchy - GLAND[breast.density], .5)*zone**.5
     muscle = np.zeros(shape, np.float32)
@@ -182,7 +187,8 @@ def render_tissue(
         tissue, marker = m['mask']*((.45 + .55*m['rim'])*grey + 24*edge), 120
     else:
         rest = 2.5*m['noise'] + 1.5*m['fine'] + m['strands']*(5 + 6*m['zone']) + 3*m['muscle']
-        uptake = enhancement*(16*m['zone']**.5*m['plate'] + m['gland']*(24 + 8*m['noise'] + 5*m['fine']))
+        gland = m['gland']*(24 + 8*m['noise'] + 5*m['fine'])
+        uptake = enhancement*(16*m['zone']**.5*m['plate'] + gland)
         tissue, marker = m['mask']*(36 + 9*m['rim'] + 12*m['plate'] + rest + uptake + 26*edge), 210
     return tissue + m['marker']*(marker - tissue)
 
@@ -259,8 +265,8 @@ def draw_image(
     seed:int=0, # seed of the phantom
     signal:float=1.0, # visibility of the lesions: 0 none, 1 learnable, 2 easy
     size_px:int=400, # mean image height in pixels
-    maps:dict|None=None, # what `tissue_maps` returns for this view, if at hand; spares drawing them again
-) -> tuple: # image (height, width) uint8; outlines of the lesions, each (n_points, 2) float x, y in pixels
+    maps:dict|None=None, # `tissue_maps` of this view, if at hand: spares drawing them again
+) -> tuple: # image (height, width) uint8; outlines of lesions, each (n_points, 2) float x, y px
     "Draw one image and say where its lesions are."
     key = breast_key(breast, view, MODALITIES.index(modality), copy)
     maps = tissue_maps(breast, view, seed, size_px) if maps is None else maps

@@ -26,7 +26,7 @@ class Breasts(NamedTuple):
     rows: torch.Tensor # (N, 2) float32, age/100 and density step
     real: torch.Tensor # (N, V) bool, which views are there
     label: torch.Tensor # (N,) int64, index into CLASSES
-    mate: Optional[torch.Tensor] = None # (N,) int64, place of the woman's other breast; -1: not there
+    mate: Optional[torch.Tensor] = None # (N,) int64, place of the woman's other breast, or -1
 
     def to(self, device): return Breasts(*(t if t is None else t.to(device) for t in self))
 
@@ -78,27 +78,37 @@ def digest_breasts(
     for t in data[:4]: digest.update(t.contiguous().numpy()) # who is whose mate is in the manifest
     return digest.hexdigest()
 
-_LOOKS = ('modality', 'image_size', 'label_scope', 'view_copy', 'align_laterality') # of any tensors for a run
+# of any tensors for a run
+_LOOKS = ('modality', 'image_size', 'label_scope', 'view_copy', 'align_laterality')
 _OWN = ('clahe_extent', 'clahe_clip', 'clahe_tiles')
 
 def _check_origin(tensor_dir, run_dir, other):
-    "Raise ValueError where tensors were not made for a run; `other`: of the same breasts, made otherwise."
+    "Raise ValueError where tensors were not made for a run; `other`: prepared in another way."
     config = read_config(run_dir)
-    there = read_json(Path(tensor_dir)/'settings.json', 'make the tensors again with cesm_tensorize')
+    there = read_json(Path(tensor_dir)/'settings.json',
+                      'make the tensors again with cesm_tensorize')
     asked = {k: v for k, v in config['settings'].items() if k in _LOOKS or not other and k in _OWN}
-    if not other: asked |= dict(data=config['data_fingerprint'], roi_source=config['switches']['roi_source'])
-    wrong = [f'{k}={there.get(k)!r} there, {v!r} in the run' for k, v in asked.items() if there.get(k) != v]
-    if wrong: raise ValueError(f'{tensor_dir} has not the tensors of {run_dir} ({"; ".join(wrong)}): name others or make them again')
+    if not other:
+        asked |= dict(data=config['data_fingerprint'], roi_source=config['switches']['roi_source'])
+    wrong = [f'{k}={there.get(k)!r} there, {v!r} in the run' for k, v in asked.items()
+             if there.get(k) != v]
+    if wrong:
+        raise ValueError(f'{tensor_dir} has not the tensors of {run_dir} ({"; ".join(wrong)}): '
+                         'name others or make them again')
 
 # %% ../nbs/02a_batches.ipynb #a3b3b66e
 def _read_listed(tensor_dir, manifest):
     "The breasts of a manifest; raise ValueError where the files do not hold them."
     try: data = read_breasts(tensor_dir, manifest)
-    except (KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as e: # of tensors of another form
-        raise ValueError(f'{tensor_dir} has tensors of another form ({type(e).__name__}: {str(e).splitlines()[0][:150]}): '
+    # of tensors of another form
+    except (KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as e:
+        raise ValueError(f'{tensor_dir} has tensors of another form ({type(e).__name__}: '
+                         f'{str(e).splitlines()[0][:150]}): '
                          'delete it and run cesm_tensorize again') from e
     wrong = (data.label.numpy() != manifest.label.to_numpy()) | ~data.rows.isfinite().all(1).numpy()
-    if wrong.any(): raise ValueError(f'{tensor_dir}/{manifest.file[wrong.argmax()]} has another label, or no age: '
+    if wrong.any():
+        raise ValueError(f'{tensor_dir}/{manifest.file[wrong.argmax()]} has another label, '
+                         'or no age: '
                                      'delete it and run cesm_tensorize again')
     return data
 
@@ -108,7 +118,7 @@ def load_inputs(
     manifest:pd.DataFrame, # which files, in which order
     splits:pd.DataFrame, # patient_id, side, split in the same order
     how:str, # what a missing density becomes, see `fill_density`
-    run_dir:str|Path='', # finished run that they are held against; empty: they were just made for it
+    run_dir:str|Path='', # finished run that they are held against; empty: none
     other:bool=False, # True: tensors of its breasts made otherwise
 ) -> Breasts: # on the CPU
     "Read the breasts of a run; raise ValueError where they are not those, or not as they were."
@@ -118,11 +128,12 @@ def load_inputs(
     compare_rows(splits, manifest, [], *names)
     data = _read_listed(tensor_dir, manifest)
     missing, train = (manifest.density == '').to_numpy(), (splits.split == 'train').to_numpy()
-    data = data._replace(rows=fill_density(data.rows, missing, train, how), mate=find_mates(manifest))
+    data = data._replace(rows=fill_density(data.rows, missing, train, how),
+                         mate=find_mates(manifest))
     kept = read_status(run_dir).get('digests', {}).get('tensors') if run_dir and not other else None
     if kept and digest_breasts(data) != kept:
-        raise ValueError(f'the tensors in {tensor_dir} are not those that {run_dir} was trained on: make them again '
-                         'with cesm_tensorize, by the versions that its config.json names')
+        raise ValueError(f'the tensors in {tensor_dir} are not those that {run_dir} was trained '
+                         'on: make them again by the versions that its config.json names')
     return data
 
 # %% ../nbs/02a_batches.ipynb #8ef71096

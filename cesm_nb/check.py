@@ -42,7 +42,7 @@ def chest_wall(
 
 def look_at(
     path:str, # image file
-) -> dict: # path, problem ('' or a sentence), doubt, turn, digest of the pixels, wall, thumb (uint8 or None)
+) -> dict: # path, problem ('' or a sentence), doubt, turn, digest of the pixels, wall, thumb
     "Open one image and say what there is to say about it alone."
     out = dict(path=path, problem='', doubt='', turn=1, digest='', wall='', thumb=None)
     try: image = read_image(path)
@@ -69,8 +69,9 @@ def _region_problems(images, regions):
         if odd: yield f"region {odd.partition(': ')[0]}", r.image_name, odd.partition(': ')[2]
 
 def _image_problems(seen):
-    "Kind, image and detail of each image that cannot be used or looks odd, alone or beside the others."
-    for o in seen[seen.problem != ''].itertuples(): yield 'image cannot be used', o.image_name, o.problem
+    "Kind, image and detail of images that cannot be used or look odd, alone or beside others."
+    for o in seen[seen.problem != ''].itertuples():
+        yield 'image cannot be used', o.image_name, o.problem
     good = seen[seen.problem == '']
     first = good.drop_duplicates('digest').set_index('digest').image_name
     for o in good[good.digest.duplicated(keep=False)].itertuples():
@@ -85,24 +86,27 @@ def _image_problems(seen):
 # %% ../nbs/00f_check.ipynb #621e02ed
 def find_problems(
     data:DataSet|str|Path, # a data set, or its folder
-) -> tuple: # (facts: dict, problems: DataFrame kind, image_name, detail; thumbs: dict image_name -> uint8 image)
+) -> tuple: # facts dict; problems DataFrame kind, image_name, detail; thumbs image_name -> uint8
     "Open every image and region of a data set; raise as `read_dataset` does."
     data = read_dataset(data)
     (facts, named), images, regions = quality_report(data), data.images, data.regions
     present = images.dropna(subset='path').reset_index(drop=True)
     columns = ['path', 'problem', 'doubt', 'turn', 'digest', 'wall', 'thumb']
-    seen = present[['image_name', 'side']].join(pd.DataFrame(map(look_at, present.path), columns=columns))
+    looks = pd.DataFrame(map(look_at, present.path), columns=columns)
+    seen = present[['image_name', 'side']].join(looks)
     rows = [*_image_problems(seen), *_region_problems(images, regions)]
     found = pd.DataFrame(rows, columns=['kind', 'image_name', 'detail'])
     problems = pd.concat([found, named.assign(detail='')], ignore_index=True)
-    facts |= {'images opened': len(seen), 'images whose chest wall can be told': int((seen.wall != '').sum())}
+    facts |= {'images opened': len(seen),
+              'images whose chest wall can be told': int((seen.wall != '').sum())}
     facts |= {f'found: {k}': int(n) for k, n in problems.kind.value_counts().items()}
     facts = {k: v for k, v in facts.items() if not k.startswith('names: ')}
     return facts, problems, seen[seen.problem == ''].set_index('image_name').thumb.to_dict()
 
 # %% ../nbs/00f_check.ipynb #59da5f66
 LOOKED_FOR = (
-    'image cannot be used', 'same pixels under two names', 'breast on the other side', 'region skipped', 'negative',
+    'image cannot be used', 'same pixels under two names', 'breast on the other side',
+    'region skipped', 'negative',
     'blank', 'implausibly small')
 _BODY = '''<p class="lead">{% if groups %}Kinds of problems found: {{ groups|length }}.
 {%- else %}No problem found.{% endif %} {% if phantom %}
@@ -112,10 +116,13 @@ DM is low energy, CM subtracted.</p>
 <h2>Problems</h2>{% if clean %}<p>Looked for and not found: {{ clean|join(', ') }}.</p>{% endif %}
 <table>{% for k, rows in groups %}<tr><td><a href="#k{{ loop.index }}">{{ k }}</a>
 <td class="n" data-kind="{{ k }}">{{ rows|length }}{% endfor %}</table>
-{% for k, rows in groups %}<details id="k{{ loop.index }}"><summary>{{ k }}: {{ rows|length }}</summary>
+{% for k, rows in groups %}<details id="k{{ loop.index }}">
+<summary>{{ k }}: {{ rows|length }}</summary>
 {% if sheets[k] %}<img alt="up to 12 of them" src="{{ sheets[k] }}">{% endif %}
-<ul>{% for name, detail in rows %}<li>{{ name }}{{ ' - ' + detail if detail }}{% endfor %}</ul></details>{% endfor %}
-<h2>Counts</h2><table>{% for k, v in facts.items() %}<tr><td>{{ k }}<td class="n">{{ v }}{% endfor %}</table>'''
+<ul>{% for name, detail in rows %}<li>{{ name }}{{ ' - ' + detail if detail }}{% endfor %}</ul>
+</details>{% endfor %}
+<h2>Counts</h2><table>{% for k, v in facts.items() %}
+<tr><td>{{ k }}<td class="n">{{ v }}{% endfor %}</table>'''
 
 def _contact_sheet(thumbs):
     "Up to 12 thumbnails in a row; '' where there is none."
@@ -136,13 +143,17 @@ def write_report(
     data = read_dataset(data)
     facts, problems, thumbs = find_problems(data)
     _claim_out(out := Path(out))
-    write_atomic(out/'facts.csv', pd.Series(facts, name='value').rename_axis('fact').to_csv().encode())
+    write_atomic(out/'facts.csv',
+                 pd.Series(facts, name='value').rename_axis('fact').to_csv().encode())
     write_atomic(out/'problems.csv', problems.to_csv(index=False).encode())
-    groups = [(k, list(zip(g.image_name, g.detail))) for k, g in problems.groupby('kind', sort=False)]
+    groups = [(k, list(zip(g.image_name, g.detail)))
+              for k, g in problems.groupby('kind', sort=False)]
     sheets = {k: _contact_sheet([thumbs[n] for n, _ in rows if n in thumbs]) for k, rows in groups}
     clean = [k for k in LOOKED_FOR if k not in sheets]
-    body = fill_in(_BODY, clean=clean, phantom=data.phantom, groups=groups, sheets=sheets, facts=facts)
-    page = make_page(f'cesm_check: {data.root.name}', f'What is in {data.root.name}', body, data.phantom)
+    body = fill_in(_BODY, clean=clean, phantom=data.phantom, groups=groups, sheets=sheets,
+                   facts=facts)
+    page = make_page(f'cesm_check: {data.root.name}', f'What is in {data.root.name}', body,
+                     data.phantom)
     write_atomic(out/'index.html', page)
     return out/'index.html'
 

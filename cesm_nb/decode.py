@@ -45,7 +45,7 @@ def _to_8_bits(image):
     raise ValueError(f'it has {8*image.dtype.itemsize} bits a pixel, expected 8')
 
 def _to_grey(image):
-    "The middle one of three channels that differ by at most 1; raise ValueError where they differ more."
+    "The middle one of three channels; raise ValueError where they differ by more than 1."
     if image.ndim == 2: return image
     if (image[..., 3:] != 255).any(): raise ValueError('it is partly transparent, expected grey')
     a, b, c = cv2.split(image)[:3]
@@ -85,7 +85,7 @@ MAX_BYTES = 2**30 # of an image file: the largest picture allowed has 0.8 GB wit
 def read_bytes(
     path:str|Path, # image file
 ) -> bytes: # its content
-    "Read a regular file; raise ValueError for a pipe or device, which may never end, or beyond `MAX_BYTES`."
+    "Read a regular file; raise ValueError for a pipe, a device or more than `MAX_BYTES`."
     size = (path := Path(path)).stat().st_size
     if not path.is_file(): raise ValueError('it is no regular file')
     if size > MAX_BYTES: raise ValueError(f'it has {size:,} bytes, more than {MAX_BYTES:,}')
@@ -147,4 +147,5 @@ def image_problem(
     corner = sorted(map(np.median, corners))[1]
     middle = np.median(small[16:48, 16:48])
     if corner <= max(16, DARK*middle): return ''
-    return f'negative: at most one corner is below {corner:.0f}, the middle at {middle:.0f}, expected a dark background'
+    return (f'negative: at most one corner is below {corner:.0f}, the middle at {middle:.0f}, '
+            'expected a dark background')

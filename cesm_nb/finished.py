@@ -27,14 +27,17 @@ from .train import predict_table
 _REDO = 'restore it, or run cesm_train again in a new folder'
 
 def _read_weights(path, model, file):
-    "Put the weights of a file into a model; raise ValueError where they are not its own, finite and of its kind."
+    "Load weights into a model; raise ValueError where they are not its own, or not finite."
     with reading(path, 'weights file', _REDO): weights = load_file(path)
     try: model.load_state_dict(weights)
     except RuntimeError as e:
-        raise ValueError(f'{path} is of another model than {file} says: {" ".join(str(e).split())[:300]}') from e
+        raise ValueError(f'{path} is of another model than {file} says: '
+                         f'{" ".join(str(e).split())[:300]}') from e
     for k, v in model.state_dict().items():
-        if weights[k].dtype != v.dtype: raise ValueError(f'{path}: {k} is {weights[k].dtype}, expected {v.dtype}: {_REDO}')
-        if not weights[k].isfinite().all(): raise ValueError(f'{path}: {k} has values that are not finite: {_REDO}')
+        if weights[k].dtype != v.dtype:
+            raise ValueError(f'{path}: {k} is {weights[k].dtype}, expected {v.dtype}: {_REDO}')
+        if not weights[k].isfinite().all():
+            raise ValueError(f'{path}: {k} has values that are not finite: {_REDO}')
 
 def load_run(
     run_dir:str|Path, # a finished run
@@ -56,14 +59,15 @@ def predict_run(
     tensor_dir:str|Path='', # tensors of the same breasts; empty: the run's own
     device:str='auto', # 'cpu', 'cuda' or 'auto'
 ) -> pd.DataFrame: # as in predictions.csv
-    "Predict the breasts of a run again; raise ValueError where weights, tensors or lists are not the run's."
+    "Predict a run's breasts again; raise ValueError where weights or tensors are not the run's."
     run_dir, (model, config) = Path(run_dir), load_run(run_dir)
     check_digests(run_dir, RUN_FILES['manifest'], RUN_FILES['splits'])
     manifest, splits = read_manifest(run_dir), read_parts(run_dir)
     own = Path(config['settings']['tensor_dir'])
     folder = Path(tensor_dir or (own if own.exists() else run_dir/'tensors'))
     other = bool(tensor_dir) and Path(tensor_dir) != own
-    data = load_inputs(folder, manifest, splits, config['switches']['density_missing'], run_dir, other)
+    how = config['switches']['density_missing']
+    data = load_inputs(folder, manifest, splits, how, run_dir, other)
     where, name = pick_device(device, 'no')[0], config['precision']
     single = name == 'float32' or (name == 'float16' and where.type == 'cpu') # trained on a GPU
     dtype = None if single else getattr(torch, name)

@@ -33,15 +33,18 @@ def reading(
     kind:str, # what it should be, such as 'table'
     advice:str, # what to do where it is not
 ):
-    "Name the file in what a library raises over it: OSError where it cannot be opened, else ValueError."
+    "Name the file in a library's error: raise OSError where it cannot be opened, else ValueError."
     path = Path(path)
     _LAST[:] = [str(path)]
-    if path.exists() and not path.is_file(): raise ValueError(f'{path} is no file, expected a {kind}: {advice}')
+    if path.exists() and not path.is_file():
+        raise ValueError(f'{path} is no file, expected a {kind}: {advice}')
     try: yield path
     except FileNotFoundError: raise FileNotFoundError(f'{path} is absent: {advice}') from None
-    except OSError as e: raise OSError(f'{path} cannot be read ({e.strerror or _first_line(e)}): {advice}') from e
+    except OSError as e:
+        raise OSError(f'{path} cannot be read ({e.strerror or _first_line(e)}): {advice}') from e
     except Exception as e: # whatever a parser raises over bytes of another kind
-        raise ValueError(f'{path} is no {kind} ({type(e).__name__}: {_first_line(e)}): {advice}') from e
+        raise ValueError(
+            f'{path} is no {kind} ({type(e).__name__}: {_first_line(e)}): {advice}') from e
 
 def read_json(
     path:str|Path, # a file that holds one object
@@ -53,12 +56,14 @@ def read_json(
     raise ValueError(f'{path} holds a {type(out).__name__}, expected an object: {advice}')
 
 # %% ../nbs/00l_guards.ipynb #cb34cf23
-_HOME, _ISSUES = Path(__file__).parent if '__file__' in globals() else Path(), 'https://github.com/cesm-nb/cesm_nb/issues'
+_HOME = Path(__file__).parent if '__file__' in globals() else Path()
+_ISSUES = 'https://github.com/cesm-nb/cesm_nb/issues'
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)\n\s*(.*)')
 
 def _frames(e):
     "(file, line, function, source) of each frame that an error came through, a worker's last."
-    out = [(f.filename, f.lineno, f.name, f.line or '') for f in traceback.extract_tb(e.__traceback__)]
+    out = [(f.filename, f.lineno, f.name, f.line or '')
+           for f in traceback.extract_tb(e.__traceback__)]
     return out + _FRAME.findall(getattr(e.__cause__, 'tb', None) or '') # of joblib
 
 def _is_ours(frame): return Path(frame[0]).parent == _HOME
@@ -78,14 +83,17 @@ def explain_error(
     "Say what went wrong, and where nobody foresaw it, where."
     if is_refusal(e):
         raw = isinstance(e, OSError) and e.errno
-        return f'{e.filename}: {e.strerror}' if raw and e.filename else e.strerror if raw else str(e)
+        if not raw: return str(e)
+        return f'{e.filename}: {e.strerror}' if e.filename else e.strerror
     if isinstance(e, MemoryError) or 'out of memory' in str(e):
         return f'out of memory ({_first_line(e)}): lower batch_size, image_size or n_jobs'
-    if isinstance(e, ImportError): return f'{e}: install it, such as by pip install "cesm_nb[notebooks]"'
+    if isinstance(e, ImportError):
+        return f'{e}: install it, such as by pip install "cesm_nb[notebooks]"'
     frames = _frames(e)
     file, line, name, _ = ([f for f in frames if _is_ours(f)] or frames or [('?', 0, '?', '')])[-1]
     last = f', last file read: {_LAST[0]}' if _LAST else ''
-    return (f'unforeseen {type(e).__name__}: {_first_line(e)} (at {Path(file).name} line {line} in {name}{last}); '
+    return (f'unforeseen {type(e).__name__}: {_first_line(e)} (at {Path(file).name} line {line} in '
+            f'{name}{last}); '
             f'please report this line at {_ISSUES}')
 
 # %% ../nbs/00l_guards.ipynb #b2e26f4d
@@ -101,7 +109,8 @@ def _end(processes):
     for p in psutil.wait_procs(processes, 3)[1]:
         with suppress(psutil.Error): p.kill()
 
-class _Terminated(KeyboardInterrupt): "SIGTERM, as an exception, so that all that is open is closed."
+class _Terminated(KeyboardInterrupt):
+    "SIGTERM, as an exception, so that all that is open is closed."
 
 def _terminate(*_): raise _Terminated
 
@@ -109,14 +118,16 @@ def _terminate(*_): raise _Terminated
 def one_way_out(
     command:str, # name of the console script
 ):
-    "End as a command should: raise SystemExit with a sentence and status 1, or status 130 or 143 where it was stopped."
+    "End as a command should: SystemExit with a sentence and status 1; 130 or 143 where stopped."
     before, old = _children(), None
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         old = signal.signal(signal.SIGTERM, _terminate)
     try: yield
     except KeyboardInterrupt as e:
         _end(_children() - before)
-        print(f'{command}: stopped; what was finished is kept, the same command goes on', file=sys.stderr)
+        print(f'{command}: stopped; what was finished is kept, the same command goes on',
+              file=sys.stderr)
         raise SystemExit(143 if isinstance(e, _Terminated) else 130) from None
     except BrokenPipeError: # the reader of the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -145,7 +156,9 @@ def _lives(who, path):
     if who.get('host') == socket.gethostname():
         try: p = psutil.Process(int(who['pid']))
         except (psutil.Error, KeyError, TypeError, ValueError): return False
-        with suppress(psutil.Error): return p.status() != psutil.STATUS_ZOMBIE and abs(p.create_time() - who.get('since', 0)) < 2
+        with suppress(psutil.Error):
+            same = abs(p.create_time() - who.get('since', 0)) < 2
+            return same and p.status() != psutil.STATUS_ZOMBIE
         return False
     clock = path.with_name(f'{path.name}.{os.getpid()}') # of the machine that holds the folder
     clock.touch()
@@ -157,7 +170,8 @@ def _refuse_lock(path, who):
     near = who.get('host') in (socket.gethostname(), None)
     where = '' if near else f' on {who["host"]}'
     gone = '' if near else f'; if that machine is gone, wait {_DEAD_S//60} minutes or delete {path}'
-    raise ValueError(f'{path.parent} is in use by process {who.get("pid", "unknown")}{where}: wait until it ends, '
+    raise ValueError(f'{path.parent} is in use by process {who.get("pid", "unknown")}{where}: '
+                     'wait until it ends, '
                      f'or choose another run_dir{gone}')
 
 # %% ../nbs/00l_guards.ipynb #0b84eb48
@@ -169,7 +183,8 @@ def _grab(path):
             free, who = _flock(fd), _read_holder(path)
             if not free or who and _lives(who, path): _refuse_lock(path, who)
             if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
-                me = dict(host=socket.gethostname(), pid=os.getpid(), since=psutil.Process().create_time())
+                me = dict(host=socket.gethostname(), pid=os.getpid(),
+                          since=psutil.Process().create_time())
                 os.ftruncate(fd, 0)
                 os.write(fd, json.dumps(me).encode())
                 return fd

@@ -105,7 +105,7 @@ def _largest_object(mask):
 def segment_breast(
     image:np.ndarray, # (h, w) uint8
 ) -> np.ndarray: # (h, w) uint8, 1 in the breast; all 0 where there is none
-    "Threshold above the background, close dark fat at the chest wall, keep the largest object, filled."
+    "Threshold above the background, close dark fat at the chest wall, fill the largest object."
     if (side := max(image.shape)) > SEGMENT_PX:
         size = [max(1, n*SEGMENT_PX//(2*side)) for n in image.shape[::-1]]
         mask = segment_breast(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
@@ -138,7 +138,7 @@ def effective_clip(
     clip:float=2., # limit asked for, in multiples of the mean count per grey level; above 0
     tiles:int=8, # tiles along each side
 ) -> float: # the limit applied, in the same unit
-    "Give the limit that OpenCV applies: whole pixels per level and tile, rounded down, at least one."
+    "Limit that OpenCV applies: whole pixels per level and tile, rounded down, at least one."
     if tiles < 1: raise ValueError(f'clahe_tiles is {tiles}: use at least 1')
     area = _tile_px(shape_px, tiles)
     return max(int(clip*area/256), 1)*256/area
@@ -180,7 +180,7 @@ def _box(points, shape_px):
     return np.s_[low[1]:high[1], low[0]:high[0]]
 
 def _plan(points, shape_px, original_px, tiles):
-    "A region's box, the (w, h) that it is equalised at, and the part of that which the outline bounds."
+    "A region's box, the (w, h) it is equalised at, and the part of it within the outline."
     box = _box(points, shape_px)
     start, size = np.array([(s.start, s.stop - s.start) for s in box[::-1]]).T
     ratio = np.array(original_px or shape_px[::-1], float)/shape_px[::-1]

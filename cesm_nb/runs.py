@@ -35,7 +35,8 @@ RUN_FILES = dict(
     history='history.csv', # one row per epoch
     predictions='predictions.csv', # one row per breast, its class probabilities
     status='status.json') # best epoch, epochs run, seconds, digests; written last
-CHECKPOINTS, BEST, STATE = 'checkpoints', 'best.safetensors', 'last/state.pt' # BEST and STATE lie in CHECKPOINTS
+# BEST and STATE lie in CHECKPOINTS
+CHECKPOINTS, BEST, STATE = 'checkpoints', 'best.safetensors', 'last/state.pt'
 
 def run_file(
     run_dir:str|Path, # run folder
@@ -57,10 +58,11 @@ def write_atomic(
         os.replace(beside, path)
     except OSError as e:
         beside.unlink(missing_ok=True)
-        raise OSError(f'cannot write {path}: {e.strerror}; what was finished is kept, run again once there is room') from e
+        raise OSError(f'cannot write {path}: {e.strerror}; what was finished is kept, '
+                      'run again once there is room') from e
 
 def _runs(pid):
-    "Whether a process is there that may still write; one that was killed and waits to be collected may not."
+    "Whether a process is there that may still write; a zombie may not."
     try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess: return False
 
@@ -86,13 +88,15 @@ def write_json(content, path): write_atomic(path, json.dumps(content, indent=1).
 # %% ../nbs/04a_runs.ipynb #2cf131f0
 _REDO = 'restore it, or delete the run folder and run cesm_train again'
 _WEIGHTS = f'{CHECKPOINTS}/{BEST}'
-_SEALED = (*(RUN_FILES[k] for k in ('config', 'manifest', 'splits', 'history', 'predictions')), _WEIGHTS)
+_SEALED = (*(RUN_FILES[k] for k in ('config', 'manifest', 'splits', 'history', 'predictions')),
+           _WEIGHTS)
 
 def digest_file(
     path:str|Path, # a file
 ) -> str: # SHA-256 of its content
     "Name a content; raise OSError, naming the file, where it cannot be read."
-    with reading(path, 'file', _REDO), open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with reading(path, 'file', _REDO), open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def read_status(
     run_dir:str|Path, # run folder
@@ -105,7 +109,8 @@ def read_status(
     digests = status.get('digests', {})
     fine = isinstance(digests, dict) and all(isinstance(v, str) for v in digests.values())
     if not fine or any(type(n) is not int or n < 1 for n in counts) or counts[0] > counts[1]:
-        raise ValueError(f'{path} says best_epoch {counts[0]!r} of epochs_run {counts[1]!r}, digests {digests!r:.60}; '
+        raise ValueError(f'{path} says best_epoch {counts[0]!r} of epochs_run {counts[1]!r}, '
+                         f'digests {digests!r:.60}; '
                          f'expected whole numbers from 1 and one text per file: {_REDO}')
     return status
 
@@ -119,7 +124,8 @@ def check_digests(
     for name in names:
         path = Path(run_dir)/name
         if name in digests and path.exists() and digest_file(path) != digests[name]:
-            raise ValueError(f'{path} has changed since the run finished: {_REDO}; where a training was cut off, '
+            raise ValueError(f'{path} has changed since the run finished: {_REDO}; '
+                             'where a training was cut off, '
                              'run it to its end')
 
 def seal_run(
@@ -136,34 +142,38 @@ def seal_run(
 # %% ../nbs/04a_runs.ipynb #b32e2d6d
 _CONFIG = dict(settings=dict, switches=dict, phantom=bool, data_fingerprint=str, weights_source=str)
 _NEEDED = (
-    'data_root', 'tensor_dir', 'protocol', 'modality', 'image_size', 'label_scope', 'view_copy', 'views',
+    'data_root', 'tensor_dir', 'protocol', 'modality', 'image_size', 'label_scope', 'view_copy',
+    'views',
     'backbones', 'metadata', 'attention', 'token_mlp', 'share_views', 'n_heads', 'token_kernel',
     'drop_rate', 'pretrained', 'n_folds', 'fold', 'epochs', 'seed')
 
 def _check_finished(config):
-    "Raise ValueError where a finished run lacks a setting, or has one out of range or at odds with its switches."
+    "Raise ValueError where a run lacks a setting, or has one out of range or against its switches."
     settings, switches = config['settings'], config['switches']
     absent = [k for k in _NEEDED if k not in settings]
     absent += [k for k in SWITCHES if k not in switches]
     if absent: raise ValueError(f'has no {absent}')
     check_ranges(cfg := make_config(settings))
     asked = switches_of(cfg)
-    if asked != switches: raise ValueError(f'has switches {switches}, but its settings mean {asked}')
+    if asked != switches:
+        raise ValueError(f'has switches {switches}, but its settings mean {asked}')
     if not isinstance(config.get('precision'), str): raise ValueError("has no 'precision'")
 
 def read_config(
     run_dir:str|Path, # run folder
 ) -> dict: # settings, switches, phantom, data_fingerprint, ...
-    "Read what a run was made of and with; raise ValueError, naming file and key, where that cannot be."
+    "Read a run's settings and data; raise ValueError, naming file and key, where they cannot be."
     path = run_file(run_dir, 'config')
     config = read_json(path, 'expected a folder that cesm_train made')
     try:
         for k, kind in _CONFIG.items():
             if k not in config: raise ValueError(f'has no {k!r}')
-            if not isinstance(config[k], kind): raise ValueError(f'{k}={config[k]!r:.40} is not of type {kind.__name__}')
+            if not isinstance(config[k], kind):
+                raise ValueError(f'{k}={config[k]!r:.40} is not of type {kind.__name__}')
         make_config(config['settings'])
         for k, v in config['switches'].items():
-            if v not in SWITCHES.get(k, ()): raise ValueError(f'{k}={v!r} is none of {SWITCHES.get(k, tuple(SWITCHES))}')
+            if v not in SWITCHES.get(k, ()):
+                raise ValueError(f'{k}={v!r} is none of {SWITCHES.get(k, tuple(SWITCHES))}')
         if read_status(run_dir): _check_finished(config)
     except (ValueError, TypeError) as e: raise ValueError(f'{path}: {e}; {_REDO}') from e
     return config
@@ -186,16 +196,19 @@ def read_rows(
     columns:list, # that it must have besides `KEYS`; `split` and `label` are checked
 ) -> pd.DataFrame:
     "Read a table of breasts; raise ValueError, naming file and line, where it is none."
-    with reading(path, 'table', _REDO) as file: table = pd.read_csv(file, dtype={'side': str, 'split': str})
+    with reading(path, 'table', _REDO) as file:
+        table = pd.read_csv(file, dtype={'side': str, 'split': str})
     absent = [c for c in [*KEYS, *columns] if c not in table]
-    if absent: raise ValueError(f'{path} has no column {absent}; expected {[*KEYS, *columns]}: {_REDO}')
+    if absent:
+        raise ValueError(f'{path} has no column {absent}; expected {[*KEYS, *columns]}: {_REDO}')
     if table.empty: raise ValueError(f'{path} has no row: {_REDO}')
     ids = _numbers(table.patient_id)
     _refuse_rows(path, ~(ids % 1 == 0) | (ids < 0), table, ['patient_id'], 'a whole number')
     _refuse_rows(path, ~table.side.isin(list(SIDES)), table, ['side'], 'L or R')
     table = table.assign(patient_id=ids.astype('int64'))
     _refuse_rows(path, table.duplicated(KEYS), table, KEYS, 'each breast once')
-    if 'split' in columns: _refuse_rows(path, ~table.split.isin(_PARTS), table, ['split'], f'one of {_PARTS}')
+    if 'split' in columns:
+        _refuse_rows(path, ~table.split.isin(_PARTS), table, ['split'], f'one of {_PARTS}')
     if 'label' in columns:
         label = _numbers(table.label)
         shown = ['label', *[c for c in PROBS if c in table]]
@@ -233,11 +246,13 @@ def read_history(
     absent = [c for c in ('epoch', *_CURVES) if c not in table]
     if absent or table.empty: raise ValueError(f'{path} has no {absent or "row"}: {_REDO}')
     table[['epoch', *_CURVES]] = table[['epoch', *_CURVES]].apply(_numbers)
-    _refuse_rows(path, table.epoch != np.arange(1, len(table) + 1), table, ['epoch'], 'epochs 1, 2, 3, ...')
+    _refuse_rows(path, table.epoch != np.arange(1, len(table) + 1), table, ['epoch'],
+                 'epochs 1, 2, 3, ...')
     for c in _CURVES:
         v = table[c].to_numpy(float)
         high = 1 if c.endswith('accuracy') else np.inf
-        _refuse_rows(path, ~(np.isfinite(v) & (v >= 0) & (v <= high)), table, [c], f'a number from 0 to {high}')
+        _refuse_rows(path, ~(np.isfinite(v) & (v >= 0) & (v <= high)), table, [c],
+                     f'a number from 0 to {high}')
     return table
 
 # %% ../nbs/04a_runs.ipynb #a6f9512d
@@ -247,11 +262,13 @@ def check_manifest(
 ):
     "Raise ValueError, naming the line, where a row of a manifest cannot be."
     names = [f'P{p}_{SIDES.get(s)}.pt' for p, s in zip(table.patient_id, table.side)]
-    _refuse_rows(path, table.file != names, table, ['file', *KEYS], 'a file named after its breast, as in P7_Left.pt')
+    _refuse_rows(path, table.file != names, table, ['file', *KEYS],
+                 'a file named after its breast, as in P7_Left.pt')
     density = table.density.fillna('')
     _refuse_rows(path, ~density.isin(['', *DENSITY]), table, ['density'], 'A, B, C, D or nothing')
     age = _numbers(table.age_years)
-    _refuse_rows(path, (age < 0) | (age > 120) | (age.isna() & table.age_years.notna()), table, ['age_years'], 'an age in years')
+    _refuse_rows(path, (age < 0) | (age > 120) | (age.isna() & table.age_years.notna()), table,
+                 ['age_years'], 'an age in years')
     views = table[[c for c in table if c.startswith('has_')]]
     _refuse_rows(path, ~views.isin([True, False]).all(axis=1), table, list(views), 'True or False')
     if views.shape[1] < 2: raise ValueError(f'{path} does not say which views there are: {_REDO}')
@@ -273,7 +290,8 @@ def find_commit():
 def _facts(config):
     "What of a `config.json` decides the numbers; more epochs are the same run, longer."
     settings = with_defaults(config['settings'])
-    longer = ('epochs',) if settings['schedule'] == 'plateau' else () # a cycle is as long as the run
+    # a cycle is as long as the run
+    longer = ('epochs',) if settings['schedule'] == 'plateau' else ()
     settings = settings_that_count(settings, longer)
     return settings | {k: config[k] for k in ('data_fingerprint', 'switches')}
 
@@ -302,17 +320,20 @@ def find_run(
 
 # %% ../nbs/04a_runs.ipynb #650f51ab
 def _hold_together(run_dir, predictions, history):
-    "Raise ValueError where predictions are not of the breasts, labels, parts and epochs of the run."
+    "Raise ValueError where predictions are not of the run's breasts, labels, parts and epochs."
     path = run_file(run_dir, 'predictions')
     for name, columns in [('splits', ['split']), ('manifest', ['label'])]:
         other = run_file(run_dir, name)
         if not other.exists(): continue
-        table = read_rows(other, columns if name == 'splits' else ['file', 'label', 'age_years', 'density'])
+        table = read_rows(other,
+                          columns if name == 'splits' else
+                          ['file', 'label', 'age_years', 'density'])
         if name == 'manifest': check_manifest(table, other)
         compare_rows(predictions, table, columns, path, other)
     n = read_status(run_dir).get('epochs_run', len(history))
     if n != len(history):
-        raise ValueError(f'{run_file(run_dir, "history")} has {len(history)} epochs, {RUN_FILES["status"]} says {n}: {_REDO}')
+        raise ValueError(f'{run_file(run_dir, "history")} has {len(history)} epochs, '
+                         f'{RUN_FILES["status"]} says {n}: {_REDO}')
 
 def compare_rows(
     a:pd.DataFrame, # rows of breasts
@@ -321,15 +342,18 @@ def compare_rows(
     a_path:str|Path, # where `a` is from
     b_path:str|Path, # where `b` is from
 ):
-    "Raise ValueError, naming a breast, where two tables are not about the same breasts in the same way."
-    both = a[[*KEYS, *columns]].merge(b[[*KEYS, *columns]], 'outer', KEYS, suffixes=('', '_other'), indicator=True)
+    "Raise ValueError, naming a breast, where two tables differ in breasts or in `columns`."
+    both = a[[*KEYS, *columns]].merge(b[[*KEYS, *columns]], 'outer', KEYS, suffixes=('', '_other'),
+                                      indicator=True)
     bad = both._merge != 'both'
     for c in columns: bad |= both[c] != both[f'{c}_other']
     if not bad.any(): return
     x = both[bad].iloc[0]
     what = 'is in one of them only' if x._merge != 'both' else ', '.join(
-        f'has {c} {x[c]:.0f} and {x[c + "_other"]:.0f}' if c == 'label' else f'has {c} {x[c]} and {x[c + "_other"]}' for c in columns)
-    raise ValueError(f'{a_path} and {b_path} are not of one run: P{x.patient_id}_{x.side} {what}; {_REDO}')
+        f'has {c} {x[c]:.0f} and {x[c + "_other"]:.0f}' if c == 'label' else
+        f'has {c} {x[c]} and {x[c + "_other"]}' for c in columns)
+    raise ValueError(f'{a_path} and {b_path} are not of one run: P{x.patient_id}_{x.side} {what}; '
+                     f'{_REDO}')
 
 # %% ../nbs/04a_runs.ipynb #008c31c9
 class Run(NamedTuple):
@@ -345,9 +369,11 @@ class Run(NamedTuple):
         run_dir:str|Path, # run folder of a finished training
     ): # `Run`
         "Read a finished run; raise ValueError where a file is absent, altered or of another run."
-        absent = [f.name for k in ('config', 'history', 'predictions') if not (f := run_file(run_dir, k)).exists()]
+        absent = [f.name for k in ('config', 'history', 'predictions')
+                  if not (f := run_file(run_dir, k)).exists()]
         if absent:
-            raise ValueError(f'{run_dir} lacks {absent}: expected a folder that cesm_train finished')
+            raise ValueError(f'{run_dir} lacks {absent}: '
+                             'expected a folder that cesm_train finished')
         check_digests(run_dir, *(k for k in _SEALED if k != _WEIGHTS))
         history = read_history(run_file(run_dir, 'history'))
         predictions = read_predictions(run_file(run_dir, 'predictions'))
@@ -367,7 +393,8 @@ def pool_tests(
     recipes = [_recipe(r.config) for r in runs]
     differs = sorted({k for r in recipes for k in r if r[k] != recipes[0].get(k)})
     if differs: raise ValueError(f'the runs differ in {differs}: evaluate them one by one')
-    test = pd.concat([p[p.split == 'test'] for p in (r.predictions for r in runs)], ignore_index=True)
+    test = pd.concat([p[p.split == 'test'] for p in (r.predictions for r in runs)],
+                     ignore_index=True)
     twice = test[test.duplicated(['patient_id', 'side'])]
     if len(twice):
         raise ValueError(

@@ -85,13 +85,13 @@ class ModelConfig(TensorConfig):
     weights_dir:str = '' # folder with the backbones' .safetensors, for machines without internet
     allow_scratch:bool = False # start from scratch where the hub gives no weights, with a warning
     normalise_input:Optional[bool] = None # by ImageNet's mean and deviation; None: where pretrained
-    pooling:Literal['mean', 'mean_std', 'gem', 'top', 'attention'] = 'mean_std' # lesion_map: how a map is summed up
+    pooling:Literal['mean', 'mean_std', 'gem', 'top', 'attention'] = 'mean_std' # of lesion_map
     pool_share:float = 0.02 # lesion_map: share of the places that pooling 'top' averages, in (0, 1]
     view_fusion:Literal['mean', 'max', 'attention'] = 'mean' # lesion_map: how views are joined
     other_breast:Literal['none', 'difference', 'pair'] = 'none' # lesion_map: what else is looked at
     frozen_stages:int = 0 # lesion_map: stages of each backbone that stay as they are
     also_size:int = 0 # lesion_map: pixels of a smaller copy that is looked at too; 0: none
-    stretch_greys:bool = False # lesion_map: of each breast, to all there are; not those of the smaller copy
+    stretch_greys:bool = False # lesion_map: to the full range per breast, not in the smaller copy
     probe:bool = False # lesion_map: backbones stay, one linear layer is fitted, without steps
     flip_test:bool = False # lesion_map: average predictions over the image and its mirror image
 
@@ -164,11 +164,15 @@ def make_config(
 RANGES = {k: v for v, names in {
     '[32, 4096]': ('image_size',), '[6, 100000]': ('phantom_patients',), '[1, 2]': ('view_copy',),
     '[1, inf)': ('epochs', 'batch_size', 'patience'), '[1, 64]': ('clahe_tiles',),
-    '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip', 'frozen_stages', 'also_size'),
+    '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip', 'frozen_stages',
+                 'also_size'),
     '[0, 4294967295]': ('seed', 'split_seed', 'phantom_seed'), '[0, 100]': ('phantom_signal',),
-    '(0, inf)': ('lr', 'backbone_lr', 'probe_strength'), '(0, 10000]': ('clahe_clip',), '[0, 180]': ('rotation_deg',),
-    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min', 'pool_share', 'train_share'), '(0, 1)': ('lr_factor',),
-    '[0, 1)': ('average_decay',), '[1, 1000000]': ('n_repeats', 'n_trees', 'n_draws'), '[-64, 1024]': ('n_jobs',),
+    '(0, inf)': ('lr', 'backbone_lr', 'probe_strength'), '(0, 10000]': ('clahe_clip',),
+    '[0, 180]': ('rotation_deg',),
+    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min', 'pool_share', 'train_share'),
+    '(0, 1)': ('lr_factor',),
+    '[0, 1)': ('average_decay',), '[1, 1000000]': ('n_repeats', 'n_trees', 'n_draws'),
+    '[-64, 1024]': ('n_jobs',),
 }.items() for k in names}
 
 def check_ranges(
@@ -206,7 +210,8 @@ class AuditConfig:
 
 # %% ../nbs/00a_settings.ipynb #0190658c
 WHERE = frozenset((
-    'data_root', 'run_dir', 'tensor_dir', 'weights_dir', 'allow_scratch', 'n_jobs', 'device', 'resume'))
+    'data_root', 'run_dir', 'tensor_dir', 'weights_dir',
+    'allow_scratch', 'n_jobs', 'device', 'resume'))
 
 def settings_that_count(
     settings:dict, # of a `TrainConfig`, or of `config.json`

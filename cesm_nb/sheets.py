@@ -37,7 +37,10 @@ def only_one(
     paths = list(dict.fromkeys(paths))
     alike = lambda a, b: a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
     others = [p for p in paths[1:] if not alike(p, paths[0])]
-    if others: raise ValueError(f'{what} is there more than once: {", ".join(map(str, [paths[0], *others[:4]]))}; remove or rename all but one')
+    if others:
+        raise ValueError(f'{what} is there more than once: '
+                         f'{", ".join(map(str, [paths[0], *others[:4]]))}; '
+                         'remove or rename all but one')
     return paths[0] if paths else None
 
 # %% ../nbs/00j_sheets.ipynb #801bd052
@@ -45,7 +48,7 @@ MAX_FOLDERS = 2000 # that are searched
 
 def list_folder(
     folder:Path,
-) -> list: # what it holds, in order of names; hidden and lock files aside, and nothing where it cannot be read
+) -> list: # what it holds, by name, without hidden and lock files; empty where it cannot be read
     "Look into a folder."
     try: return sorted(f for f in folder.iterdir() if not f.name.startswith(('.', '~')))
     except OSError: return []
@@ -68,7 +71,8 @@ def find_named(
     suffixes:tuple, # in lower case, with the dot
 ) -> list: # regular files, in the order of the folders
     "List the files of a name."
-    return [f for p in folders for f in list_folder(p) if f.suffix.lower() in suffixes and spell(f.stem) == spell(Path(name).stem) and f.is_file()]
+    return [f for p in folders for f in list_folder(p) if f.suffix.lower() in suffixes
+            and spell(f.stem) == spell(Path(name).stem) and f.is_file()]
 
 # %% ../nbs/00j_sheets.ipynb #2d55e942
 _OLD = (b'\xd0\xcf\x11\xe0', 'is a workbook of Excel 97 to 2003 (.xls), or one with a password')
@@ -76,14 +80,17 @@ _OLD = (b'\xd0\xcf\x11\xe0', 'is a workbook of Excel 97 to 2003 (.xls), or one w
 def read_bytes(
     path:str|Path, # a table
 ) -> bytes: # of a kind that can be read here
-    "Read a file; raise ValueError where it is too large, an old or an open workbook, or a web page."
+    "Read a file; raise ValueError where it is too large, an old or open workbook, or a web page."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} is absent or no regular file')
-    if path.stat().st_size > MAX_BYTES: raise ValueError(f'{path} has more than {MAX_BYTES:,} bytes, expected a table: is it another file?')
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f'{path} has more than {MAX_BYTES:,} bytes, expected a table: '
+                         'is it another file?')
     data = path.read_bytes()
     if data.startswith(_OLD[0]): raise ValueError(f'{path} {_OLD[1]}: save it as .xlsx or .csv')
-    if data.startswith(b'PK') and b'opendocument' in data[:200]: raise ValueError(f'{path} is an OpenDocument file (.ods): save it as .xlsx or .csv')
-    if data.lstrip()[:9].lower() in (b'<!doctype', b'<html') or data.lstrip()[:5].lower() == b'<html':
+    if data.startswith(b'PK') and b'opendocument' in data[:200]:
+        raise ValueError(f'{path} is an OpenDocument file (.ods): save it as .xlsx or .csv')
+    if data.lstrip()[:9].lower().startswith((b'<!doctype', b'<html')):
         raise ValueError(f'{path} is a web page, no table: download it again or save it as .csv')
     return data
 
@@ -91,13 +98,15 @@ def decode_text(
     data:bytes, # a text file
     path:str|Path, # its name, for the sentence
 ) -> str:
-    "Decode UTF-8, UTF-16 or Windows-1252, with or without a byte order mark; raise ValueError where it is none of them."
-    wide = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else {b'\0': 'utf-16-be'}.get(data[:1])
+    "Decode UTF-8, UTF-16 or Windows-1252, with or without byte order mark; else raise ValueError."
+    marked = data[:2] in (b'\xff\xfe', b'\xfe\xff')
+    wide = 'utf-16' if marked else {b'\0': 'utf-16-be'}.get(data[:1])
     if len(data) > 3 and data[1] == data[3] == 0: wide = wide or 'utf-16-le'
     for encoding in filter(None, (wide, 'utf-8-sig', 'cp1252')):
         try: return data.decode(encoding)
         except UnicodeDecodeError: pass
-    raise ValueError(f'{path} is no CSV file that can be read (its encoding is none of UTF-8, UTF-16, Windows-1252): save it as CSV in UTF-8')
+    raise ValueError(f'{path} is no CSV file that can be read (its encoding is none of UTF-8, '
+                     'UTF-16, Windows-1252): save it as CSV in UTF-8')
 
 # %% ../nbs/00j_sheets.ipynb #6c2684e7
 def _records(text, sep, strict=True):
@@ -111,7 +120,8 @@ def _fit(cells, wanted):
 
 def _separator(text, wanted):
     "The separator under which a line near the top names most of the wanted columns."
-    fit = lambda sep: max((_fit(r, wanted) for _, r in islice(_records(text[:50_000], sep, strict=False), 30)), default=0)
+    first = lambda sep: islice(_records(text[:50_000], sep, strict=False), 30)
+    fit = lambda sep: max((_fit(r, wanted) for _, r in first(sep)), default=0)
     return max(',;\t|', key=fit)
 
 def _text_rows(path, data, wanted):
@@ -119,9 +129,15 @@ def _text_rows(path, data, wanted):
     text = decode_text(data, path)
     named = re.match(r'"?sep=(.)"?[ \t]*\r?\n', text, re.IGNORECASE)
     if named: text = text[named.end():]
-    try: rows = [(i, r) for i, r in _records(text, named[1] if named else _separator(text, wanted)) if any(map(str.strip, r))]
-    except csv.Error as e: raise ValueError(f'{path} is no CSV file that can be read ({e}): are its quotes closed? save it again as CSV') from e
-    if not rows: raise ValueError(f'{path} is no CSV file that can be read (it is empty): download it again or save it as CSV')
+    try:
+        rows = [(i, r) for i, r in _records(text, named[1] if named else _separator(text, wanted))
+                if any(map(str.strip, r))]
+    except csv.Error as e:
+        raise ValueError(f'{path} is no CSV file that can be read ({e}): '
+                         'are its quotes closed? save it again as CSV') from e
+    if not rows:
+        raise ValueError(f'{path} is no CSV file that can be read (it is empty): '
+                         'download it again or save it as CSV')
     return rows
 
 # %% ../nbs/00j_sheets.ipynb #e762e2e7
@@ -132,71 +148,94 @@ def _as_text(value):
 
 def _merged(sheet):
     "(column, first row, last row) of cells merged down a column; columns from 0."
-    tail = sheet._get_source().read().rpartition(b'</sheetData>')[2] # openpyxl tells of them only where it loads all cells
+    # openpyxl tells of them only where it loads all cells
+    tail = sheet._get_source().read().rpartition(b'</sheetData>')[2]
     for a, top, b, end in re.findall(rb'mergeCell ref="([A-Z]+)(\d+):([A-Z]+)(\d+)"', tail):
         if a == b: yield openpyxl.utils.column_index_from_string(a.decode()) - 1, int(top), int(end)
 
 def _sheet_rows(sheet):
     "(number, cells) of each row of a sheet that holds anything."
-    sheet.reset_dimensions() # what a file says of its own size may be wrong, or the largest there is
+    # what a file says of its own size may be wrong, or the largest there is
+    sheet.reset_dimensions()
     for i, row in enumerate(sheet.iter_rows(max_col=MAX_COLUMNS, values_only=True), 1):
         if row.count(None) < len(row) and any(cells := [_as_text(v) for v in row]): yield i, cells
 
 # %% ../nbs/00j_sheets.ipynb #6c171fa6
 def _pick_sheet(path, book, wanted):
-    "The sheet of a workbook that has the columns; raise ValueError where several have them and none is called 'all'."
-    fits = {s.title: max((_fit(r, wanted) for _, r in islice(_sheet_rows(s), 30)), default=0) for s in book.worksheets}
+    "The sheet that has the columns; raise ValueError where several have, and none is called 'all'."
+    fits = {s.title: max((_fit(r, wanted) for _, r in islice(_sheet_rows(s), 30)), default=0)
+            for s in book.worksheets}
     good = [t for t, n in fits.items() if n and 2*n >= len(set(wanted.values()))] or list(fits)[:1]
     named = [t for t in good if spell(t) == 'all']
-    if len(good) > 1 and not named: raise ValueError(f"{path} has several sheets with these columns, {good}: call the one that is meant 'all'")
+    if len(good) > 1 and not named:
+        raise ValueError(f"{path} has several sheets with these columns, {good}: "
+                         "call the one that is meant 'all'")
     return book[(named or good)[0]]
 
 def _book_rows(path, data, wanted):
     "Rows of the sheet of a workbook that has the columns: (number, cells), blank ones left out."
     try:
         size = sum(f.file_size for f in zipfile.ZipFile(BytesIO(data)).infolist())
-        if size <= MAX_BYTES: book = openpyxl.load_workbook(BytesIO(data), read_only=True, data_only=True)
-    except Exception as e: # a damaged workbook fails in zip, XML or openpyxl, each with errors of its own
-        raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}); download it again') from e
-    if size > MAX_BYTES: raise ValueError(f'{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: save the sheet as .csv')
+        if size <= MAX_BYTES:
+            book = openpyxl.load_workbook(BytesIO(data), read_only=True, data_only=True)
+    # a damaged workbook fails in zip, XML or openpyxl, each with errors of its own
+    except Exception as e:
+        raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}); '
+                         'download it again') from e
+    if size > MAX_BYTES:
+        raise ValueError(f'{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: '
+                         'save the sheet as .csv')
     sheet = _pick_sheet(path, book, wanted)
     try: rows = dict(islice(_sheet_rows(sheet), MAX_ROWS + 1))
-    except Exception as e: raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}); download it again') from e
+    except Exception as e:
+        raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}); '
+                         'download it again') from e
     for column, top, end in _merged(sheet) if rows else ():
         for i in range(top + 1, min(end, max(rows)) + 1):
-            if i in rows and top in rows and column < MAX_COLUMNS: rows[i][column] = rows[top][column]
+            if i in rows and top in rows and column < MAX_COLUMNS:
+                rows[i][column] = rows[top][column]
     return list(rows.items())
 
 # %% ../nbs/00j_sheets.ipynb #85f82d26
 def _header(path, rows, wanted):
-    "Number, position in `rows` and cells of the header; raise ValueError where columns are absent or there twice."
+    "Number, position and cells of the header; raise ValueError where columns are absent or twice."
     columns = list(dict.fromkeys(wanted.values()))
     at = max(range(min(30, len(rows))), key=lambda k: (_fit(rows[k][1], wanted), -k))
     number, cells = rows[at] if 2*_fit(rows[at][1], wanted) >= len(columns) else rows[0]
     at = at if rows[at][0] == number else 0
     named = [wanted.get(spell(c)) for c in cells]
-    absent, twice = [c for c in columns if c not in named], [c for c in columns if named.count(c) > 1]
+    absent = [c for c in columns if c not in named]
+    twice = [c for c in columns if named.count(c) > 1]
     shown = [c[:60] for c in map(str.strip, cells) if c][:20]
-    if absent: raise ValueError(f'{path} has no column {absent}; expected {columns}, and row {number} has {shown}')
-    if twice: raise ValueError(f'{path} has column {twice} more than once in row {number}: remove or rename all but one')
+    if absent:
+        raise ValueError(f'{path} has no column {absent}; expected {columns}, '
+                         f'and row {number} has {shown}')
+    if twice:
+        raise ValueError(f'{path} has column {twice} more than once in row {number}: '
+                         'remove or rename all but one')
     return at, len(cells), {c: named.index(c) for c in columns}
 
 # %% ../nbs/00j_sheets.ipynb #af7f075f
 def read_table(
-    path:str|Path, # workbook (.xlsx) or text (.csv, .tsv, .txt); what is in it decides, not its name
+    path:str|Path, # workbook (.xlsx) or text (.csv, .tsv, .txt), told apart by content
     columns:tuple, # columns that are wanted, as they are published
-    aliases:Optional[dict]=None, # other spelling -> column; case, blanks and punctuation do not matter
+    aliases:Optional[dict]=None, # other spelling -> column, whatever case, blanks, punctuation
     text:str='', # read instead of what is in the file
 ) -> pd.DataFrame: # these columns as text, in this order; index: row as a spreadsheet shows it
     "Read columns of a table; raise ValueError where it cannot be read or lacks one of them."
     wanted = {spell(k): c for k, c in {**{c: c for c in columns}, **(aliases or {})}.items()}
     data = text.encode() or read_bytes(path)
-    book = not text and (Path(path).suffix.lower() in ('.xlsx', '.xlsm') or data.startswith(b'PK\x03\x04'))
+    book = not text and (Path(path).suffix.lower() in ('.xlsx', '.xlsm')
+                         or data.startswith(b'PK\x03\x04'))
     rows = (_book_rows if book else _text_rows)(path, data, wanted)
     if not rows: raise ValueError(f'{path} has no rows; expected one per image, download it again')
-    if len(rows) > MAX_ROWS: raise ValueError(f'{path} has more than {MAX_ROWS:,} rows: is it the sheet that is meant?')
+    if len(rows) > MAX_ROWS:
+        raise ValueError(f'{path} has more than {MAX_ROWS:,} rows: is it the sheet that is meant?')
     at, width, where = _header(path, rows, wanted)
     for i, r in rows[at+1:] if not book else ():
-        if any(c.strip() for c in r[width:]): raise ValueError(f'{path}: row {i} has {len(r)} cells, the header {width}: put cells that hold a separator into quotes')
+        if any(c.strip() for c in r[width:]):
+            raise ValueError(f'{path}: row {i} has {len(r)} cells, the header {width}: '
+                             'put cells that hold a separator into quotes')
     cell = lambda r, k: r[k] if k < len(r) else ''
-    return pd.DataFrame({c: pd.Series([cell(r, k) for _, r in rows[at+1:]], dtype=str) for c, k in where.items()}).set_axis([i for i, _ in rows[at+1:]])
+    return pd.DataFrame({c: pd.Series([cell(r, k) for _, r in rows[at+1:]], dtype=str)
+                         for c, k in where.items()}).set_axis([i for i, _ in rows[at+1:]])

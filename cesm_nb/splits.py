@@ -19,7 +19,7 @@ from .settings import SWITCHES, TrainConfig
 SPLITS = ('train', 'val', 'test')
 
 def _parts(labels, groups, n_parts, seed):
-    "Deal breasts into `n_parts` stratified parts of about equal size that keep each group whole; (n,) int."
+    "Deal breasts into stratified parts of about equal size that keep groups whole; (n,) int."
     part = np.zeros(len(labels), int)
     dealer = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed)
     for i, (_, held) in enumerate(dealer.split(labels, labels, groups)): part[held] = i
@@ -33,16 +33,20 @@ def make_splits(
     fold:int=0, # which fold is the test set, 0 .. n_folds-1
 ) -> pd.DataFrame: # patient_id, side, split ('train', 'val', 'test'), in the order of `table`
     "Split breasts, stratified by label; raise ValueError where a class has too few of them."
-    if split_unit not in SWITCHES['split_unit']: raise ValueError(f"split_unit {split_unit!r}: use 'breast' or 'patient'")
+    if split_unit not in SWITCHES['split_unit']:
+        raise ValueError(f"split_unit {split_unit!r}: use 'breast' or 'patient'")
     if n_folds and not (n_folds >= 3 and 0 <= fold < n_folds):
-        raise ValueError(f'fold {fold} of n_folds {n_folds}: use n_folds 0 or at least 3, and 0 <= fold < n_folds')
+        raise ValueError(f'fold {fold} of n_folds {n_folds}: use n_folds 0 or at least 3, '
+                         'and 0 <= fold < n_folds')
     y = table.label.to_numpy()
     g = table.patient_id.to_numpy() if split_unit == 'patient' else np.arange(len(table))
     counts = np.bincount(y, minlength=len(CLASSES))
     few, rarest = counts.min(), CLASSES[counts.argmin()]
-    n_parts = n_folds or (20 if few >= 40 else 7) # 3 + 3 of 20 parts are 15 % + 15 %; 1 + 1 of 7 where a class is small
+    # 3 + 3 of 20 parts are 15 % + 15 %; 1 + 1 of 7 where a class is small
+    n_parts = n_folds or (20 if few >= 40 else 7)
     if few < n_parts:
-        raise ValueError(f'class {rarest!r} has {few} breasts, fewer than the {n_parts} parts to deal them into: '
+        raise ValueError(f'class {rarest!r} has {few} breasts, '
+                         f'fewer than the {n_parts} parts to deal them into: '
                          'all three classes are needed, with that many breasts each')
     part, n_held = _parts(y, g, n_parts, seed), 3 if n_parts == 20 and not n_folds else 1
     split = np.where(part < n_held, 'test', np.where(part < 2*n_held, 'val', 'train'))
@@ -64,20 +68,25 @@ def share_with_twin(
 def read_splits(
     path:str|Path, # CSV with patient_id, side, split
     table:pd.DataFrame, # the breasts that must be covered
-) -> pd.DataFrame: # patient_id, side, split, in the order of `table`; further breasts in the file are left out
-    "Read a split made elsewhere; raise ValueError where it does not cover the breasts, naming which."
+) -> pd.DataFrame: # patient_id, side, split, in the order of `table`, without other breasts
+    "Read a split made elsewhere; raise ValueError, naming them, where breasts are not in it."
     s = pd.read_csv(path, dtype={'side': str, 'split': str})
     absent = [c for c in ('patient_id', 'side', 'split') if c not in s]
     if absent: raise ValueError(f'{path} has no column {absent}; expected patient_id, side, split')
     bad = s[~s.split.isin(SPLITS)]
-    if len(bad): raise ValueError(f'{path} line {bad.index[0]+2}: split {bad.split.iloc[0]!r} is not one of {SPLITS}')
+    if len(bad):
+        raise ValueError(f'{path} line {bad.index[0]+2}: '
+                         f'split {bad.split.iloc[0]!r} is not one of {SPLITS}')
     twice = s[s.duplicated(['patient_id', 'side'])]
-    if len(twice): raise ValueError(f'{path} names P{twice.patient_id.iloc[0]}_{twice.side.iloc[0]} twice; expected one line per breast')
+    if len(twice):
+        raise ValueError(f'{path} names P{twice.patient_id.iloc[0]}_{twice.side.iloc[0]} twice; '
+                         'expected one line per breast')
     out = table[['patient_id', 'side']].merge(s[['patient_id', 'side', 'split']], how='left')
     lost = out[out.split.isna()]
     if len(lost):
         names = [f'P{p}_{s}' for p, s in zip(lost.patient_id, lost.side)]
-        raise ValueError(f'{path} does not cover {len(lost)} of {len(table)} breasts: {", ".join(names[:10])}'
+        raise ValueError(f'{path} does not cover {len(lost)} of {len(table)} breasts: '
+                         f'{", ".join(names[:10])}'
                          + (' ...' if len(names) > 10 else '') + '; add a line for each')
     return out
 

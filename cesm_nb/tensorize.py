@@ -68,7 +68,8 @@ def prepare(
 
 # %% ../nbs/02_tensorize.ipynb #3c253100
 _TENSOR_FIELDS = (
-    'modality', 'image_size', 'label_scope', 'view_copy', 'clahe_extent', 'clahe_clip', 'clahe_tiles',
+    'modality', 'image_size', 'label_scope', 'view_copy', 'clahe_extent', 'clahe_clip',
+    'clahe_tiles',
     'align_laterality')
 
 def tensor_settings(
@@ -85,34 +86,40 @@ def read_tensor_settings(
     tensor_dir:str|Path, # folder of `tensorize`
 ) -> dict: # as from `tensor_settings`
     "Read what the tensors of a folder were made of and with; raise as `read_json`."
-    return read_json(Path(tensor_dir)/'settings.json', f'delete {tensor_dir} and run cesm_tensorize again')
+    return read_json(Path(tensor_dir)/'settings.json',
+                     f'delete {tensor_dir} and run cesm_tensorize again')
 
 # %% ../nbs/02_tensorize.ipynb #2b6ca474
 def claim_folder(
     tensor_dir:str|Path, # folder for tensors, made where absent
     settings:dict, # from `tensor_settings`
 ):
-    "Write `settings.json`, or raise ValueError where the folder was made with others, naming which."
+    "Write `settings.json`; raise ValueError, naming them, where the folder was made with others."
     folder, path = Path(tensor_dir), Path(tensor_dir)/'settings.json'
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         if any(folder.glob('*.pt')):
-            raise ValueError(f'{folder} has tensors but no settings.json: choose another tensor_dir')
+            raise ValueError(f'{folder} has tensors but no settings.json: '
+                             'choose another tensor_dir')
         return write_atomic(path, json.dumps(settings, indent=1).encode())
     try: old = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
         raise ValueError(f'{path} cannot be read: delete {folder} and run again') from None
     other = '; '.join(
-        f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in settings.items() if old.get(k) != v)
+        f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in settings.items()
+        if old.get(k) != v)
     if other:
         raise ValueError(
-            f'{folder} was made with other settings ({other}): choose another tensor_dir or delete it')
+            f'{folder} was made with other settings ({other}): '
+            'choose another tensor_dir or delete it')
 
 # %% ../nbs/02_tensorize.ipynb #1b74f02c
 def _task(b, columns, view):
     "What one breast, a row of the breast table, is made from."
-    ids = dict(patient_id=int(b.patient_id), side=b.side, label=int(b.label), age_years=float(b.age_years))
-    density = dict(density=b.density if isinstance(b.density, str) else '', density_source=b.density_source)
+    ids = dict(patient_id=int(b.patient_id), side=b.side, label=int(b.label),
+               age_years=float(b.age_years))
+    density = dict(density=b.density if isinstance(b.density, str) else '',
+                   density_source=b.density_source)
     views = [view(getattr(b, f'{c}_name'), getattr(b, f'{c}_path')) for c in columns]
     return ids | density | dict(channels=columns, views=views)
 
@@ -120,7 +127,7 @@ def make_tasks(
     table:pd.DataFrame, # from `breasts`; those without a file are left out
     images:pd.DataFrame, # of `DataSet`
     regions:pd.DataFrame, # of `DataSet`
-) -> list: # one dict per breast: ids, label, age, density; per view None or path, geometries, original_px
+) -> list: # dict per breast: ids, label, age, density; per view None or path, geometries, size
     "Gather what each breast is made from."
     sizes = dict(zip(images.image_name, zip(images.original_width_px, images.original_height_px)))
     drawn = regions.groupby('image_name').geometry.apply(list).to_dict() if len(regions) else {}
@@ -149,8 +156,11 @@ def _make_view(view, side, s):
     if doubt := image_problem(image):
         if doubt.startswith(NO_VIEW): return None, [f'{name} does not count as a view ({doubt})']
         odd = [f'{name} is used but looks {doubt}']
-    lost = bool(view['geometries']) and view['original_px'] is None and s['roi_source'] == 'annotation'
-    if lost: odd += [f"{len(view['geometries'])} regions skipped: {name} has no valid size in image_sizes.csv"]
+    unsized = view['geometries'] and view['original_px'] is None
+    lost = bool(unsized) and s['roi_source'] == 'annotation'
+    if lost:
+        odd += [f"{len(view['geometries'])} regions skipped: "
+                f"{name} has no valid size in image_sizes.csv"]
     image, skipped = enhance(
         image, s['roi_source'], [] if lost else view['geometries'], view['original_px'],
         s['clahe_extent'], s['clahe_clip'], s['clahe_tiles'])
@@ -160,7 +170,7 @@ def _make_view(view, side, s):
 def make_tensor(
     task:dict, # from `make_tasks`
     settings:dict, # from `tensor_settings`
-) -> dict: # x (views + 1, S, S) float32 in [0, 1], label, ids, age, density, real (views,) bool, problems
+) -> dict: # x (views + 1, S, S) float32 in [0, 1], real (views,) bool, label, ids, age, ...
     "Turn one breast into its tensor; a missing view stays black."
     size, n = settings['image_size'], len(task['views'])
     x, real, problems = torch.zeros(n + 1, size, size), torch.zeros(n, dtype=torch.bool), []
@@ -182,7 +192,8 @@ def read_tensor(
         raise ValueError(f'{path} is no regular file: delete it and run again')
     try: d = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
-        raise ValueError(f'{path} is no tensor file ({type(e).__name__}): delete it and run again') from e
+        raise ValueError(
+            f'{path} is no tensor file ({type(e).__name__}): delete it and run again') from e
     if not isinstance(d, dict) or 'x' not in d:
         raise ValueError(f'{path} holds no breast: delete it and run again')
     return d
@@ -193,18 +204,20 @@ def check_tensor(
     task:dict, # what it should be made from
     image_size:int, # side in pixels
 ) -> list: # sentences; empty where all is well
-    "Hold one tensor against its breast: shape, dtype, range, label, ids, rows that decode, real views."
+    "Hold a tensor against its breast: shape, dtype, range, label, ids, decoded rows, real views."
     x, wrong, shape = d['x'], [], (len(task['views']) + 1, image_size, image_size)
     if tuple(x.shape) != shape: return [f'shape {tuple(x.shape)}, expected {shape}']
     if x.dtype != torch.float32: wrong.append(f'dtype {x.dtype}, expected float32')
     low, high = x.amin((1, 2)), x.amax((1, 2)) # one per channel
     if not (0 <= low.min() and high[-1] <= 1.2): # age/100 may pass 1
         wrong.append(f'values from {low.min()} to {high.max()}')
-    if not high[:-1].max() <= 1: wrong.append(f'image values up to {high[:-1].max()}, expected at most 1')
+    if not high[:-1].max() <= 1:
+        wrong.append(f'image values up to {high[:-1].max()}, expected at most 1')
     for k in ('label', 'patient_id', 'side'):
         if d[k] != task[k]: wrong.append(f'{k} {d[k]!r}, the sheet says {task[k]!r}')
     if not torch.equal(x[-1], encode_rows(task['age_years'], task['density'], image_size)):
-        wrong.append(f"third channel decodes to {decode_rows(x).tolist()}, not to age {task['age_years']} "
+        wrong.append(f"third channel decodes to {decode_rows(x).tolist()}, "
+                     f"not to age {task['age_years']} "
                      f"and density {task['density']!r}")
     if (~d['real'] & (high[:-1] > 0)).any(): wrong.append('a view that is missing is not black')
     return wrong
@@ -224,7 +237,7 @@ def save_tensor(
     settings:dict, # from `tensor_settings`
     folder:str|Path, # where to
 ) -> dict: # the breast's row of the manifest
-    "Make, check and write one breast's tensor, the same bytes each time; nothing without any image."
+    "Make, check and write a breast's tensor, the same bytes each time; nothing without images."
     cv2.setNumThreads(1) # one process per core is faster than threads inside one image
     name, d = tensor_name(task['patient_id'], task['side']), make_tensor(task, settings)
     row = _manifest_row(d, task, settings['image_size'], name)
@@ -261,7 +274,8 @@ def _save_all(tasks, settings, folder, n_jobs):
         with tqdm(tasks, 'tensors', unit='breast', disable=len(tasks) < 2) as queue:
             return Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue)
     except TerminatedWorkerError:
-        raise OSError('a process that made tensors was killed, perhaps as memory ran out: what was finished is '
+        raise OSError('a process that made tensors was killed, perhaps as memory ran out: '
+                      'what was finished is '
                       'kept, run again with fewer n_jobs') from None
 
 # %% ../nbs/02_tensorize.ipynb #4e1be789
@@ -295,15 +309,16 @@ def list_tasks(
     cfg:TensorConfig, # settings
     data:DataSet, # whose breasts
 ) -> list: # from `make_tasks`
-    "Breasts of a data set as tasks; raise ValueError where there is none, or no region and one is needed."
+    "Breasts of a data set as tasks; raise ValueError where none is there, or no region needed."
     root = cfg.data_root
     roi_source = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)['roi_source']
     if roi_source == 'annotation':
         data.need_regions(cfg.modality)
         lost = data.unmatched.image_name
         if cfg.strict and len(lost):
-            raise ValueError(f'strict: {len(lost)} of {len(data.regions)} regions are on images that the sheet does '
-                             f'not name, such as {lost.iloc[0]!r}: correct the region file, or run without strict')
+            raise ValueError(f'strict: {len(lost)} of {len(data.regions)} regions are on images '
+                             f'that the sheet does not name, such as {lost.iloc[0]!r}: '
+                             'correct the region file, or run without strict')
     table = breasts(data.images, cfg.modality, cfg.label_scope, cfg.view_copy)
     tasks = make_tasks(table, data.images, data.regions)
     if not tasks:
@@ -312,15 +327,18 @@ def list_tasks(
     return tasks
 
 # %% ../nbs/02_tensorize.ipynb #6a701615
-_MANIFEST = ['file', 'patient_id', 'side', 'label', 'age_years', 'density', 'density_source'] # then has_cc, ...
+# then has_cc, ...
+_MANIFEST = ['file', 'patient_id', 'side', 'label', 'age_years', 'density', 'density_source']
 
 def _write_problems(rows, folder, strict):
-    "Name breasts with problems in `problems.csv`; raise ValueError where there are any and `strict` is set."
-    odd, path = rows.loc[rows.problems != '', ['patient_id', 'side', 'problems']], folder/'problems.csv'
+    "Name breasts with problems in `problems.csv`; with `strict`, raise ValueError for any."
+    odd, path = rows.loc[rows.problems != '',
+                         ['patient_id', 'side', 'problems']], folder/'problems.csv'
     write_atomic(path, odd.to_csv(index=False).encode())
     if not (strict and len(odd)): return
     first = '; '.join(f'P{o.patient_id}_{o.side} {o.problems}' for o in odd.head(3).itertuples())
-    raise ValueError(f'strict: {len(odd)} of {len(rows)} breasts have problems, such as {first}; all are in '
+    raise ValueError(f'strict: {len(odd)} of {len(rows)} breasts have problems, such as {first}; '
+                     'all are in '
                      f'{path}: correct or remove these files, or run without strict')
 
 def tensorize(
@@ -349,12 +367,13 @@ def tensorize(
 def read_manifest(
     tensor_dir:str|Path, # folder of `tensorize`
 ) -> pd.DataFrame: # one row per breast; density '' where missing
-    "Read the list of tensors; raise ValueError, naming the line, where there is none or it is not as it was."
+    "Read the list of tensors; raise ValueError, naming the line, where it is absent or altered."
     path, advice = run_file(tensor_dir, 'manifest'), 'run cesm_tensorize again'
     if not path.exists(): raise ValueError(f'{path} is absent: run cesm_tensorize first')
     check_digests(tensor_dir, path.name)
     with reading(path, 'table', advice) as file:
-        table = pd.read_csv(file, dtype={'side': str}, keep_default_na=False, na_values={'age_years': ['']})
+        table = pd.read_csv(file, dtype={'side': str}, keep_default_na=False,
+                            na_values={'age_years': ['']})
     absent = [c for c in _MANIFEST if c not in table]
     if absent: raise ValueError(f'{path} has no column {absent}; expected {_MANIFEST}: {advice}')
     check_manifest(table, path)
@@ -378,7 +397,8 @@ def plot_tensor_sheet(
 ): # the figure
     "Show CC beside MLO of some breasts of each class, framed in the colour of the class."
     manifest = read_manifest(tensor_dir)
-    fig, axs = plt.subplots(len(CLASSES), n_per_class, figsize=(2.6*n_per_class, 4.4), squeeze=False)
+    fig, axs = plt.subplots(len(CLASSES), n_per_class, figsize=(2.6*n_per_class, 4.4),
+                            squeeze=False)
     for row, (label, c) in zip(axs, enumerate(CLASSES)):
         files = manifest.file[manifest.label == label]
         for ax, file in zip(row, np.random.default_rng(seed).permutation(files)):
@@ -400,4 +420,5 @@ def main(
     source = 'PHANTOM' if read_tensor_settings(cfg.tensor_dir)['phantom'] else 'real images'
     odd = len(pd.read_csv(Path(cfg.tensor_dir)/'problems.csv'))
     more = ': see problems.csv there' if odd else ''
-    print(f'{len(manifest)} breasts ({source}) in {cfg.tensor_dir}; {odd} breasts with problems{more}')
+    print(f'{len(manifest)} breasts ({source}) in {cfg.tensor_dir}; '
+          f'{odd} breasts with problems{more}')

@@ -200,7 +200,7 @@ def predict(
     team:Optional[PartialState]=None, # processes that share the work; None: this one does it all
     rows:Optional[torch.Tensor]=None, # what frozen backbones see, see `look_once`; None: look now
 ) -> torch.Tensor: # (n, 3) float32 logits on the CPU
-    "Compute logits without augmentation; where the model says `flip_test`, with those of mirror images."
+    "Compute logits without augmentation; with `flip_test`, averaged over mirror images."
     model.eval()
     if model.settings.get('probe'): return _answer(model, data, rows)[index].cpu()
     logits = torch.zeros(len(index), len(CLASSES), device=index.device)
@@ -262,7 +262,7 @@ def validate(
 
 # %% ../nbs/04_train_colab_t4.ipynb #f60eea31
 def _keep(t, row, checkpoints):
-    "Take in what an epoch gave; the main process writes the state, and the weights where they are the best."
+    "Take in an epoch's scores; the main process writes the state, and the weights if best."
     if t.schedule == 'plateau': t.sched.step(row['val_loss'])
     t.history.append(row)
     best = (value := judge(row, t.keep)) > t.best_accuracy
@@ -421,7 +421,7 @@ def fit(
     cfg:TrainConfig, # settings
     report:Optional[Callable]=None, # see `train_loop`; None shows nothing but a progress bar
 ) -> Run: # what was made
-    "Make a run folder from data to predictions; raise ValueError where something cannot serve or another process is in it."
+    "Make a run folder from data to predictions; raise ValueError where it is in use or unfit."
     team, cfg = _join(cfg)
     (switches, device, dtype), start, alone = check_config(cfg), time.time(), nullcontext()
     if team.is_main_process:

@@ -115,7 +115,8 @@ def parse_make(monkeypatch, args, folder):
     for f in ('.venv/.ready', 'Makefile'): # the newest file: nothing to set up
         if not (folder/f).exists(): (folder/f).write_bytes((ROOT/f).read_bytes() if f == 'Makefile' else b'')
     for f in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): os.utime((folder/f).write_text('') and folder/f or folder/f, (1, 1))
-    said = subprocess.run(['make', '-n', *args], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    alone = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')} # as if make had not started this test
+    said = subprocess.run(['make', '-n', *args], cwd=folder, env=alone, capture_output=True, text=True, timeout=PATIENCE)
     assert said.returncode == 0 and 'pip install' not in said.stdout, said.stdout + said.stderr
     for line in said.stdout.splitlines():
         program, rest = words_of(line.split(' timeout 3600 ')[-1].removeprefix('OMP_NUM_THREADS=1 '))

@@ -12,6 +12,8 @@ from cesm_nb.settings import TensorConfig
 from cesm_nb.tensorize import tensorize
 from conftest import PATIENCE
 
+BIN = Path(sys.executable).parent
+
 
 @pytest.fixture(scope='module')
 def made(module_path):
@@ -28,9 +30,12 @@ def same_files(a, b):
 
 
 def test_two_processes(made, tmp_path):
-    cfg, manifest = made
-    assert tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=2)).equals(manifest)
-    assert same_files(cfg.tensor_dir, tmp_path)
+    "By the command, which no pool of another test can reach."
+    cfg, _ = made
+    words = ['--data-root', cfg.data_root, '--tensor-dir', tmp_path/'two', '--run-dir', tmp_path/'run', '--n-jobs', '2']
+    done = subprocess.run([BIN/'cesm_tensorize', *words], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert same_files(cfg.tensor_dir, tmp_path/'two')
 
 
 def test_dask_cluster(made, tmp_path):
