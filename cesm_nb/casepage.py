@@ -6,6 +6,7 @@
 __all__ = ['looked_at', 'draw_views', 'summarise', 'page_of']
 
 # %% ../nbs/07e_casepage.ipynb #ca5e0004
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -36,6 +37,14 @@ def looked_at(
     return {v: np.mean(each, 0) for v, each in out.items()}
 
 # %% ../nbs/07e_casepage.ipynb #ca5e001f
+_READ_PX = 600 # longer side of an image as read on the page: about what it is drawn at
+
+def _reduced(image):
+    "A copy of an image that is not drawn in more pixels than it is shown with."
+    scale = _READ_PX/max(image.shape)
+    if scale >= 1: return image
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
 def draw_views(
     case:Case, # as read
     member:Member, # the model
@@ -49,7 +58,7 @@ def draw_views(
     fig, axs = plt.subplots(len(rows), 3, figsize=(7.5, 2.7*len(rows)), squeeze=False)
     maps = looked_at(member, prepared, target)
     for ax, (i, key, name) in zip(axs, rows):
-        ax[0].imshow(case.views[key].image, cmap='gray', vmin=0, vmax=255)
+        ax[0].imshow(_reduced(case.views[key].image), cmap='gray', vmin=0, vmax=255)
         for a in ax[1:]: a.imshow(prepared.views[i], cmap='gray', vmin=0, vmax=255)
         if name in maps:
             ax[2].imshow(maps[name], cmap='inferno', vmin=0, vmax=1, alpha=.7*maps[name])

@@ -102,6 +102,17 @@ def _largest_object(mask):
     outer, _ = cv2.findContours(largest, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros_like(mask), outer, -1, 1, cv2.FILLED)
 
+_LARGE = 41 # diameter from which on a disc is faster as a sum over it, by a discrete Fourier transform
+
+def _close(mask, disc):
+    "Morphological closing of a mask of 0 and 1, away from its edges."
+    if len(disc) < _LARGE: return cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc)
+    for _ in range(2): # grown and turned over, twice
+        total = cv2.filter2D(mask.astype(np.float32), -1, disc.astype(np.float32),
+            borderType=cv2.BORDER_CONSTANT)
+        mask = (total < .5).astype(np.uint8)
+    return mask
+
 def segment_breast(
     image:np.ndarray, # (h, w) uint8
 ) -> np.ndarray: # (h, w) uint8, 1 in the breast; all 0 where there is none
@@ -118,7 +129,7 @@ def segment_breast(
     n = disc.shape[0]
     # the chest wall touches the edge
     framed = cv2.copyMakeBorder(object_, n, n, n, n, cv2.BORDER_REPLICATE)
-    return _largest_object(cv2.morphologyEx(framed, cv2.MORPH_CLOSE, disc)[n:-n, n:-n])
+    return _largest_object(_close(framed, disc)[n:-n, n:-n])
 
 # %% ../nbs/01_roi_clahe.ipynb #40d4e234
 CLIP_TOLERANCE = .1 # share by which the limit that OpenCV applies may miss the one asked for
