@@ -91,7 +91,8 @@ def score_test(
 def find_best_epoch(
     history:pd.DataFrame, # of a run
 ) -> int: # the first epoch of the best validation accuracy, whose weights chapter 04 keeps
-    "Find the epoch that was selected."
+    "Find the epoch that was selected; the last where nobody validated."
+    if history.val_accuracy.isna().all(): return int(history.epoch.iloc[-1])
     return int(history.epoch[history.val_accuracy.idxmax()])
 
 # %% ../nbs/05_eval_and_figures.ipynb #50647998

@@ -41,7 +41,7 @@ class Grid:
     "Variants of one run, trained on the same folds and seeds."
     base:dict # fields of `TrainConfig` that all share
     variants:dict # name -> fields of `TrainConfig` that differ, and `data`: a name below
-    n_folds:int = 5 # folds of the cross-validation; 0: one 70/15/15 split for each seed
+    n_folds:int = 5 # folds where a variant names no other; 0: one 70/15/15 split for each seed
     seeds:tuple = (0,) # one repeat each: of weights and order, and of the split without split_seed
     data:dict = None # name -> arguments of `alter_regions`
     rescore:dict = None # name -> of: a variant; roi_source or data: how its test images are made
@@ -106,6 +106,7 @@ def make_grid(
                 pairs=tuple(map(tuple, g.pairs)))
     _check_repeats(g)
     for name, change in g.variants.items():
+        _check_repeats(replace(g, n_folds=change.get('n_folds', g.n_folds)))
         check_config(make_config(g.base | {k: v for k, v in change.items() if k != 'data'}))
     names = [*g.variants, *g.rescore]
     asked = [(n, names) for pair in g.pairs for n in pair]
@@ -166,7 +167,8 @@ def plan_runs(
     for name, change in grid.variants.items():
         which = change.get('data')
         own = {k: v for k, v in change.items() if k != 'data'}
-        cfg = make_config(grid.base | own | dict(data_root=at[which], n_folds=grid.n_folds))
+        own = dict(n_folds=grid.n_folds) | own | dict(data_root=at[which])
+        cfg = make_config(grid.base | own)
         where = str(Path(cfg.weights_dir).expanduser().resolve()) if cfg.weights_dir else ''
         cfg = replace(cfg, tensor_dir=_tensor_dir(cfg, read[which], runs), weights_dir=where)
         cfg = replace(cfg, **check_config(cfg)[0])
@@ -174,7 +176,7 @@ def plan_runs(
         folder = Path(runs)/_digest(_changed(cfg) | what)
         out += [
             Planned(name, replace(cfg, seed=s, fold=k, run_dir=str(folder/f'seed{s}-fold{k}')))
-            for s in grid.seeds for k in range(max(1, grid.n_folds))]
+            for s in grid.seeds for k in range(max(1, cfg.n_folds))]
     return sorted(out, key=lambda p: grid.seeds.index(p.cfg.seed)) # one seed of all comes first
 
 # %% ../nbs/05i_grids.ipynb #85b99495

@@ -41,7 +41,7 @@ from .model import check_batch
 from .runs import (
     BEST, CHECKPOINTS, STATE, Run, clean_run, digest_file, find_commit,
     find_run, run_file, seal_run, write_atomic, write_csv, write_json)
-from .settings import TrainConfig, check_ranges, normalises_input, switches_of
+from .settings import TrainConfig, check_ranges, check_together, normalises_input, switches_of
 from .splits import SPLITS, split_breasts
 from .stats import score
 from .tensorize import prepare, read_tensor_settings, tensorize
@@ -53,8 +53,7 @@ def check_config(
 ) -> tuple: # (the protocol's switches, torch.device, dtype to compute in or None)
     "Raise ValueError where settings cannot work, before anything is made."
     check_ranges(cfg)
-    if cfg.splits_csv and cfg.n_folds:
-        raise ValueError(f'splits_csv and n_folds={cfg.n_folds} both make a split: use one of them')
+    check_together(cfg)
     check_arguments(asdict(cfg), switches := switches_of(cfg))
     return switches, *pick_device(cfg.device, cfg.mixed_precision)
 
@@ -257,7 +256,7 @@ def validate(
     "Score the validation set; raise FloatingPointError where its loss is not finite."
     logits, label = predict(t.judged, data, index, t.dtype, team=t.team, rows=t.rows), data.label[index].cpu()
     loss = nn.functional.cross_entropy(logits, label, weight.cpu())
-    check_finite(loss[None], 'validation')
+    if len(index): check_finite(loss[None], 'validation') # else nobody validates: NaN
     return dict(val_loss=loss.item()) | name_scores('val', label.numpy(), logits.softmax(1).numpy())
 
 # %% ../nbs/04_train_colab_t4.ipynb #f60eea31
