@@ -222,9 +222,9 @@ def is_finished(
     "Say whether a run is there already."
     run = Path(cfg.run_dir)
     if not all(run_file(run, k).exists() for k in _LEFT): return False
-    there = asdict(TrainConfig()) | read_config(run)['settings']
+    stored = asdict(TrainConfig()) | read_config(run)['settings']
     asked = _settings(cfg) | dict(seed=cfg.seed, fold=cfg.fold)
-    return all(there.get(k) == v for k, v in asked.items())
+    return all(stored.get(k) == v for k, v in asked.items())
 
 def run_section(
     notebook:str|Path, # chapter 04
@@ -375,8 +375,8 @@ def say_seeds(
     groups = {}
     for name, seeds in done.items(): groups.setdefault(seeds, []).append(name)
     if list(groups) == [grid.seeds]: return f'seeds {_listed(grid.seeds)}'
-    said = [f'{"; ".join(names)}: {_listed(seeds) or "none"}' for seeds, names in groups.items()]
-    return f'INCOMPLETE, finished of seeds {_listed(grid.seeds)}: {" | ".join(said)}'
+    parts = [f'{"; ".join(names)}: {_listed(seeds) or "none"}' for seeds, names in groups.items()]
+    return f'INCOMPLETE, finished of seeds {_listed(grid.seeds)}: {" | ".join(parts)}'
 
 # %% ../nbs/05i_grids.ipynb #88db534b
 def _read_rescored(run, tensor_dir):
@@ -409,7 +409,7 @@ def read_tests(
             cfgs = [p.cfg for p in plan if (p.variant, p.cfg.seed) == (variant, s)]
             out.setdefault(name, {})[s] = _read_seed(cfgs, other)
     if out: return out
-    there = [p.variant for p in plan if is_finished(p.cfg)]
-    counts = '; '.join(f'{v!r} {there.count(v)}' for v in grid.variants)
+    finished = [p.variant for p in plan if is_finished(p.cfg)]
+    counts = '; '.join(f'{v!r} {finished.count(v)}' for v in grid.variants)
     raise ValueError(f'no seed of any variant is complete: of {len(plan)//len(grid.variants)} runs '
                      f'of each variant there are {counts}; run it on without --only-results')

@@ -45,9 +45,9 @@ def say_prices(
 ) -> str: # one sentence, dearest first
     "Put the prices of leaks into words."
     order = prices.sort_values('worth', ascending=False)
-    said = [f'{leak} {o.worth:+.3f}' + ('' if o.known else ' (not told from chance)')
+    words = [f'{leak} {o.worth:+.3f}' + ('' if o.known else ' (not told from chance)')
             for leak, o in order.iterrows()]
-    return f'Worth in macro AUC above chance, without an image: {", ".join(said)}.'
+    return f'Worth in macro AUC above chance, without an image: {", ".join(words)}.'
 
 # %% ../nbs/06e_leaks.ipynb #01f7b46a
 _WORDS = dict(train='train training', val='val valid validation dev', test='test testing')
@@ -177,7 +177,7 @@ def main_splits(
     except FileNotFoundError:
         found, note = None, f'\n{data} is no data set: labels and files were not looked at'
     table = audit_split(parts, None if found is None else found.images)
-    said = say_split(table, Path(splits).name, found is not None and found.phantom)
+    sentence = say_split(table, Path(splits).name, found is not None and found.phantom)
     Path(out).mkdir(parents=True, exist_ok=True)
     write_atomic(Path(out)/'split_audit.csv', table.to_csv().encode())
-    print(f'{said}\n\n{table.to_string()}{note}')
+    print(f'{sentence}\n\n{table.to_string()}{note}')

@@ -219,12 +219,12 @@ def pen_regions(
     h, w = shape
     stray = dict(name='ellipse', cx=w//2, cy=round(h*(.4 + .2*rng.random())), rx=w//12, ry=w//15)
     if breast.pen in ('stray', 'anywhere'): return [stray]
-    drawn = [_pen_shape(o, breast.kind, shape, rng) for o in outlines]
-    if not drawn or breast.pen == 'drawn': return drawn
+    shapes = [_pen_shape(o, breast.kind, shape, rng) for o in outlines]
+    if not shapes or breast.pen == 'drawn': return shapes
     cx, cy = np.round(outlines[0].mean(0)).astype(int).tolist()
-    if breast.pen == 'with point': return drawn + [dict(name='point', cx=cx, cy=cy)]
+    if breast.pen == 'with point': return shapes + [dict(name='point', cx=cx, cy=cy)]
     x, y = [cx + o for o in (-6, 0, 5, 9)], [cy + o for o in (9, 3, 6, -2)]
-    return drawn + [dict(name='polyline', all_points_x=x, all_points_y=y)]
+    return shapes + [dict(name='polyline', all_points_x=x, all_points_y=y)]
 
 # %% ../nbs/00d_phantom.ipynb #4eb79ebd
 BIRADS = ((1, 1), (2, 3), (4, 5)) # by label
@@ -301,9 +301,9 @@ def _write_breast(
         data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
         _write_new(root/FOLDERS[o.modality]/f'{o.name}.jpg', data)
         rng = stream(seed, 'pen', *breast_key(breast, o.view, MODALITIES.index(o.modality), o.copy))
-        drawn = pen_regions(breast, outlines, image.shape, rng)
-        rows += [(f'{o.name.strip()}.jpg', len(data), '{}', len(drawn), i, json.dumps(d, separators=(',', ':')), '{}')
-                 for i, d in enumerate(drawn)]
+        shapes = pen_regions(breast, outlines, image.shape, rng)
+        rows += [(f'{o.name.strip()}.jpg', len(data), '{}', len(shapes), i, json.dumps(d, separators=(',', ':')), '{}')
+                 for i, d in enumerate(shapes)]
     return rows
 
 # %% ../nbs/00d_phantom.ipynb #dace6b13

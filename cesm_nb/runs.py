@@ -135,8 +135,8 @@ def seal_run(
 ):
     "Write `status.json` with the digests of all files as they are now."
     status = status or read_status(run_dir)
-    there = [k for k in (*_SEALED, *more) if (Path(run_dir)/k).exists()]
-    digests = status.get('digests', {}) | {k: digest_file(Path(run_dir)/k) for k in there}
+    present = [k for k in (*_SEALED, *more) if (Path(run_dir)/k).exists()]
+    digests = status.get('digests', {}) | {k: digest_file(Path(run_dir)/k) for k in present}
     write_json(status | dict(digests=digests), run_file(run_dir, 'status'))
 
 # %% ../nbs/04a_runs.ipynb #b32e2d6d
@@ -310,15 +310,14 @@ def find_run(
         if not (run_dir/CHECKPOINTS).exists(): return {}
         raise ValueError(f'{run_dir} holds checkpoints but no {RUN_FILES["config"]}: {advice}')
     if not resume: raise ValueError(f'{run_dir} holds a run: {advice}, or set resume=True')
-    there = read_config(run_dir)
-    old, new = _facts(there), _facts(config)
+    kept = read_config(run_dir)
+    old, new = _facts(kept), _facts(config)
     other = '; '.join(
         f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in new.items() if old.get(k) != v)
     if other: raise ValueError(f'{run_dir} holds a run with other settings ({other}): {advice}')
-    dealt = run_file(run_dir, 'splits')
-    if dealt.exists() and dealt.read_text() != splits.to_csv(index=False):
-        raise ValueError(f'{run_dir} holds a run with another split, see {dealt}: {advice}')
-    return there
+    if (f := run_file(run_dir, 'splits')).exists() and f.read_text() != splits.to_csv(index=False):
+        raise ValueError(f'{run_dir} holds a run with another split, see {f}: {advice}')
+    return kept
 
 # %% ../nbs/04a_runs.ipynb #650f51ab
 def _hold_together(run_dir, predictions, history):

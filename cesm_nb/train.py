@@ -106,8 +106,8 @@ def _forward(model, data, idx, dtype, change=lambda views: views, **more):
     if _other(model) != 'none' and data.mate is not None:
         mate = data.mate[idx]
         x, real = _show(data, mate.clamp(min=0), change)
-        there = mate >= 0
-        shown = *shown, x*there[:, None, None, None], real & there[:, None]
+        has_mate = mate >= 0
+        shown = *shown, x*has_mate[:, None, None, None], real & has_mate[:, None]
     with torch.autocast(data.views.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         logits = model(*shown, **more)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -133,8 +133,8 @@ def train_step(
 ) -> tuple: # this process's part of the loss (), its logits (b, 3), which of the batch they are
     "Augment, look, learn."
     mine = take_share(len(idx), t.team)
-    drawn, own = draw_changes(len(idx), generator, data.views.shape[1])[mine], idx[mine]
-    change = (lambda v: augment_views(v, cfg, drawn)) if cfg.augment else (lambda v: v)
+    changes, own = draw_changes(len(idx), generator, data.views.shape[1])[mine], idx[mine]
+    change = (lambda v: augment_views(v, cfg, changes)) if cfg.augment else (lambda v: v)
     both = cfg.other_breast == 'pair'
     out = _forward(t.stepper, data, own, t.dtype, change, **dict(joint=True) if both else {})
     other = torch.where((mate := data.mate[own]) < 0, -1, data.label[mate]) if both else None
@@ -355,13 +355,13 @@ def start_training(
     fresh = replace(cfg, pretrained=from_imagenet, normalise_input=normalises_input(asdict(cfg)))
     t = Training(fresh, switches, device, dtype)
     config = describe_run(cfg, t.model, device, dtype, splits)
-    there = find_run(cfg.run_dir, config, splits, cfg.resume)
+    kept = find_run(cfg.run_dir, config, splits, cfg.resume)
     if last.exists():
         load_training(t, last)
-        config['weights_source'] = there['weights_source']
+        config['weights_source'] = kept['weights_source']
     session = {k: config[k] for k in ('commit', 'versions', 'device', 'precision')}
     session |= dict(first_epoch=len(t.history) + 1, processes=t.team.num_processes)
-    config['sessions'] = [*there.get('sessions', []), session]
+    config['sessions'] = [*kept.get('sessions', []), session]
     if len(t.history) > cfg.epochs:
         raise ValueError(
             f'{cfg.run_dir} has {len(t.history)} epochs already, epochs={cfg.epochs} is fewer: '
@@ -429,9 +429,9 @@ def fit(
         cfg, alone = replace(cfg, run_dir=str(run_dir)), lock_folder(run_dir)
     with alone:
         if team.is_main_process: clean_run(run_dir)
-        made = tell_all((ready := prepare(cfg), tensorize(ready)) if team.is_main_process else None, team)
-        cfg = replace(made[0], device=cfg.device)
-        return _fit(cfg, made[1], switches, device, dtype, team, start, report)
+        prepared = tell_all((ready := prepare(cfg), tensorize(ready)) if team.is_main_process else None, team)
+        cfg = replace(prepared[0], device=cfg.device)
+        return _fit(cfg, prepared[1], switches, device, dtype, team, start, report)
 
 # %% ../nbs/04_train_colab_t4.ipynb #5514aaf4
 @one_way_out('cesm_train')
