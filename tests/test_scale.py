@@ -42,8 +42,8 @@ def test_dask_cluster(made, tmp_path):
     distributed = pytest.importorskip('distributed', reason="pip install 'cesm_nb[dask]' to test a cluster")
     cfg, manifest = made
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster):
-        with joblib.parallel_config('dask'): there = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
-    assert there.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
+        with joblib.parallel_config('dask'): present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
+    assert present.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
 
 
 def test_ray_cluster(made, tmp_path):
@@ -53,9 +53,9 @@ def test_ray_cluster(made, tmp_path):
     register_ray()
     ray.init(num_cpus=2, include_dashboard=False)
     try:
-        with joblib.parallel_config('ray'): there = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
+        with joblib.parallel_config('ray'): present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
     finally: ray.shutdown()
-    assert there.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
+    assert present.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
 
 
 def test_memory_of_a_process(made, tmp_path):
