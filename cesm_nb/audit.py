@@ -150,7 +150,8 @@ def run_controls(
             f'the smallest class, {CLASSES[counts.argmin()]}, has {counts.min()} breasts, '
             f'fewer than {cfg.n_folds} folds: all three classes are needed; use more breasts, or '
             'fewer folds (at least 3) with --n-folds')
-    of = {(k, u): [c for c in controls if c.label == k and u in c.units] for k in labels for u in BOTH}
+    of = {(k, u): [c for c in controls if c.label == k and u in c.units] for k in labels
+          for u in BOTH}
     seeds = range(cfg.seed, cfg.seed + cfg.n_repeats)
     asked = [(k, u, s) for (k, u), some in of.items() if some for s in seeds]
     found = dict(zip(asked, _queue([
@@ -326,7 +327,8 @@ def main(
     table, page, answer = write_audit(data, out, regions, cfg)
     shown = show_controls(table, ('accuracy', 'auc', 'log_loss')).to_string()
     mark = 'PHANTOM, ' if answer.startswith('PHANTOM') else ''
-    print(shown, answer, f'{mark}page: {page} (git ignores runs/, other folders perhaps not)', sep='\n\n')
+    print(shown, answer, f'{mark}page: {page} (git ignores runs/, other folders perhaps not)',
+          sep='\n\n')
 
 # %% ../nbs/06_leakage_audit.ipynb #93f17673
 DEMO = AuditConfig(n_repeats=1, n_trees=20, n_draws=200, n_jobs=1)
