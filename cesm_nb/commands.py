@@ -201,6 +201,8 @@ def cesm_predict(
                     help='answer where the case is unlike those of training')
     ap.add_argument('--pages', action=argparse.BooleanOptionalAction, default=True,
                     help='a page per case')
+    ap.add_argument('--dicom-out', action='store_true',
+                    help='picture and report as DICOM too (extra sr)')
     o = ap.parse_args(args)
     from cesm_nb.predict import main
     main(o)

@@ -357,9 +357,9 @@ def make_phantom(
     if signal < 0: raise ValueError(f'signal is {signal}: expected at least 0')
     if size_px < 64: raise ValueError(f'size_px is {size_px}: expected at least 64')
     root, plan = Path(root), plan_phantom(n_patients, seed, clinical, leaks=leaks)
-    wish = dict(n_patients=n_patients, seed=seed, signal=signal, clinical=clinical, size_px=size_px)
-    if leaks is not None: wish['leaks'] = sorted(leaks)
-    _claim(root, wish)
+    note = dict(n_patients=n_patients, seed=seed, signal=signal, clinical=clinical, size_px=size_px)
+    if leaks is not None: note['leaks'] = sorted(leaks)
+    _claim(root, note)
     if (root/'truth.csv').exists(): return root # written last: the phantom is complete
     images, threads = list_images(plan, seed), cv2.getNumThreads()
     jobs = (delayed(_write_breast)(o, images[images.breast == o.Index], root, seed, signal, size_px)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .alike import describe_alike, name_groups_of, predict_held, read_own
 from .ask import Member, ask, export_for_cases, open_member, prepare_case
-from .casepage import page_of
+from .casepage import make_dicom, need_highdicom, page_of, to_bytes
 from .data import CLASSES, KEYS, PROBS, read_regions
 from .dicom import Case, read_case
 from .familiar import describe_training, doubts
@@ -245,6 +245,7 @@ def write_answer(
     page:bytes, # from `page_of`; empty: none is written
     out:Path, # folder
     number:int, # of the case in this folder, from 1
+    dicom:tuple=(), # from `make_dicom`; empty: none is written
 ):
     "Write an answer; of the case's name, what may leave the folder does not enter the file's."
     stem = ''.join(c if c.isalnum() or c in '-_' else '_' for c in answer.name)[:60]
@@ -252,6 +253,8 @@ def write_answer(
         k: getattr(answer, k) for k in ('called', 'certainty', 'alike', 'costs')}
     write_json(found, out/f'{number:03d}-{stem}.json')
     if page: write_atomic(out/f'{number:03d}-{stem}.html', page)
+    for kind, ds in zip(('picture', 'report'), dicom):
+        write_atomic(out/f'{number:03d}-{stem}-{kind}.dcm', to_bytes(ds))
 
 # %% ../nbs/07_predict.ipynb #c958e983
 def predict_cases(
@@ -261,9 +264,11 @@ def predict_cases(
     regions:Optional[pd.DataFrame]=None, # see `predict_case`
     anyway:bool=False, # see `predict_case`
     pages:bool=True, # write a page per case
+    dicom:bool=False, # write picture and report of each case as DICOM too
     **options, # of `read_case`, for all cases
 ) -> pd.DataFrame: # one row per case, with `problem` where it could not be used
-    "Predict cases and write what was found."
+    "Predict cases and write what was found; raise ValueError where DICOM cannot be written."
+    if dicom: need_highdicom() # before the work, not after it
     out, rows = Path(out), []
     out.mkdir(parents=True, exist_ok=True)
     for i, (files, own) in enumerate(tqdm(cases, 'cases', unit='case', disable=len(cases) < 2), 1):
@@ -276,14 +281,15 @@ def predict_cases(
             continue
         rows.append(to_row(answer))
         page = page_of(case, answer, experts) if pages else b''
-        write_answer(answer, page, out, i)
+        extra = make_dicom(case, answer, experts[0].member) if dicom else ()
+        write_answer(answer, page, out, i, extra)
     table = pd.DataFrame(rows)
     write_csv(table, run_file(out, 'predictions'))
     return table
 
 # %% ../nbs/07_predict.ipynb #9ed00011
 def main(
-    options, # `what`, `run`, `out`, `regions`, `anyway`, `pages`, and those of `read_case`
+    options, # `what`, `run`, `out`, `regions`, `anyway`, `pages`, `dicom_out`, and those of `read_case`
 ):
     "What `cesm_predict` does; raise ValueError or OSError with a sentence where it cannot."
     given = {k: v for k, v in vars(options).items()
@@ -292,7 +298,7 @@ def main(
     cases, experts = list_cases(options.what), open_experts(options.run)
     regions = read_regions(options.regions) if options.regions else None
     table = predict_cases(cases, experts, options.out, regions, options.anyway, options.pages,
-        **given)
+        options.dicom_out, **given)
     bad = table[table.problem != '']
     if len(bad) == len(table): raise ValueError(bad.problem.iloc[0])
     print('Research use only.' + (' PHANTOM: the model was trained on made-up images.' if

