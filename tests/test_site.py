@@ -220,6 +220,11 @@ def look(shown, folder):
     return json.loads(unescape(dom[1]))
 
 
+def offline(page):
+    "The same page without the badge, for whose image a browser would wait on a network."
+    return re.sub(r'<img[^>]*src="https://[^>]*>', '<svg width="117" height="20"></svg>', page)
+
+
 def darken(page): return page.replace('(prefers-color-scheme: dark)', 'all')
 
 
@@ -255,7 +260,7 @@ def reports(module_path):
 def seen(pages, reports, module_path):
     "What the browser makes of all pages on a phone and a screen, and of those of commands on paper, in dark and in print too."
     name = lambda stem: re.sub(r'^\d+[a-zA-Z0-9]*_', '', stem.lower()) + '.html'
-    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else page for k, page in pages.items()}
+    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else offline(page) for k, page in pages.items()}
     published = {f'published {p.parent.name}': p.as_uri() for p in sorted((ROOT/'results').rglob('*.html'))}
     dark = {f'{k} dark': darken(p) for k, p in reports.items()}
     printed = {f'{k} print': on_paper(p) for k, p in reports.items()}
