@@ -70,6 +70,18 @@ def test_grids_train_as_the_paper_says(name):
 def test_grid_files_are_grids(name): make_grid(read_yaml(name))
 
 
+@needs_fields
+def test_a_variant_may_have_folds_of_its_own(phantom, tmp_path):
+    "Three folds and four, counted so; folds and single splits, or too few, are refused."
+    def grid(n, **more): return make_grid(dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(a={}, b=dict(n_folds=n))) | more)
+    plan = plan_runs(grid(4), phantom, tmp_path)
+    found = {v: sorted((p.cfg.n_folds, p.cfg.fold) for p in plan if p.variant == v and p.cfg.seed == 1) for v in 'ab'}
+    assert found == dict(a=[(3, k) for k in range(3)], b=[(4, k) for k in range(4)])
+    with pytest.raises(ValueError, match='n_folds=2 is too small'): grid(2)
+    with pytest.raises(ValueError, match='b has n_folds=0 in a grid of n_folds=3: .* use a grid each'): grid(0)
+    with pytest.raises(ValueError, match='b has n_folds=3 in a grid of n_folds=0'): grid(3, n_folds=0)
+
+
 @pytest.mark.parametrize('name', ['regions', 'ablations'])
 def test_variants_differ_in_one_thing(name):
     assert all(len(v) <= 1 for v in read_yaml(name)['variants'].values())
