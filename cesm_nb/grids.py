@@ -62,6 +62,13 @@ def _check_repeats(g):
         raise ValueError(f'n_folds=0 tests other breasts with each seed, so {list(g.pairs[0])} '
                          'cannot be paired: remove pairs or use folds')
 
+def _check_folds(g, name, n):
+    "Raise ValueError where a variant's own folds do not fit the grid."
+    if (n == 0) != (g.n_folds == 0):
+        raise ValueError(f'variants: {name} has n_folds={n} in a grid of n_folds={g.n_folds}: folds and single splits '
+                         'are not put into one table, use a grid each')
+    _check_repeats(replace(g, n_folds=n))
+
 # %% ../nbs/05i_grids.ipynb #3161087b
 def _check_names(what, given, known, needed=()):
     "Raise ValueError where keys are unknown or absent."
@@ -106,7 +113,7 @@ def make_grid(
                 pairs=tuple(map(tuple, g.pairs)))
     _check_repeats(g)
     for name, change in g.variants.items():
-        _check_repeats(replace(g, n_folds=change.get('n_folds', g.n_folds)))
+        _check_folds(g, name, change.get('n_folds', g.n_folds))
         check_config(make_config(g.base | {k: v for k, v in change.items() if k != 'data'}))
     names = [*g.variants, *g.rescore]
     asked = [(n, names) for pair in g.pairs for n in pair]

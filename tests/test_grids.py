@@ -70,6 +70,29 @@ def test_grids_train_as_the_paper_says(name):
 def test_grid_files_are_grids(name): make_grid(read_yaml(name))
 
 
+def test_the_ladder_of_the_best_model_has_single_steps():
+    "`best` is configs/best.yaml; each variant changes one thing of it, be it two or three settings."
+    content, alone = read_yaml('best_grid'), read_yaml('best')
+    best = content['variants']['best']
+    assert {k: alone[k] for k in best} == best and {k: content['base'][k] for k in ('protocol', 'modality', 'pretrained')}.items() <= alone.items()
+    steps = {k: {s: v[s] for s in v if v[s] != best.get(s)} for k, v in content['variants'].items() if k not in ('clinical', 'best')}
+    one_thing = [{'probe_strength', 'probe_order'}, {'image_size', 'also_size', 'stretch_greys'}]
+    assert all(len(v) == 1 or set(v) in one_thing for v in steps.values()) and len({str(v) for v in steps.values()}) == len(steps)
+    assert {k for pair in content['pairs'] for k in pair} == set(content['variants'])
+
+
+@needs_fields
+def test_a_variant_may_have_folds_of_its_own(phantom, tmp_path):
+    "Three folds and four, counted so; folds and single splits, or too few, are refused."
+    def grid(n, **more): return make_grid(dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(a={}, b=dict(n_folds=n))) | more)
+    plan = plan_runs(grid(4), phantom, tmp_path)
+    found = {v: sorted((p.cfg.n_folds, p.cfg.fold) for p in plan if p.variant == v and p.cfg.seed == 1) for v in 'ab'}
+    assert found == dict(a=[(3, k) for k in range(3)], b=[(4, k) for k in range(4)])
+    with pytest.raises(ValueError, match='n_folds=2 is too small'): grid(2)
+    with pytest.raises(ValueError, match='b has n_folds=0 in a grid of n_folds=3: .* use a grid each'): grid(0)
+    with pytest.raises(ValueError, match='b has n_folds=3 in a grid of n_folds=0'): grid(3, n_folds=0)
+
+
 @pytest.mark.parametrize('name', ['regions', 'ablations'])
 def test_variants_differ_in_one_thing(name):
     assert all(len(v) <= 1 for v in read_yaml(name)['variants'].values())

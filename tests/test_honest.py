@@ -17,7 +17,7 @@ from cesm_nb.finished import export_run, load_run, predict_run
 from cesm_nb.inside import look_inside
 from cesm_nb.model import load_model
 from cesm_nb.phantom import make_phantom
-from cesm_nb.predict import certainty_of, open_experts
+from cesm_nb.predict import certainty_of, export_expert, open_experts
 from cesm_nb.runs import Run, read_parts, seal_run
 from cesm_nb.settings import make_config
 from cesm_nb.tensorize import read_manifest
@@ -204,6 +204,7 @@ def test_nothing_is_chosen_by_women_who_train(whole, tmp_path):
     assert 'there is no validation breast to fit it on' in text
     expert, = open_experts([more.run_dir])
     assert expert.training is None and certainty_of([expert]) == {}
+    with pytest.raises(ValueError, match="all but the test breasts trained: .* fit_on='train'"): export_expert(more.run_dir, tmp_path/'case')
 
 
 def test_a_history_without_validation_is_read_only_where_nobody_validates(whole, tmp_path):
