@@ -93,7 +93,7 @@ _FORM = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 <p><label>Window of a DICOM file, by number or name <input name="window" value="1" size="8">
 </label></p>
 <p><label><input type="checkbox" name="anyway" value="1">
-answer even where the case is unlike those of training</label></p>
+Answer even where the case is unlike those of training</label></p>
 <p><button>Ask</button> {{ kept }}</p></form>'''
 
 # %% ../nbs/07g_app.ipynb #3aa1788f

@@ -16,7 +16,7 @@ import torch
 
 from .ask import Member, Prepared, stack_prepared
 from .batches import assemble
-from .data import CHANNELS, CLASSES, SIDES, name_channels
+from .data import CHANNELS, CLASSES, PROBS, SIDES, name_channels
 from .dicom import ENERGY_NAMES, Case
 from .figures import mark_phantom
 from .inside import gradcam
@@ -48,6 +48,7 @@ def _reduced(image):
     if scale >= 1: return image
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
+# %% ../nbs/07e_casepage.ipynb #709d2f2a
 def draw_views(
     case:Case, # as read
     member:Member, # the model
@@ -62,21 +63,21 @@ def draw_views(
     maps = looked_at(member, prepared, target)
     for ax, (i, key, name) in zip(axs, rows):
         ax[0].imshow(_reduced(case.views[key].image), cmap='gray', vmin=0, vmax=255)
-        for a in ax[1:]: a.imshow(prepared.views[i], cmap='gray', vmin=0, vmax=255)
+        for a in ax[1:]: a.imshow(prepared.views[i].numpy(), cmap='gray', vmin=0, vmax=255)
         if name in maps:
             ax[2].imshow(maps[name], cmap='inferno', vmin=0, vmax=1, alpha=.7*maps[name])
-        ax[0].set_ylabel(f'{SIDES[case.side]} {key[1]}, {ENERGY_NAMES[key[0]]}', fontsize=8)
+        ax[0].set_ylabel(f'{SIDES[case.side]} {key[1]}, {ENERGY_NAMES[key[0]]}', fontsize=10)
         for a in ax: a.set(xticks=[], yticks=[])
     for a, title in zip(axs[0], ('as read', 'as the network saw it',
             'where it looked, not a lesion')):
-        a.set_title(title, fontsize=9)
+        a.set_title(title, fontsize=10)
     fig.tight_layout(pad=.4)
     mark_phantom(fig, member.preparation['phantom'])
     return fig
 
 # %% ../nbs/07e_casepage.ipynb #ca5e0007
 _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
-{% if phantom %}PHANTOM: trained on made-up images, evidence of nothing.{% endif %}
+{% if phantom %}PHANTOM: trained on made-up images, evidence of nothing.{% endif %}<br>
 {{ summary }}</p>
 {% if doubts %}<h2>What speaks against an answer</h2>
 <ul>{% for d in doubts %}<li>{{ d }}{% endfor %}</ul>{% endif %}
@@ -99,12 +100,14 @@ def _span(v): # [value, low, high] -> text
     text = f'{v[0]:.2f}' + (f' [{v[1]:.2f}, {v[2]:.2f}]' if None not in v[1:] else '')
     return text.replace('-', '\N{MINUS SIGN}')
 
+_NAMES = dict(auc='AUC')
+
 def _describe(expert):
     "A sentence or two about a model."
     member, known = expert
     if known is None: return f'{member.name}: nothing is known about its training.'
     c = known['certainty']
-    scores = ', '.join(f'{k} {_span(v)}' for k, v in c['scores'].items())
+    scores = ', '.join(f'{_NAMES.get(k, k)} {_span(v)}' for k, v in c['scores'].items())
     return (f"{member.name}: trained on {known['n_train']} breasts, protocol "
             f"{known['protocol']}; on {c['n_test']} test breasts of {c['n_test_women']} women: "
             f"{scores}. Its checks doubt {known['false_refusals']:.0%} of these test breasts, "
@@ -127,9 +130,11 @@ def _promise(certain):
     of = f" These figures, and those of the calls, are {certain['of']}." if certain['of'] else ''
     return f"The set is made to hold the class for {certain['level']:.0%} of women; on {held}{of}"
 
-def _tables(answer, name):
+def _tables(answer, experts):
     "Titles, heads and rows of the tables about breasts like this one and about what is missing."
-    few = lambda row, k: _span(row[k]) if k in row else 'too few breasts'
+    few = lambda row, k: _span(row[k]) if row.get(k) else 'too few breasts'
+    name = f'the model {experts[0].member.name}'
+    if len(experts) > 1: name += f', the first of {len(experts)},'
     if answer.alike:
         yield (f'How {name} fared on test breasts like this one',
             ('Breasts', 'How many', 'Of women', 'Accuracy', 'AUC'),
@@ -138,7 +143,7 @@ def _tables(answer, name):
     if answer.costs:
         yield (f'What {name} loses where an input is missing',
             ('Missing', 'Test breasts', 'AUC with it', 'Change without it'),
-            [(k, r['breasts'], few(dict(auc=[r.get('auc'), None, None]), 'auc'),
+            [(k, r['breasts'], few(dict(auc='auc' in r and [r['auc'], None, None]), 'auc'),
               few(r, 'difference')) for k, r in answer.costs.items()])
 
 # %% ../nbs/07e_casepage.ipynb #ca5e0008
@@ -151,6 +156,7 @@ def summarise(
     if not answer.classes:
         return f'{what}: no answer, since it is unlike what the model was trained on.'
     doubt = ' It is unlike the training images: not to be relied on.' if answer.doubts else ''
+    if len(answer.classes) == len(CLASSES): what += ': no class can be ruled out'
     return f'{what}: {" or ".join(answer.classes)}.{doubt}'
 
 # %% ../nbs/07e_casepage.ipynb #c87445d5
@@ -173,9 +179,10 @@ def page_of(
         _BODY, phantom=phantom, summary=summarise(case, answer), doubts=answer.doubts, rows=rows,
         promise=_promise(answer.certainty),
         calls=list(_calls(answer)), picture=picture, notes=answer.notes,
-        models=[_describe(e) for e in experts], tables=list(_tables(answer, member.name)),
+        models=[_describe(e) for e in experts], tables=list(_tables(answer, experts)),
         alt='Each view as read, as the network saw it, and with a map of where it looked',
-        caption=f'Grad-CAM of {member.name} for {CLASSES[target]}: where it looked, not a lesion.')
+        caption=f'Per view: as read, as the network saw it, and where it looked, not a lesion '
+            f'(Grad-CAM of {member.name} for {CLASSES[target]}).')
     return make_page(f'cesm_predict: {case.name}', f'Case {case.name}', body, phantom)
 
 # %% ../nbs/07e_casepage.ipynb #f76c497e
@@ -185,6 +192,7 @@ def need_highdicom(): # the module; ValueError where it is absent
         raise ValueError('DICOM out needs highdicom: pip install "cesm_nb[dicom,sr]"') from None
     return highdicom
 
+# %% ../nbs/07e_casepage.ipynb #f466f547
 _WARNING = 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS'
 
 def _picture(case, answer, member):
@@ -199,21 +207,22 @@ def _picture(case, answer, member):
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 # %% ../nbs/07e_casepage.ipynb #6412e848
-_BREASTS = dict(L=('80248007', 'Left breast'), R=('73056007', 'Right breast')) # SNOMED CT
+_SNOMED = dict(L='80248007', R='73056007') # codes of the breasts
 
-def _content(hd, case, answer, picture):
+def _content(hd, case, answer, picture, phantom):
     "What the report holds: warning, side, sentences, probabilities, picture."
     code = lambda value, meaning, scheme='DCM': hd.sr.CodedConcept(value, scheme, meaning)
     within = dict(relationship_type='CONTAINS')
     say = lambda text: hd.sr.TextContentItem(code('121106', 'Comment'), text[:1000], **within)
     root = hd.sr.ContainerContentItem(code('126000', 'Imaging Measurement Report'))
-    side = code(*_BREASTS[case.side], 'SCT')
+    side = code(_SNOMED[case.side], f'{SIDES[case.side]} breast', 'SCT')
     site = hd.sr.CodeContentItem(code('363698007', 'Finding Site', 'SCT'), side, **within)
     items = [say(_WARNING), say(summarise(case, answer)), site]
+    if phantom: items.insert(1, say('PHANTOM: trained on made-up images, evidence of nothing.'))
     items += [say(s) for s in (*answer.doubts, *answer.notes)]
-    for name, p in zip(CLASSES, answer.prob):
+    for key, name, p in zip(PROBS, CLASSES, answer.prob):
         if np.isnan(p): continue
-        concept = code(f'p_{name.lower()}', f'Probability of {name.lower()}', '99CESM')
+        concept = code(key, f'Probability of {name.lower()}', '99CESM')
         items.append(hd.sr.NumContentItem(concept, round(float(p), 6), code('1', 'no units',
             'UCUM'), **within))
     image = hd.sr.ImageContentItem(
@@ -240,10 +249,11 @@ def make_dicom(
         **series(1))
     picture.PatientOrientation = '' # several pictures side by side have none
     picture.BurnedInAnnotation, picture.ImageComments = 'NO', _WARNING
-    content = _content(hd, case, answer, picture)
+    content = _content(hd, case, answer, picture, member.preparation['phantom'])
     report = hd.sr.EnhancedSR([picture], content, **series(2))
     return picture, report
 
+# %% ../nbs/07e_casepage.ipynb #ca7f574c
 def to_bytes(
     ds, # `pydicom.Dataset`
 ) -> bytes: # content of a DICOM file

@@ -189,6 +189,7 @@ REASONS = { # what a sentence of `doubts` is about -> words of such a sentence
     'a view twice': 'are the same image', 'grey levels': 'grey levels unlike',
     'features': 'its features'}
 
+# %% ../nbs/07c_familiar.ipynb #d19b279d
 def judge_own(
     member:Member, # the model
     about:dict, # clouds, from `describe_training`
@@ -222,6 +223,7 @@ def count_refusals(
     table[['low', 'high']] = [_interval(s, women) for s in table.share]
     return table
 
+# %% ../nbs/07c_familiar.ipynb #f5a83401
 def false_refusals(
     runs:list, # run folders, their tensors in place; the folds of a cross-validation, say
 ) -> pd.DataFrame: # from `count_refusals`

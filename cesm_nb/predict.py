@@ -293,7 +293,7 @@ def predict_cases(
 
 # %% ../nbs/07_predict.ipynb #9ed00011
 def main(
-    options, # `what`, `run`, `out`, `regions`, `anyway`, `pages`, `dicom_out`, and those of `read_case`
+    options, # `what`, `run`, `out`, `regions`, `anyway`, `pages`, `dicom_out`; for `read_case`
 ):
     "What `cesm_predict` does; raise ValueError or OSError with a sentence where it cannot."
     given = {k: v for k, v in vars(options).items()

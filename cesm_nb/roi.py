@@ -113,6 +113,7 @@ def _close(mask, disc):
         mask = (total < .5).astype(np.uint8)
     return mask
 
+# %% ../nbs/01_roi_clahe.ipynb #b76cdbdf
 def segment_breast(
     image:np.ndarray, # (h, w) uint8
 ) -> np.ndarray: # (h, w) uint8, 1 in the breast; all 0 where there is none

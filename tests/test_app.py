@@ -18,7 +18,10 @@ from starlette.testclient import TestClient
 from cesm_nb import app as page
 from cesm_nb.commands import cesm_app
 from cesm_nb.data import breasts, read_dataset
+from cesm_nb.casepage import page_of
+from cesm_nb.dicom import Upload
 from cesm_nb.phantom import make_phantom
+from cesm_nb.predict import predict_case
 from cesm_nb.settings import TrainConfig
 from cesm_nb.train import fit
 from conftest import PATIENCE
@@ -61,6 +64,7 @@ def test_it_answers_with_the_page_of_the_case(client, site, cases):
     assert len(re.findall('<label>', empty.text)) == len(re.findall(r'<(?:select|input type="(?!hidden)|input name)', empty.text))
     answer = client.post('/ask', data=form(site), files=cases[0], headers=OURS)
     assert answer.status_code == 200 and answer.text.index('Research use only') < answer.text.index('mine, ') and 'PHANTOM' in answer.text
+    assert re.search(r'evidence of nothing\.<br>\s*mine, ', answer.text) # two sentences, apart
     for r in (empty, answer, client.get('/nowhere')):
         policy = r.headers['content-security-policy']
         assert "default-src 'none'" in policy and 'script' not in policy and 'unsafe' not in policy and 'http' not in policy
@@ -206,7 +210,16 @@ class Browser:
 
 
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH: install it to test the page in a browser')
-def test_two_files_in_a_browser_by_keyboard(served, cases, tmp_path):
+def test_two_files_in_a_browser_by_keyboard(served, site, cases, tmp_path):
+    "Also the pages of cases: wide enough for every screen, whatever a case or a file is called."
+    pages = [tmp_path/f'{k}.html' for k in ('case', 'silent', 'refused')]
+    uploads, experts = {k: Upload(*v) for k, v in cases[0].items()}, site.experts*2
+    case = page.read_upload(dict(name='name-' + 'x'*55), uploads, page.list_images(experts))
+    answer = predict_case(case, experts, anyway=True)
+    pages[0].write_bytes(page_of(case, answer, experts))
+    silent = answer._replace(prob=answer.prob*float('nan'), classes=[], calls={}, called={}, doubts=['unlike-' + 'y'*80])
+    pages[1].write_bytes(page_of(case, silent, experts))
+    pages[2].write_bytes(page._explain(422, 'z'*200 + '.dcm is not used.').body)
     paths = {}
     for k, (name, content) in cases[0].items():
         (tmp_path/k).mkdir()
@@ -239,6 +252,9 @@ def test_two_files_in_a_browser_by_keyboard(served, cases, tmp_path):
             assert browser.js('document.documentElement.scrollWidth <= innerWidth')
             assert browser.js('document.images[0].naturalWidth') > 300 and browser.js('getComputedStyle(document.body).maxWidth') == '1180px'
             assert not [m for m in browser.events if m['method'] == 'Log.entryAdded' and 'Security' in str(m)]
+            for path in pages: # what cesm_predict writes, and a refusal, both with a name that has no blank
+                browser.go(path.as_uri())
+                assert browser.js('document.documentElement.scrollWidth <= innerWidth'), (width, path)
             shot = browser('Page.captureScreenshot', captureBeyondViewport=True)['data']
             (tmp_path/f'{width}.png').write_bytes(base64.b64decode(shot))
     finally: browser.close()

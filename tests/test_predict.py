@@ -25,6 +25,7 @@ from cesm_nb.predict import TRAINING, certainty_of, export_expert, list_cases, o
 from cesm_nb.settings import TrainConfig
 from cesm_nb.sure import describe_certainty, find_limit, pick_classes
 from cesm_nb.train import fit
+from conftest import ROOT
 
 TINY = dict(image_size=32, epochs=1, batch_size=8, backbones='mobilenetv3_small_050', mixed_precision='no', device='cpu')
 
@@ -141,6 +142,29 @@ def test_false_refusals_are_counted(runs):
         fit_training(member, own._replace(table=own.table.assign(split='train')))
 
 
+def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
+    "The command writes rows of a model once, beside those of others, and refuses to mix models; the file published holds shares that fit."
+    monkeypatch.syspath_prepend(str(ROOT/'tools'))
+    import count_refusals as tool
+    ask = lambda *names: monkeypatch.setattr(sys, 'argv', ['x', *(str(runs[n].run_dir) for n in names), '--out', str(tmp_path/'f.csv')])
+    other = pd.DataFrame([dict(data='real', model='x', backbones='y', image_size=1, runs=1, reason='any')])
+    other.to_csv(tmp_path/'f.csv', index=False)
+    for names in (('clinical',), ('clinical', 'clinical')):
+        ask(*names)
+        tool.main()
+    assert 'grey levels' in capsys.readouterr().out
+    found = pd.read_csv(tmp_path/'f.csv')
+    assert found.model.tolist() == ['x'] + ['four_stream']*(1 + len(REASONS)) and found.runs.tolist()[1:] == [2]*(1 + len(REASONS))
+    assert found.reason.tolist()[1:] == ['any', *REASONS] and set(found.data[1:]) == {'phantom'}
+    odd = found.assign(image_size=found.image_size + 1)
+    tool.write(odd, tmp_path/'f.csv')
+    assert len(pd.read_csv(tmp_path/'f.csv')) == 2*len(found)
+    published = pd.read_csv(ROOT/'results'/'false_refusals.csv')
+    np.testing.assert_allclose(published.share, published.refused/published.breasts, atol=1e-4)
+    assert (published.low <= published.share).all() and (published.share <= published.high).all()
+    assert {'real', 'phantom'} <= set(published.data) and published.groupby(['data', 'model', 'image_size']).size().eq(1 + len(REASONS)).all()
+
+
 def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_path):
     experts = open_experts([runs['clinical'].run_dir]*2)
     assert (module_path/'clinical'/TRAINING).exists()
@@ -183,7 +207,11 @@ def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, t
     fold = fit(TrainConfig(run_dir=str(module_path/'fold'), split_seed=3, **settings))
     assert 'of single models' in certainty_of(open_experts([other.run_dir, fold.run_dir]))['of']
     shared = export_expert(other.run_dir, tmp_path/'export')
-    assert 'of the first model alone' in certainty_of(open_experts([runs['clinical'].run_dir, shared]))['of']
+    mixed = open_experts([runs['clinical'].run_dir, shared])
+    assert 'of the first model alone' in certainty_of(mixed)['of']
+    html = page_of(case, predict_case(case, mixed, anyway=True), mixed).decode()
+    assert 'are of the first model alone: exported models do not hold' in html # what the page says beside the figures
+    assert 'How the model clinical, the first of 2, fared on test breasts like this one' in html
 
 
 def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, tmp_path, capsys):
