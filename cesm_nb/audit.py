@@ -292,6 +292,7 @@ def write_audit(
 ) -> tuple: # (table of `run_controls`, path of the page, verdict and prices)
     "Audit annotation files; raise as `read_annotations` and `run_controls` do."
     found, out = read_annotations(data, regions), Path(out)
+    commit = find_commit() # now: what is written below may change the checkout
     table = run_controls(found.images, found.regions, cfg, progress)
     facts = describe_files(found)
     sentence, ax = verdict(table, facts['phantom']), plot_controls(table)
@@ -299,7 +300,7 @@ def write_audit(
     write_table(table.set_index('control'), out/'controls', sentence)
     versions = dict(python=platform.python_version(), **{'scikit-learn': sklearn.__version__})
     settings = {k: v for k, v in vars(cfg).items() if k != 'n_jobs'}
-    settings_used = dict(settings=settings, files=facts, versions=versions, commit=find_commit())
+    settings_used = dict(settings=settings, files=facts, versions=versions, commit=commit)
     write_atomic(out/'settings.json', f'{json.dumps(settings_used, indent=1)}\n'.encode())
     name = [f'{facts[k]} {k}' for k in ('patients', 'breasts', 'rows', 'regions')]
     sheet = found.files['sheet'].name

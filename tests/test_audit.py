@@ -181,3 +181,15 @@ PUBLISHED = REAL.parent/'splits'/'versamammo.csv'
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f'{PUBLISHED} is absent')
 def test_published_split(tmp_path):
     assert audit_here(REAL, '--splits', PUBLISHED, '--out', tmp_path)[1].startswith('versamammo.csv: 140 of its 158 test women are in its training part')
+
+
+def test_commit_is_that_of_the_checkout_before_anything_is_written(tmp_path, monkeypatch):
+    "A page inside the checkout does not make its own commit one that nobody can check out."
+    from cesm_nb import audit
+    from cesm_nb.phantom import make_phantom
+    data, out = make_phantom(tmp_path/'phantom', 20, size_px=64, progress=False), tmp_path/'out'
+    published = pd.read_csv(ROOT/'results'/'audit'/'controls.csv')
+    monkeypatch.setattr(audit, 'run_controls', lambda *given: published)
+    monkeypatch.setattr(audit, 'find_commit', lambda: 'f'*40 + '+changes'*out.exists())
+    audit.write_audit(data, out, progress=False)
+    assert json.loads((out/'settings.json').read_text())['commit'] == 'f'*40
