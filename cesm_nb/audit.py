@@ -61,8 +61,8 @@ def grow_forest(
     y = np.searchsorted(classes, label).astype(float)[:, None]
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         for s in [source.randint(np.iinfo(np.int32).max) for _ in range(n_trees)]:
-            drawn = np.random.RandomState(s).randint(0, len(x), len(x), dtype=np.int32)
-            weight = np.bincount(drawn, minlength=len(x)).astype(float)
+            rows = np.random.RandomState(s).randint(0, len(x), len(x), dtype=np.int32)
+            weight = np.bincount(rows, minlength=len(x)).astype(float)
             tree = DecisionTreeClassifier(max_features='sqrt', random_state=s)
             tree.fit(x, y, weight, check_input=False)
             total += tree.predict_proba(new, check_input=False)
@@ -150,7 +150,8 @@ def run_controls(
             f'the smallest class, {CLASSES[counts.argmin()]}, has {counts.min()} breasts, '
             f'fewer than {cfg.n_folds} folds: all three classes are needed; use more breasts, or '
             'fewer folds (at least 3) with --n-folds')
-    of = {(k, u): [c for c in controls if c.label == k and u in c.units] for k in labels for u in BOTH}
+    of = {(k, u): [c for c in controls if c.label == k and u in c.units] for k in labels
+          for u in BOTH}
     seeds = range(cfg.seed, cfg.seed + cfg.n_repeats)
     asked = [(k, u, s) for (k, u), some in of.items() if some for s in seeds]
     found = dict(zip(asked, _queue([
@@ -258,8 +259,8 @@ def presence_rule(
 ) -> float: # 0..1
     "Share of breasts for which 'has a region on any image' is the same as 'is not normal'."
     own = images if rows == 'all rows' else images[images.modality == rows[:2]]
-    drawn = own.groupby(KEYS).n_regions.sum().reindex(label.index) > 0
-    return round(float((drawn == (label > 0)).mean()), 4)
+    has_region = own.groupby(KEYS).n_regions.sum().reindex(label.index) > 0
+    return round(float((has_region == (label > 0)).mean()), 4)
 
 def describe_files(
     found:DataSet, # from `read_annotations`
@@ -291,29 +292,30 @@ def write_audit(
 ) -> tuple: # (table of `run_controls`, path of the page, verdict and prices)
     "Audit annotation files; raise as `read_annotations` and `run_controls` do."
     found, out = read_annotations(data, regions), Path(out)
+    commit = find_commit() # now: what is written below may change the checkout
     table = run_controls(found.images, found.regions, cfg, progress)
     facts = describe_files(found)
-    said, ax = verdict(table, facts['phantom']), plot_controls(table)
+    sentence, ax = verdict(table, facts['phantom']), plot_controls(table)
     prices = say_prices(leak_prices(table))
-    write_table(table.set_index('control'), out/'controls', said)
+    write_table(table.set_index('control'), out/'controls', sentence)
     versions = dict(python=platform.python_version(), **{'scikit-learn': sklearn.__version__})
     settings = {k: v for k, v in vars(cfg).items() if k != 'n_jobs'}
-    made = dict(settings=settings, files=facts, versions=versions, commit=find_commit())
-    write_atomic(out/'settings.json', f'{json.dumps(made, indent=1)}\n'.encode())
+    settings_used = dict(settings=settings, files=facts, versions=versions, commit=commit)
+    write_atomic(out/'settings.json', f'{json.dumps(settings_used, indent=1)}\n'.encode())
     name = [f'{facts[k]} {k}' for k in ('patients', 'breasts', 'rows', 'regions')]
     sheet = found.files['sheet'].name
     body = fill_in(
-        _BODY, name=sheet, verdict=said, prices=prices, facts=', '.join(name), figure=embed(ax.figure), cfg=cfg,
+        _BODY, name=sheet, verdict=sentence, prices=prices, facts=', '.join(name), figure=embed(ax.figure), cfg=cfg,
         tables={'patient': show_controls(table), 'breast': show_controls(table, unit='breast')},
         made=f'cesm_audit, seed {cfg.seed}, annotation files {facts["fingerprint"]}')
-    answer = said.removeprefix('PHANTOM, evidence of nothing. ').partition('.')[0]
+    answer = sentence.removeprefix('PHANTOM, evidence of nothing. ').partition('.')[0]
     mark = 'PHANTOM: ' if facts['phantom'] else ''
     heading = f'{mark}Do drawn regions reveal the label? {answer}'
     page = make_page(f'cesm_audit: {sheet}', heading, body, facts['phantom'])
     write_atomic(out/'index.html', page)
     save_figure(ax.figure, out/'controls', facts['phantom'])
     plt.close(ax.figure)
-    return table, out/'index.html', f'{said}\n\n{prices}'
+    return table, out/'index.html', f'{sentence}\n\n{prices}'
 
 # %% ../nbs/06_leakage_audit.ipynb #84853a53
 def main(
@@ -326,7 +328,8 @@ def main(
     table, page, answer = write_audit(data, out, regions, cfg)
     shown = show_controls(table, ('accuracy', 'auc', 'log_loss')).to_string()
     mark = 'PHANTOM, ' if answer.startswith('PHANTOM') else ''
-    print(shown, answer, f'{mark}page: {page} (git ignores runs/, other folders perhaps not)', sep='\n\n')
+    print(shown, answer, f'{mark}page: {page} (git ignores runs/, other folders perhaps not)',
+          sep='\n\n')
 
 # %% ../nbs/06_leakage_audit.ipynb #93f17673
 DEMO = AuditConfig(n_repeats=1, n_trees=20, n_draws=200, n_jobs=1)

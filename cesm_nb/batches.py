@@ -85,13 +85,13 @@ _OWN = ('clahe_extent', 'clahe_clip', 'clahe_tiles')
 def _check_origin(tensor_dir, run_dir, other):
     "Raise ValueError where tensors were not made for a run; `other`: prepared in another way."
     config = read_config(run_dir)
-    there = read_json(Path(tensor_dir)/'settings.json',
+    stored = read_json(Path(tensor_dir)/'settings.json',
                       'make the tensors again with cesm_tensorize')
     asked = {k: v for k, v in config['settings'].items() if k in _LOOKS or not other and k in _OWN}
     if not other:
         asked |= dict(data=config['data_fingerprint'], roi_source=config['switches']['roi_source'])
-    wrong = [f'{k}={there.get(k)!r} there, {v!r} in the run' for k, v in asked.items()
-             if there.get(k) != v]
+    wrong = [f'{k}={stored.get(k)!r} there, {v!r} in the run' for k, v in asked.items()
+             if stored.get(k) != v]
     if wrong:
         raise ValueError(f'{tensor_dir} has not the tensors of {run_dir} ({"; ".join(wrong)}): '
                          'name others or make them again')

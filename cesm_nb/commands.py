@@ -34,7 +34,8 @@ def cesm_tensorize(
     args:Optional[list]=None, # options; None: those of the process
 ):
     "Console script `cesm_tensorize`."
-    cfg = parse_settings(TensorConfig, 'Make the tensor of every breast, and list what is odd about them.', args)
+    cfg = parse_settings(TensorConfig,
+                         'Make the tensor of every breast, and list what is odd about them.', args)
     check_ranges(cfg)
     from cesm_nb.tensorize import main
     main(cfg)
@@ -47,7 +48,8 @@ def cesm_train(
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file.add_argument('-f', '--file', type=Path)
     given, rest = file.parse_known_args(args)
-    about = ('Train a model and predict every breast. With -f FILE settings are those of a YAML file, such as '
+    about = ('Train a model and predict every breast. With -f FILE settings are those of a YAML '
+             'file, such as '
              'configs/best.yaml; options beside it come first.')
     cfg = parse_settings(TrainConfig, about, rest, read_file(given.file) if given.file else {})
     from cesm_nb.train import main
@@ -71,6 +73,7 @@ def cesm_evaluate(
     from cesm_nb.evaluate import main
     main(list(options.run_dirs), options.out_dir, options.n_draws, options.inside)
 
+# %% ../nbs/00h_commands.ipynb #bfdd71cc
 @one_way_out('cesm_audit')
 def cesm_audit(
     args:Optional[list]=None, # options; None: those of the process
@@ -86,7 +89,8 @@ def cesm_audit(
         splits:Optional[Path] = None # CSV that deals images, breasts or women: audit it instead
         demo:bool = False # audit a phantom, made up, in about ten seconds
     options = tyro.cli(Audit, args=args)
-    check_ranges(cfg := AuditConfig(**{f.name: getattr(options, f.name) for f in fields(AuditConfig)}))
+    cfg = AuditConfig(**{f.name: getattr(options, f.name) for f in fields(AuditConfig)})
+    check_ranges(cfg)
     if options.splits:
         from cesm_nb.leaks import main_splits
         return main_splits(options.splits, options.data, options.out)
@@ -126,32 +130,43 @@ def cesm_reproduce(
     args:Optional[list]=None, # options; None: those of the process
 ):
     "Console script `cesm_reproduce`."
-    ap = argparse.ArgumentParser('cesm_reproduce', description='Run chapters 00 to 05, from data to the paper\'s table.')
+    ap = argparse.ArgumentParser(
+        'cesm_reproduce', description="Run chapters 00 to 05, from data to the paper's table.")
     ap.add_argument('--data', default='', help='folder in the TCIA layout; empty: a phantom')
     ap.add_argument('--protocol', default='paper', help='paper or clinical')
     ap.add_argument('--run-dir', default='', help='empty: runs/<phantom or real>-<protocol>')
-    ap.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', help='settings of chapter 00a')
+    ap.add_argument(
+        '--set', nargs='*', default=[], metavar='KEY=VALUE', help='settings of chapter 00a')
     o = ap.parse_args(args)
     from cesm_nb.reproduce import main
     main(o.data, o.protocol, o.run_dir, o.set)
 
+# %% ../nbs/00h_commands.ipynb #2b549400
 @one_way_out('cesm_grid')
 def cesm_grid(
     args:Optional[list]=None, # options; None: those of the process
 ):
     "Console script `cesm_grid`."
-    ap = argparse.ArgumentParser('cesm_grid', description='Train the variants of grids and publish paired results.')
+    ap = argparse.ArgumentParser(
+        'cesm_grid', description='Train the variants of grids and publish paired results.')
     ap.add_argument('grids', type=Path, nargs='+', help='YAML files, such as configs/primary.yaml')
     ap.add_argument('--data', type=Path, required=True, help='folder in the TCIA layout')
-    ap.add_argument('--runs', type=Path, help='grids that share it share their runs; default: runs/grids')
+    ap.add_argument(
+        '--runs', type=Path, help='grids that share it share their runs; default: runs/grids')
     ap.add_argument('--out', type=Path, help='folder of the results; default: results')
-    ap.add_argument('--n-jobs', type=int, default=1, help='runs at the same time, which share the cores')
-    ap.add_argument('--dask', default='', metavar='ADDRESS', help='scheduler of a cluster that sees the same folders')
+    ap.add_argument(
+        '--n-jobs', type=int, default=1, help='runs at the same time, which share the cores')
+    ap.add_argument(
+        '--dask', default='', metavar='ADDRESS',
+        help='scheduler of a cluster that sees the same folders')
     ap.add_argument('--seeds', type=int, nargs='*', help='instead of those of the file')
     ap.add_argument('--folds', type=int, help='instead of those of the file')
-    ap.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', help='settings, for all variants')
-    ap.add_argument('--only-results', action='store_true', help='train nothing, publish the seeds that are complete')
-    ap.add_argument('--without-papermill', action='store_true', help='call the training directly: seconds less per run')
+    ap.add_argument(
+        '--set', nargs='*', default=[], metavar='KEY=VALUE', help='settings, for all variants')
+    ap.add_argument('--only-results', action='store_true',
+                    help='train nothing, publish the seeds that are complete')
+    ap.add_argument('--without-papermill', action='store_true',
+                    help='call the training directly: seconds less per run')
     o = ap.parse_args(args)
     from cesm_nb.experiments import main
     main(o)
@@ -162,22 +177,32 @@ def cesm_predict(
     args:Optional[list]=None, # options; None: those of the process
 ):
     "Console script `cesm_predict`."
-    ap = argparse.ArgumentParser('cesm_predict', description='Ask a trained model about a breast. Research use only.')
-    ap.add_argument('what', nargs='+', help='DICOM, JPEG or PNG files of one breast; a folder of cases; or a CSV file')
-    ap.add_argument('--run', nargs='+', required=True, help='run folder, exported folder, or owner/name@revision')
-    ap.add_argument('--out', type=Path, default=Path('runs/cesm_predict'), help='folder for predictions.csv and pages')
-    ap.add_argument('--name', default='', help='of the case in all outputs; default: a digest of the pixels')
-    for k, word in dict(side='L or R', view='CC or MLO', modality='DM low energy or CM subtracted').items():
+    ap = argparse.ArgumentParser(
+        'cesm_predict', description='Ask a trained model about a breast. Research use only.')
+    ap.add_argument('what', nargs='+',
+                    help='DICOM, JPEG or PNG files of one breast; a folder of cases; or a CSV file')
+    ap.add_argument('--run', nargs='+', required=True,
+                    help='run folder, exported folder, or owner/name@revision')
+    ap.add_argument('--out', type=Path, default=Path('runs/cesm_predict'),
+                    help='folder for predictions.csv and pages')
+    ap.add_argument('--name', default='',
+                    help='of the case in all outputs; default: a digest of the pixels')
+    for k, word in dict(side='L or R', view='CC or MLO',
+                        modality='DM low energy or CM subtracted').items():
         ap.add_argument(f'--{k}', default='', help=f'{word}, where the files do not say')
     ap.add_argument('--age-years', type=float, help='default: as the files say')
     ap.add_argument('--density', default='', help='ACR density, A to D')
     ap.add_argument('--window', default='1', help='which window of a DICOM file, by number or name')
     ap.add_argument('--secondary', action='store_true', help='read secondary captures too')
-    ap.add_argument('--crop', action=argparse.BooleanOptionalAction, help='cut to the breast; default: DICOM only')
+    ap.add_argument('--crop', action=argparse.BooleanOptionalAction,
+                    help='cut to the breast; default: DICOM only')
     ap.add_argument('--regions', default='', help='region file, for runs that need drawn regions')
-    ap.add_argument('--anyway', action='store_true', help='answer where the case is unlike those of training')
-    ap.add_argument('--pages', action=argparse.BooleanOptionalAction, default=True, help='a page per case')
-    ap.add_argument('--dicom-out', action='store_true', help='picture and report as DICOM too (extra sr)')
+    ap.add_argument('--anyway', action='store_true',
+                    help='answer where the case is unlike those of training')
+    ap.add_argument('--pages', action=argparse.BooleanOptionalAction, default=True,
+                    help='a page per case')
+    ap.add_argument('--dicom-out', action='store_true',
+                    help='picture and report as DICOM too (extra sr)')
     o = ap.parse_args(args)
     from cesm_nb.predict import main
     main(o)
@@ -189,7 +214,8 @@ def cesm_app(
 ):
     "Console script `cesm_app`."
     ap = argparse.ArgumentParser(
-        'cesm_app', description='Ask a trained model about a breast in a browser. Research use only.')
+        'cesm_app',
+        description='Ask a trained model about a breast in a browser. Research use only.')
     ap.add_argument(
         '--run', nargs='+', required=True,
         help='run folder, exported folder, or owner/name@revision')

@@ -140,8 +140,8 @@ def find_layout(
     far = cache(lambda: walk_folders(base, 4, lambda d: spell(d.name) not in _OUTPUT))
     sheet = root if root.is_file() else _find_sheet(near, far)
     near = list(dict.fromkeys([*near, *([sheet.parent] if sheet else [])]))
-    one = lambda name: only_one(find_named(near, name, (Path(name).suffix,)), name)
-    out = dict(sheet=sheet, regions=Path(regions).expanduser() if regions else _find_regions(near, far), sizes=one(SIZES_NAME), phantom=one(PHANTOM_NAME))
+    find = lambda name: only_one(find_named(near, name, (Path(name).suffix,)), name)
+    out = dict(sheet=sheet, regions=Path(regions).expanduser() if regions else _find_regions(near, far), sizes=find(SIZES_NAME), phantom=find(PHANTOM_NAME))
     out |= _find_folders(near, far) if with_images else dict(DM=None, CM=None, images=None)
     if out['sheet'] is None or with_images and not (out['DM'] or out['CM'] or out['images']):
         held = [f.name + '/'*f.is_dir() for f in list_folder(base)] if base.is_dir() else 'no such folder'
@@ -243,8 +243,8 @@ def check_sheet(
         image_name=name, trailing_blank=sheet.Image_name != s.Image_name, age_years=age.astype(float),
         density=density.where(density != ''), birads=s.BIRADS, pathology=label,
         label=label.map(CLASSES.index), machine=s.Machine, findings=s.Findings)
-    said = pd.DataFrame({'patient_id': _patient(s.Patient_ID), 'side': value['Side'], 'modality': value['Type'], 'view': value['View']})
-    for c in said: refuse(out[c].astype(str) != said[c], f'image name says another {c} than the sheet', 'Image_name')
+    columns = pd.DataFrame({'patient_id': _patient(s.Patient_ID), 'side': value['Side'], 'modality': value['Type'], 'view': value['View']})
+    for c in columns: refuse(out[c].astype(str) != columns[c], f'image name says another {c} than the sheet', 'Image_name')
     return out.reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #78f635e2
@@ -282,8 +282,8 @@ def _join_images(layout, regions, files):
     images[SIZE] = _original_sizes(images, layout)
     names, size = dict(zip(keys, images.image_name)), dict(zip(images.image_name, images[SIZE].to_numpy()))
     regions = regions.assign(image_name=[names.get(image_key(n), n) for n in regions.image_name])
-    drawn = [n for n, g in zip(regions.image_name, regions.geometry) if n in size and can_draw(g, size[n])]
-    images['n_regions'] = images.image_name.map(pd.Series(drawn, dtype=object).value_counts()).fillna(0).astype(int)
+    drawable = [n for n, g in zip(regions.image_name, regions.geometry) if n in size and can_draw(g, size[n])]
+    images['n_regions'] = images.image_name.map(pd.Series(drawable, dtype=object).value_counts()).fillna(0).astype(int)
     return images, regions
 
 # %% ../nbs/00_data.ipynb #9881e953
@@ -338,9 +338,9 @@ def read_cdd_cesm(
     if regions and not layout['regions'].is_file():
         raise FileNotFoundError(f'{regions} is absent: name the region file (VIA export, CSV or JSON)')
     files = find_images(layout)
-    images, drawn = _join_images(layout, read_regions(layout['regions']), files)
+    images, matched = _join_images(layout, read_regions(layout['regions']), files)
     phantom = layout['phantom'] is not None or (images.machine == 'phantom').all() # its sheet says so where the note was left behind
-    return DataSet(root, images, drawn, layout, bool(phantom), _fingerprint(layout, files))
+    return DataSet(root, images, matched, layout, bool(phantom), _fingerprint(layout, files))
 
 # %% ../nbs/00_data.ipynb #ac1614d9
 READERS = {'CDD-CESM': read_cdd_cesm} # name -> reader; the first that knows the folder reads it

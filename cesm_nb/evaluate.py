@@ -57,11 +57,11 @@ def _score_folds(test, like, n_draws):
     "Mean over folds of the AUC, with its interval."
     label, prob, who, fold = (test[k].to_numpy() for k in ('label', PROBS, 'patient_id', 'run'))
     draws = fold_auc(label, prob, bootstrap_weights(who, n_draws), fold)
-    one, gaps = np.ones((1, len(label))), explain_gaps(label)
+    weight, gaps = np.ones((1, len(label))), explain_gaps(label)
     ends = np.nanpercentile(draws, interval_ends(len(set(who.tolist()))))
     low, high = (np.nan, np.nan) if 'auc' in gaps else ends
     row = like.loc[['auc']].rename(index={'auc': 'auc_folds'})
-    return row.assign(value=fold_auc(label, prob, one, fold), low=low, high=high)
+    return row.assign(value=fold_auc(label, prob, weight, fold), low=low, high=high)
 
 # %% ../nbs/05_eval_and_figures.ipynb #da944ff3
 def score_test(
@@ -91,7 +91,8 @@ def score_test(
 def find_best_epoch(
     history:pd.DataFrame, # of a run
 ) -> int: # the first epoch of the best validation accuracy, whose weights chapter 04 keeps
-    "Find the epoch that was selected."
+    "Find the epoch that was selected; the last where nobody validated."
+    if history.val_accuracy.isna().all(): return int(history.epoch.iloc[-1])
     return int(history.epoch[history.val_accuracy.idxmax()])
 
 # %% ../nbs/05_eval_and_figures.ipynb #50647998
@@ -127,18 +128,18 @@ def write_figures(
     n_groups:int=0, # rows of the forest
 ) -> tuple: # (paths of the PNG files, an SVG beside each; notes on those that could not be made)
     "Draw and write figures; raise OSError where one cannot be written."
-    made, notes = [], []
+    paths, notes = [], []
     for name, draw in figures.items():
         size = (7, max(3.6, 1 + .24*n_groups)) if name == 'subgroups' else (4.8, 3.6) # inches
         fig, ax = plt.subplots(figsize=size)
         try:
             draw(ax)
-            made.append(save_figure(fig, Path(out_dir)/name, phantom))
+            paths.append(save_figure(fig, Path(out_dir)/name, phantom))
         except OSError: raise # such as a disk that is full
         except Exception as e: # a picture never costs the scores
             notes.append(f'figure {name} is left out: {type(e).__name__}: {e}')
         plt.close(fig)
-    return made, notes
+    return paths, notes
 
 # %% ../nbs/05_eval_and_figures.ipynb #a4d23580
 class Seen(NamedTuple):
@@ -323,20 +324,20 @@ def evaluate(
     scaling, notes = _note_scaling(chosen, scores), [*notes, *seen.notes]
     for name, (_, text, table) in tables.items():
         write_table(table, out/'tables'/name, f'{text}. {banner(config)}')
-    drawn = list_figures(runs, test, groups)
-    figures, lost = write_figures(drawn, out/'figures', config['phantom'], len(groups))
+    pictures = list_figures(runs, test, groups)
+    figures, lost = write_figures(pictures, out/'figures', config['phantom'], len(groups))
     figures, notes = figures + seen.figures, notes + lost
     best = [find_best_epoch(r.history) for r in runs]
-    said = dict(
+    metrics = dict(
         banner=banner(config), phantom=config['phantom'], runs=len(runs), n_breasts=len(test),
         n_draws=n_draws, n_patients=test.patient_id.nunique(), best_epochs=best, chosen=chosen,
         notes=[*notes, scaling],
         scores=json.loads(scores.to_json(orient='index', double_precision=15)))
-    write_atomic(out/'metrics.json', json.dumps(said, indent=1).encode())
+    write_atomic(out/'metrics.json', json.dumps(metrics, indent=1).encode())
     shown = {title: (text, table) for title, text, table in tables.values()}
     found = [f'{k} {with_interval(scores.loc[m])}' for k, m in _SUMMARY.items()]
     facts = (
-        f"{'; '.join(found)}. {len(test)} test breasts of {said['n_patients']} women; "
+        f"{'; '.join(found)}. {len(test)} test breasts of {metrics['n_patients']} women; "
         f"{len(runs)} run(s); selected epoch {', '.join(map(str, best))}; {scaling}")
     report = write_report(out, config, facts, shown, figures, seen.pictures, notes)
     return Evaluation(
@@ -390,8 +391,8 @@ def compare(
     ax = plot_forest(rows, f'difference of AUC from {next(iter(runs))}', 0.)
     figure = save_figure(ax.figure, out/'figures'/'paired', phantom)
     plt.close(ax.figure)
-    said = paired.loc[paired.index.isin(['accuracy', 'auc'], level='score')]
-    return [*lines, to_markdown(said), f'figure: {figure}']
+    shown = paired.loc[paired.index.isin(['accuracy', 'auc'], level='score')]
+    return [*lines, to_markdown(shown), f'figure: {figure}']
 
 # %% ../nbs/05_eval_and_figures.ipynb #b1e2c55b
 def evaluate_all(

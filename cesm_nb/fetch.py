@@ -65,10 +65,10 @@ def inspect_download(
     if not root.is_dir():
         raise FileNotFoundError(
             f'{root} is no folder: make it and put the files of {PAGE} there')
-    there, wrong = _images_there(root), []
+    present, wrong = _images_there(root), []
     read, wanted, why, phantom = _annotations(root)
     size = lambda files: sum(f.stat().st_size for f in files.values())
-    counts = read | {k: (len(v), size(v)) for k, v in there.items()}
+    counts = read | {k: (len(v), size(v)) for k, v in present.items()}
     expected = dict(PUBLISHED)
     if wanted is not None: # of another sheet: its own count
         kinds = Counter(key.split('_')[2] for key in wanted)
@@ -81,7 +81,7 @@ def inspect_download(
         n = counts.get(k, (0,))[0]
         if n < expected[k]:
             wrong.append(f'{_NAMES[k]}: {n} of {expected[k]} are there; get {_FOR[k]} from {PAGE}')
-    files = {key: f for v in there.values() for key, f in v.items()}
+    files = {key: f for v in present.values() for key, f in v.items()}
     wrong += _odd_files(root, files, wanted)
     table['megabytes'] = (table.pop('bytes')/1e6).round(1)
     return table[['found', 'expected', 'megabytes']], wrong, phantom

@@ -188,7 +188,7 @@ def plot_reliability(
     styles = [('#D55E00', 's', '--', 1.12), ('#0072B2', 'o', '-', 1.06)]
     for (name, prob), (color, marker, line, height) in zip(probs.items(), styles):
         t = reliability_table(label, prob)
-        error = (t.right - t.low, t.high - t.right)
+        error = np.array([t.right - t.low, t.high - t.right])
         ax.errorbar(
             t.confidence, t.right, error, label=name, color=color, marker=marker, ls=line, ms=4,
             elinewidth=.8, capsize=2)

@@ -119,11 +119,11 @@ def say_reach(
     if key not in t.index or not t.loc[key].se_seeds >= 0: return ''
     r, n = t.loc[key], found['settings']['n_patients']
     women, seed = r.se_women**2, r.seeds*r.se_seeds**2
-    one, three, ten = (f'{detectable(women, seed, n, k):.3f}' for k in (1, 3, 10))
+    single, three, ten = (f'{detectable(women, seed, n, k):.3f}' for k in (1, 3, 10))
     mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
     return (f'{mark}A comparison of this size finds a true difference of macro AUC in 80 of 100 '
             f'repeats if it is {three} or more with three seeds of each model, {ten} with ten; '
-            f'with a single seed {one}, and only for somebody who knows how much seeds differ.')
+            f'with a single seed {single}, and only for somebody who knows how much seeds differ.')
 
 # %% ../nbs/05l_findings.ipynb #4f413978
 DRAWN, NOT_DRAWN = 'somebody draws the regions first', 'nobody draws anything'

@@ -41,7 +41,7 @@ class Grid:
     "Variants of one run, trained on the same folds and seeds."
     base:dict # fields of `TrainConfig` that all share
     variants:dict # name -> fields of `TrainConfig` that differ, and `data`: a name below
-    n_folds:int = 5 # folds of the cross-validation; 0: one 70/15/15 split for each seed
+    n_folds:int = 5 # folds where a variant names no other; 0: one 70/15/15 split for each seed
     seeds:tuple = (0,) # one repeat each: of weights and order, and of the split without split_seed
     data:dict = None # name -> arguments of `alter_regions`
     rescore:dict = None # name -> of: a variant; roi_source or data: how its test images are made
@@ -61,6 +61,13 @@ def _check_repeats(g):
     if g.n_folds == 0 and g.pairs:
         raise ValueError(f'n_folds=0 tests other breasts with each seed, so {list(g.pairs[0])} '
                          'cannot be paired: remove pairs or use folds')
+
+def _check_folds(g, name, n):
+    "Raise ValueError where a variant's own folds do not fit the grid."
+    if (n == 0) != (g.n_folds == 0):
+        raise ValueError(f'variants: {name} has n_folds={n} in a grid of n_folds={g.n_folds}: folds and single splits '
+                         'are not put into one table, use a grid each')
+    _check_repeats(replace(g, n_folds=n))
 
 # %% ../nbs/05i_grids.ipynb #3161087b
 def _check_names(what, given, known, needed=()):
@@ -106,6 +113,7 @@ def make_grid(
                 pairs=tuple(map(tuple, g.pairs)))
     _check_repeats(g)
     for name, change in g.variants.items():
+        _check_folds(g, name, change.get('n_folds', g.n_folds))
         check_config(make_config(g.base | {k: v for k, v in change.items() if k != 'data'}))
     names = [*g.variants, *g.rescore]
     asked = [(n, names) for pair in g.pairs for n in pair]
@@ -166,7 +174,8 @@ def plan_runs(
     for name, change in grid.variants.items():
         which = change.get('data')
         own = {k: v for k, v in change.items() if k != 'data'}
-        cfg = make_config(grid.base | own | dict(data_root=at[which], n_folds=grid.n_folds))
+        own = dict(n_folds=grid.n_folds) | own | dict(data_root=at[which])
+        cfg = make_config(grid.base | own)
         where = str(Path(cfg.weights_dir).expanduser().resolve()) if cfg.weights_dir else ''
         cfg = replace(cfg, tensor_dir=_tensor_dir(cfg, read[which], runs), weights_dir=where)
         cfg = replace(cfg, **check_config(cfg)[0])
@@ -174,7 +183,7 @@ def plan_runs(
         folder = Path(runs)/_digest(_changed(cfg) | what)
         out += [
             Planned(name, replace(cfg, seed=s, fold=k, run_dir=str(folder/f'seed{s}-fold{k}')))
-            for s in grid.seeds for k in range(max(1, grid.n_folds))]
+            for s in grid.seeds for k in range(max(1, cfg.n_folds))]
     return sorted(out, key=lambda p: grid.seeds.index(p.cfg.seed)) # one seed of all comes first
 
 # %% ../nbs/05i_grids.ipynb #85b99495
@@ -220,9 +229,9 @@ def is_finished(
     "Say whether a run is there already."
     run = Path(cfg.run_dir)
     if not all(run_file(run, k).exists() for k in _LEFT): return False
-    there = asdict(TrainConfig()) | read_config(run)['settings']
+    stored = asdict(TrainConfig()) | read_config(run)['settings']
     asked = _settings(cfg) | dict(seed=cfg.seed, fold=cfg.fold)
-    return all(there.get(k) == v for k, v in asked.items())
+    return all(stored.get(k) == v for k, v in asked.items())
 
 def run_section(
     notebook:str|Path, # chapter 04
@@ -373,8 +382,8 @@ def say_seeds(
     groups = {}
     for name, seeds in done.items(): groups.setdefault(seeds, []).append(name)
     if list(groups) == [grid.seeds]: return f'seeds {_listed(grid.seeds)}'
-    said = [f'{"; ".join(names)}: {_listed(seeds) or "none"}' for seeds, names in groups.items()]
-    return f'INCOMPLETE, finished of seeds {_listed(grid.seeds)}: {" | ".join(said)}'
+    parts = [f'{"; ".join(names)}: {_listed(seeds) or "none"}' for seeds, names in groups.items()]
+    return f'INCOMPLETE, finished of seeds {_listed(grid.seeds)}: {" | ".join(parts)}'
 
 # %% ../nbs/05i_grids.ipynb #88db534b
 def _read_rescored(run, tensor_dir):
@@ -407,7 +416,7 @@ def read_tests(
             cfgs = [p.cfg for p in plan if (p.variant, p.cfg.seed) == (variant, s)]
             out.setdefault(name, {})[s] = _read_seed(cfgs, other)
     if out: return out
-    there = [p.variant for p in plan if is_finished(p.cfg)]
-    counts = '; '.join(f'{v!r} {there.count(v)}' for v in grid.variants)
+    finished = [p.variant for p in plan if is_finished(p.cfg)]
+    counts = '; '.join(f'{v!r} {finished.count(v)}' for v in grid.variants)
     raise ValueError(f'no seed of any variant is complete: of {len(plan)//len(grid.variants)} runs '
                      f'of each variant there are {counts}; run it on without --only-results')

@@ -6,10 +6,13 @@
 __all__ = ['WALK', 'ladder', 'view_numbers', 'pool_views', 'stand_in', 'walk']
 
 # %% ../nbs/06a_ladder.ipynb #bee37ea3
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
@@ -60,20 +63,26 @@ def pool_views(
 
 # %% ../nbs/06a_ladder.ipynb #e6f49bb9
 def stand_in(
-    data:Breasts, # all breasts
-    numbers:np.ndarray, # (N, 2, 14) of their views
-    missing:np.ndarray, # (N,) bool, density not known
-    test:np.ndarray, # (N,) bool
-    switches:dict, # of the protocol
-    seed:int, # of the forest
-) -> np.ndarray: # (tested, 3) probabilities
-    "Predict test breasts quickly, from what the protocol shows."
-    y, train = data.label.numpy()[~test], ~test
-    rows = fill_density(data.rows, missing, train, switches['density_missing']).numpy()
-    z = pool_views(numbers, data.real.numpy(), train, switches['mask_missing_views'])
-    forest = RandomForestClassifier(50, random_state=seed)
-    models = [(LogisticRegression(C=.3, max_iter=500), z), (forest, rows)]
-    return np.mean([m.fit(x[train], y).predict_proba(x[test]) for m, x in models], 0)
+    manifest:pd.DataFrame, # breasts
+    data:Breasts, # of these breasts, in this order
+    n_folds:int=5, # of the cross-validation
+) -> Callable: # of numbers (N, 2, 14), switches, seed and fold: tested (N,) bool, (tested, 3)
+    "A model quick enough for every rung; what two rungs have in common is computed once."
+    missing, y = (manifest.density == '').to_numpy(), manifest.label.to_numpy()
+    def fit(model, x, test): return model.fit(x[~test], y[~test]).predict_proba(x[test])
+    @cache
+    def deal(unit, seed, fold):
+        return (make_splits(manifest, unit, seed, n_folds, fold).split == 'test').to_numpy()
+    @cache
+    def by_rows(how, *dealt):
+        test, forest = deal(*dealt), RandomForestClassifier(50, random_state=dealt[1])
+        return fit(forest, fill_density(data.rows, missing, ~test, how).numpy(), test)
+    def predict(numbers, s, seed, fold):
+        test = deal(*(dealt := (s['split_unit'], seed, fold)))
+        z = pool_views(numbers, data.real.numpy(), ~test, s['mask_missing_views'])
+        by_views = fit(LogisticRegression(C=.3, max_iter=500), z, test)
+        return test, (by_rows(s['density_missing'], *dealt) + by_views)/2
+    return predict
 
 # %% ../nbs/06a_ladder.ipynb #b6638a11
 def _read_numbers(root, folder, roi_source, image_size):
@@ -96,13 +105,12 @@ def walk(
     "Cross-validate the stand-in on every rung."
     sources = {s['roi_source'] for s in rungs.values()}
     inputs, out = {k: _read_numbers(root, folder, k, image_size) for k in sources}, {}
+    manifest, data, _ = next(iter(inputs.values())) # but for its pixels the same of each source
+    predict = stand_in(manifest, data, n_folds)
     for name, s in rungs.items():
-        manifest, data, numbers = inputs[s['roi_source']]
-        missing = (manifest.density == '').to_numpy()
         prob = np.zeros((len(seeds), len(manifest), len(CLASSES)))
         for i, k in np.ndindex(len(seeds), n_folds):
-            dealt = make_splits(manifest, s['split_unit'], seeds[i], n_folds, k)
-            test = (dealt.split == 'test').to_numpy()
-            prob[i, test] = stand_in(data, numbers, missing, test, s, seeds[i])
+            test, found = predict(inputs[s['roi_source']][2], s, seeds[i], k)
+            prob[i, test] = found
         out[name] = Pooled(manifest[KEYS], manifest.label.to_numpy(), prob, tuple(seeds))
     return out

@@ -237,6 +237,9 @@ def mates_within(
 def _standardise(model, rows):
     "Let the `Standard` layer know what it sees; rows as they then are, float64."
     rows, width = rows.double(), model.settings['width']
+    if model.settings['root_features']:
+        model.scaled.middle.copy_(rows[:, :width].median(0).values)
+        rows = model.scaled.root(rows)
     centre, scale = rows.mean(0), rows.std(0, correction=0)
     scale = torch.where(scale > 1e-12, scale, 1.)
     scale[:width] *= width**.5 # all features together weigh as one number,
@@ -246,6 +249,11 @@ def _standardise(model, rows):
     return (rows - centre)/scale
 
 # %% ../nbs/03d_learning.ipynb #0f01508f
+def _penalty(weights, cfg): # (3, p): normal, benign, malignant
+    "Squares of weights; those that tell benign from the middle of both others may count more."
+    apart = (weights*weights.new_tensor([[1], [-2], [1]])).sum(0).square().sum()/6
+    return (weights.square().sum() + (1/cfg.probe_order - 1)*apart)/cfg.probe_strength
+
 def fit_head(
     model:nn.Module, # in place, a `LesionMap` with `probe`, fresh
     rows:torch.Tensor, # (n, p) of training breasts, from `look_once`
@@ -265,7 +273,7 @@ def fit_head(
         return pair_logits(logits, logits[mate], mate >= 0, *free[2:]) if paired else logits
     def loss():
         opt.zero_grad()
-        penalty = free[0].square().sum()/cfg.probe_strength
+        penalty = _penalty(free[0], cfg)
         for p in free[2:]: penalty = penalty + p.square().sum()/10
         total = losses_of(answer(), label, weight, cfg.target, other) + penalty/2
         total.backward()
@@ -278,13 +286,14 @@ def fit_head(
 
 # %% ../nbs/03d_learning.ipynb #e0e92541
 def name_scores(
-    part:str, # 'train' or 'val'
+    part:str, # 'train' or 'val'; NaN where it has no breast
     label:np.ndarray, # (n,) int
     prob:np.ndarray, # (n, 3) in [0, 1]
 ) -> dict: # score -> value
     "Scores of an epoch under names of the history's columns."
-    named = score(label, prob)
-    return {f'{part}_{k}': float(named[k]) for k in ('accuracy', 'f1', 'auc', 'pr_auc')}
+    named = score(label, prob) if len(label) else {} # nobody validates
+    names = 'accuracy', 'f1', 'auc', 'pr_auc'
+    return {f'{part}_{k}': float(named.get(k, float('nan'))) for k in names}
 
 # %% ../nbs/03d_learning.ipynb #3f388ce3
 def make_average(

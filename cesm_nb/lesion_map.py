@@ -117,12 +117,18 @@ LAST = 3 # stages whose maps are pooled
 
 class Standard(nn.Module):
     "Numbers less their centre, in units of their scale, which are set by `fit_head`."
-    def __init__(self, width:int): # numbers
+    def __init__(self, width:int, rooted:int=0): # numbers; how many of them, the first, are rooted
         super().__init__()
         self.register_buffer('centre', torch.zeros(width))
         self.register_buffer('scale', torch.ones(width))
+        if rooted: self.register_buffer('middle', torch.zeros(rooted))
 
-    def forward(self, x): return (x - self.centre)/self.scale
+    def root(self, x): # (n, width), distances from the middle under a root, signs kept
+        if not hasattr(self, 'middle'): return x
+        off, rest = x[:, :(n := len(self.middle))] - self.middle, x[:, n:]
+        return torch.cat([off/(off.abs() + 1e-6).sqrt(), rest], 1)
+
+    def forward(self, x): return (self.root(x) - self.centre)/self.scale
 
 # %% ../nbs/03c_lesion_map.ipynb #5ab879f2
 STRETCH = .01, .997 # shares of the breast's pixels below its darkest and its brightest grey
@@ -267,7 +273,7 @@ class LesionMapLayers(nn.Module):
         self.meta = None if not s['metadata'] else nn.Identity() if s['probe'] else learned
         features = width + s['metadata']*(2 if s['probe'] else 32)
         features += (other == 'difference')*(width + 1)
-        self.scaled = Standard(features) if s['probe'] else nn.Identity()
+        self.scaled = Standard(features, width*s['root_features']) if s['probe'] else nn.Identity()
         drop_rate = 0. if s['probe'] else s['drop_rate']
         self.head = nn.Sequential(nn.Dropout(drop_rate), nn.Linear(features, n))
         if other != 'pair': return
@@ -293,6 +299,7 @@ class LesionMapParts(LesionMapLayers):
         also_size:int=0, # pixels of a smaller copy that is looked at too; 0: none
         stretch_greys:bool=False, # of each breast, see there; the smaller copy keeps its own
         probe:bool=False, # fit one linear layer; `width` is then what the pooling gives
+        root_features:bool=False, # that layer sees roots, see `Standard`
         flip_test:bool=False, # average predictions over mirror images, see `cesm_nb.train.predict`
         drop_rate:float=.3, # dropout before each linear layer, in [0, 1]
         share_views:bool=True, # one backbone for both views, or one each
@@ -394,7 +401,7 @@ MODELS['lesion_map'] = LesionMap
 # %% ../nbs/03c_lesion_map.ipynb #69acdaf6
 _SHARED = ('views', 'backbones', 'metadata', 'share_views', 'n_heads', 'drop_rate')
 _OWN = ('pooling', 'pool_share', 'view_fusion', 'other_breast', 'frozen_stages',
-        'also_size', 'stretch_greys', 'probe', 'flip_test')
+        'also_size', 'stretch_greys', 'probe', 'root_features', 'flip_test')
 _THEIRS = ('attention', 'token_mlp', 'token_kernel')
 
 def model_arguments(
@@ -421,11 +428,6 @@ def check_arguments(
     if settings['pretrained']: check_origin(settings['backbones'], settings['weights_dir'])
     if settings.get('model', 'four_stream') == 'four_stream': return check_model(given)
     check_lesion_map(dict(width=256) | given)
-    if settings['probe'] and settings['epochs'] != 1:
-        raise ValueError(
-            f'epochs={settings["epochs"]}: probe=True is fitted in one pass, set epochs=1')
-    if settings['probe'] and settings['average_decay']:
-        raise ValueError('average_decay is a mean over steps, probe=True takes none: set it to 0')
     also, size = settings['also_size'], settings['image_size']
     if also >= size: raise ValueError(f'also_size={also} is not below image_size={size}')
     if given['other_breast'] == 'none': return

@@ -43,12 +43,12 @@ def check_origin(
 ):
     "Raise ValueError where the training set of weights held CDD-CESM."
     for name in split_backbones(backbones):
-        said = read_origin(name, weights_dir)
-        where = [v for k, v in HELD.items() if k.lower() in said.lower()]
-        if not where and not re.search(r'cdd[-_ ]?cesm', said, re.I): continue
+        origin = read_origin(name, weights_dir)
+        where = [v for k, v in HELD.items() if k.lower() in origin.lower()]
+        if not where and not re.search(r'cdd[-_ ]?cesm', origin, re.I): continue
         source = f' ({where[0]})' if where else ''
         raise ValueError(
-            f'the weights of {name} were trained on {said}{source}, which holds the women tested '
+            f'the weights of {name} were trained on {origin}{source}, which holds the women tested '
             'here: use weights that have not seen CDD-CESM')
 
 # %% ../nbs/03e_origins.ipynb #0fa894a6

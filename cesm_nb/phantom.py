@@ -59,7 +59,8 @@ def _plan_layout(
     rng, everyone = stream(seed, 'layout'), np.ones(n_patients, bool)
     single = _some(everyone, .26, rng)
     sides = [(tuple(SIDES)[rng.integers(2)],) if o else tuple(SIDES) for o in single]
-    d = pd.DataFrame([(i+1, s) for i, ss in enumerate(sides) for s in ss], columns=['patient_id', 'side'])
+    d = pd.DataFrame([(i+1, s) for i, ss in enumerate(sides) for s in ss],
+                     columns=['patient_id', 'side'])
     one_view = _some(np.ones(len(d), bool), .23, rng)
     d['views'] = np.where(one_view, np.array(VIEWS)[rng.integers(2, size=len(d))], ' '.join(VIEWS))
     d['second_copy'] = np.where(_some(d.views == ' '.join(VIEWS), 0, rng), 'MLO', '')
@@ -94,7 +95,7 @@ def _plan_lesions(
     layout:pd.DataFrame, # one row per breast: patient_id, side
     labels:np.ndarray, # (n_breasts,) int in {0,1,2}
     seed:int, # seed of the phantom
-) -> pd.DataFrame: # one row per breast: kind, seen, n_lesions, contrast, radius, depth, across, along
+) -> pd.DataFrame: # row per breast: kind, seen, n_lesions, contrast, radius, depth, across, along
     "Place and size the lesions of every breast."
     keys = zip(layout.patient_id, layout.side.map(tuple(SIDES).index))
     u = np.array([stream(seed, 'lesion', *k).random(6) for k in keys])
@@ -104,8 +105,8 @@ def _plan_lesions(
     n_lesions = np.where(labels == 0, 0, 1 + (u[:, 0] < .2))
     contrast, radius = np.array(CONTRAST)[labels]*(.75 + .5*u[:, 1]), low + (high - low)*u[:, 2]
     place = dict(depth=.35 + .35*u[:, 3], across=-.55 + 1.1*u[:, 4], along=-.4 + .9*u[:, 5])
-    d = dict(kind=np.array(KINDS)[labels], seen=seen, n_lesions=n_lesions, contrast=contrast, radius=radius)
-    return pd.DataFrame(d | place).round(4)
+    d = dict(kind=np.array(KINDS)[labels], seen=seen, n_lesions=n_lesions, contrast=contrast)
+    return pd.DataFrame(d | dict(radius=radius) | place).round(4)
 
 # %% ../nbs/00d_phantom.ipynb #d564c039
 MISSING_DENSITY = (1/189, 34/194, 13/183) # by label, as in the real sheet
@@ -155,7 +156,8 @@ def _plan_leaks(
     women, ids = plan.groupby('patient_id'), plan.patient_id.to_numpy()
     u = stream(seed, 'leak', 1).random(len(women))
     bad = (women.label.max() == 2).to_numpy()
-    missing = u < (np.where(bad, .9, .05) if 'density' in leaks else .3) # of a woman: breasts share their density
+    # of a woman: breasts share their density
+    missing = u < (np.where(bad, .9, .05) if 'density' in leaks else .3)
     plan = plan.assign(density_given=~missing[ids - 1])
     if 'view' in leaks:
         single = stream(seed, 'leak', 2).random(len(plan)) < np.where(plan.label == 2, .9, .05)
@@ -173,23 +175,26 @@ def plan_phantom(
 ) -> pd.DataFrame: # one row per breast: identity, label, lesion, anatomy and quirks
     "Decide the truth about every breast, before any pixel is drawn."
     if n_patients < 6: raise ValueError(f'n_patients is {n_patients}: a phantom needs at least 6')
-    if not 0 <= clinical <= 1: raise ValueError(f'clinical is {clinical}: expected a number from 0 to 1')
+    if not 0 <= clinical <= 1:
+        raise ValueError(f'clinical is {clinical}: expected a number from 0 to 1')
     odd = [k for k in leaks or () if k not in LEAKS]
     if odd: raise ValueError(f'leaks {odd} are unknown: use some of {LEAKS}')
     layout = _plan_layout(n_patients, seed)
-    if labels is None:
-        labels = _plan_labels(layout, seed) if leaks is None else _leaky_labels(layout, 'twin' in leaks, seed)
+    if labels is None and leaks is None: labels = _plan_labels(layout, seed)
+    elif labels is None: labels = _leaky_labels(layout, 'twin' in leaks, seed)
     labels = np.asarray(labels)
     if labels.shape != (len(layout),):
         raise ValueError(f'labels has shape {labels.shape}: expected ({len(layout)},)')
     named = pd.DataFrame(dict(label=labels, pathology=np.array(CLASSES)[labels]))
     parts = [layout[['patient_id', 'side']], named, _plan_lesions(layout, labels, seed),
-             _plan_clinical(layout, labels, seed, clinical), layout.drop(columns=['patient_id', 'side'])]
+             _plan_clinical(layout, labels, seed, clinical),
+             layout.drop(columns=['patient_id', 'side'])]
     plan = pd.concat(parts, axis=1)
     return plan if leaks is None else _plan_leaks(plan, leaks, seed)
 
 # %% ../nbs/00d_phantom.ipynb #cbad19c0
-PEN = {'ellipse': (475, 458, 279), 'spiculated': (1545, 140, 52)} # polygons, ellipses, circles in the real file
+# polygons, ellipses, circles in the real file
+PEN = {'ellipse': (475, 458, 279), 'spiculated': (1545, 140, 52)}
 
 def _pen_shape(
     outline:np.ndarray, # (n_points, 2) float x, y in pixels
@@ -219,16 +224,14 @@ def pen_regions(
     h, w = shape
     stray = dict(name='ellipse', cx=w//2, cy=round(h*(.4 + .2*rng.random())), rx=w//12, ry=w//15)
     if breast.pen in ('stray', 'anywhere'): return [stray]
-    drawn = [_pen_shape(o, breast.kind, shape, rng) for o in outlines]
-    if not drawn or breast.pen == 'drawn': return drawn
+    shapes = [_pen_shape(o, breast.kind, shape, rng) for o in outlines]
+    if not shapes or breast.pen == 'drawn': return shapes
     cx, cy = np.round(outlines[0].mean(0)).astype(int).tolist()
-    if breast.pen == 'with point': return drawn + [dict(name='point', cx=cx, cy=cy)]
+    if breast.pen == 'with point': return shapes + [dict(name='point', cx=cx, cy=cy)]
     x, y = [cx + o for o in (-6, 0, 5, 9)], [cy + o for o in (9, 3, 6, -2)]
-    return drawn + [dict(name='polyline', all_points_x=x, all_points_y=y)]
+    return shapes + [dict(name='polyline', all_points_x=x, all_points_y=y)]
 
 # %% ../nbs/00d_phantom.ipynb #4eb79ebd
-BIRADS = ((1, 1), (2, 3), (4, 5)) # by label
-
 def list_images(
     plan:pd.DataFrame, # from `plan_phantom`
     seed:int=0, # seed of the phantom
@@ -236,11 +239,15 @@ def list_images(
     "List the images of a phantom in the order of the sheet."
     copies = lambda o, view: (1, 2) if o.second_copy == view else (1,)
     label = lambda o, m: o.label if m == 'DM' or o.seen == 'both' else 0
-    rows = [(o.Index, m, v, c, f'P{o.patient_id}_{o.side}_{m}_{v}{"" if c == 1 else c}', label(o, m))
-            for o in plan.itertuples() for m in MODALITIES for v in o.views.split() for c in copies(o, v)]
+    name = lambda o, m, v, c: f'P{o.patient_id}_{o.side}_{m}_{v}{"" if c == 1 else c}'
+    rows = [(o.Index, m, v, c, name(o, m, v, c), label(o, m)) for o in plan.itertuples()
+            for m in MODALITIES for v in o.views.split() for c in copies(o, v)]
     images = pd.DataFrame(rows, columns=['breast', 'modality', 'view', 'copy', 'name', 'label'])
     blank = _some((images['copy'] == 1).to_numpy(), .008, stream(seed, 'layout', 1))
     return images.assign(name=images.name + np.where(blank, ' ', ''))
+
+# %% ../nbs/00d_phantom.ipynb #3dc82f77
+BIRADS = ((1, 1), (2, 3), (4, 5)) # by label
 
 def make_sheet(
     plan:pd.DataFrame, # from `plan_phantom`
@@ -255,13 +262,16 @@ def make_sheet(
     noted = given & low & ~_some(given & low, .03, rng) | _some(given & ~low, .001, rng)
     second = _some(low & (label > 0), .12, rng)
     birads = np.array(BIRADS)[label, rng.integers(2, size=n)]
-    finding = np.array(['Made-up normal tissue', 'Made-up smooth mass', 'Made-up mass with speculated margin'])[label]
+    finding = np.array(['Made-up normal tissue', 'Made-up smooth mass',
+                        'Made-up mass with speculated margin'])[label]
     tags = np.array(['normal', 'benign, mass', 'malignant, mass, speculated'])[label]
     columns = (
-        images.name, b.patient_id, b.side, np.where(low, 'DM', 'CESM'), b.age_years, b.density.where(noted, '_'),
+        images.name, b.patient_id, b.side, np.where(low, 'DM', 'CESM'), b.age_years,
+        b.density.where(noted, '_'),
         [f'{o}$2' if s else int(o) for o, s in zip(birads, second)],
         [f'{o}$Made-up calcification' if s else o for o, s in zip(finding, second)], images['view'],
-        [f'{o}, calcification' if s else o for o, s in zip(tags, second)], ['phantom']*n, np.array(CLASSES)[label])
+        [f'{o}, calcification' if s else o for o, s in zip(tags, second)], ['phantom']*n,
+        np.array(CLASSES)[label])
     return pd.DataFrame(dict(zip(SHEET_COLUMNS, columns)))
 
 # %% ../nbs/00d_phantom.ipynb #ab78b673
@@ -269,7 +279,7 @@ def _write_new(
     path:Path, # where to
     data:bytes, # what
 ) -> None:
-    "Write a file unless it holds `data` already; raise OSError, naming it, where it cannot be written."
+    "Write a file unless it holds `data` already; raise OSError, naming it, where that fails."
     if not (path.exists() and path.read_bytes() == data): write_atomic(path, data)
 
 def _sheet_bytes(
@@ -280,7 +290,8 @@ def _sheet_bytes(
     sheet.to_excel(raw, sheet_name='all', index=False)
     with zipfile.ZipFile(raw) as old, zipfile.ZipFile(fixed, 'w', zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
-            data = re.sub(rb'\d{4}-\d\d-\d\dT[\d:.]+Z?(?=</dcterms)', b'2000-01-01T00:00:00Z', old.read(name))
+            data = re.sub(rb'\d{4}-\d\d-\d\dT[\d:.]+Z?(?=</dcterms)', b'2000-01-01T00:00:00Z',
+                          old.read(name))
             new.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), data)
     return fixed.getvalue()
 
@@ -297,18 +308,21 @@ def _write_breast(
     cv2.setNumThreads(1)
     rows, maps = [], {v: tissue_maps(breast, v, seed, size_px) for v in breast.views.split()}
     for o in images.itertuples():
-        image, outlines = draw_image(breast, o.view, o.modality, o.copy, seed, signal, size_px, maps[o.view])
+        image, outlines = draw_image(breast, o.view, o.modality, o.copy, seed, signal, size_px,
+                                     maps[o.view])
         data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
         _write_new(root/FOLDERS[o.modality]/f'{o.name}.jpg', data)
         rng = stream(seed, 'pen', *breast_key(breast, o.view, MODALITIES.index(o.modality), o.copy))
-        drawn = pen_regions(breast, outlines, image.shape, rng)
-        rows += [(f'{o.name.strip()}.jpg', len(data), '{}', len(drawn), i, json.dumps(d, separators=(',', ':')), '{}')
-                 for i, d in enumerate(drawn)]
+        shapes = pen_regions(breast, outlines, image.shape, rng)
+        rows += [(f'{o.name.strip()}.jpg', len(data), '{}', len(shapes), i,
+                  json.dumps(d, separators=(',', ':')), '{}')
+                 for i, d in enumerate(shapes)]
     return rows
 
 # %% ../nbs/00d_phantom.ipynb #dace6b13
 REGION_COLUMNS = (
-    '#filename', 'file_size', 'file_attributes', 'region_count', 'region_id', 'region_shape_attributes', 'region_attributes')
+    '#filename', 'file_size', 'file_attributes', 'region_count', 'region_id',
+    'region_shape_attributes', 'region_attributes')
 
 def _claim(
     root:Path, # folder of the phantom
@@ -317,9 +331,12 @@ def _claim(
     "Make the folders; refuse one that holds real data or another phantom."
     note = root/PHANTOM_NAME
     if note.exists() and json.loads(note.read_text()) != settings:
-        raise ValueError(f'{root} holds another phantom, {note.read_text()}: remove it or name another folder')
-    if not note.exists() and any((root/o).exists() for o in (SHEET_NAME, REGIONS_NAME, *FOLDERS.values())):
-        raise ValueError(f'{root} holds data that is no phantom (no {PHANTOM_NAME}): name an empty folder')
+        raise ValueError(f'{root} holds another phantom, {note.read_text()}: '
+                         'remove it or name another folder')
+    if not note.exists() and any((root/o).exists()
+                                 for o in (SHEET_NAME, REGIONS_NAME, *FOLDERS.values())):
+        raise ValueError(f'{root} holds data that is no phantom (no {PHANTOM_NAME}): '
+                         'name an empty folder')
     for o in FOLDERS.values(): (root/o).mkdir(parents=True, exist_ok=True)
     for o in ('', *FOLDERS.values()): remove_leftovers(root/o)
     _write_new(note, json.dumps(settings).encode())
@@ -334,23 +351,25 @@ def make_phantom(
     size_px:int=400, # mean image height in pixels
     n_jobs:int=1, # number of processes, worth it from about 200 patients; changes no byte
     progress:bool=True, # show a progress bar
-    leaks:tuple[str, ...]|None=None, # names of `LEAKS` that are on, all others off; None: as in the real sheet
+    leaks:tuple[str, ...]|None=None, # `LEAKS` that are on, others off; None: as in the real sheet
 ) -> Path: # `root`
-    "Write a made-up data set, TCIA layout, truth in `truth.csv`; raise ValueError where it cannot be made or put there."
+    "Write a made-up data set in TCIA layout, truth in `truth.csv`; raise ValueError if it cannot."
     if signal < 0: raise ValueError(f'signal is {signal}: expected at least 0')
     if size_px < 64: raise ValueError(f'size_px is {size_px}: expected at least 64')
     root, plan = Path(root), plan_phantom(n_patients, seed, clinical, leaks=leaks)
-    settings = dict(n_patients=n_patients, seed=seed, signal=signal, clinical=clinical, size_px=size_px)
-    if leaks is not None: settings['leaks'] = sorted(leaks)
-    _claim(root, settings)
+    note = dict(n_patients=n_patients, seed=seed, signal=signal, clinical=clinical, size_px=size_px)
+    if leaks is not None: note['leaks'] = sorted(leaks)
+    _claim(root, note)
     if (root/'truth.csv').exists(): return root # written last: the phantom is complete
     images, threads = list_images(plan, seed), cv2.getNumThreads()
     jobs = (delayed(_write_breast)(o, images[images.breast == o.Index], root, seed, signal, size_px)
             for o in plan.itertuples())
     done = Parallel(n_jobs=n_jobs, return_as='generator')(jobs)
-    rows = [r for rr in tqdm(done, 'phantom', len(plan), unit='breast', disable=not progress) for r in rr]
+    rows = [r for rr in tqdm(done, 'phantom', len(plan), unit='breast', disable=not progress)
+            for r in rr]
     cv2.setNumThreads(threads)
-    _write_new(root/REGIONS_NAME, pd.DataFrame(rows, columns=REGION_COLUMNS).to_csv(index=False).encode())
+    _write_new(root/REGIONS_NAME,
+               pd.DataFrame(rows, columns=REGION_COLUMNS).to_csv(index=False).encode())
     _write_new(root/SHEET_NAME, _sheet_bytes(make_sheet(plan, images, seed)))
     _write_new(root/'truth.csv', plan.to_csv(index=False).encode())
     return root
@@ -394,7 +413,7 @@ def plot_spectrum(
     color:str|None=None, # of the line
     reference:float|None=None, # exponent of a dashed reference line; None for no line
 ): # `ax`
-    "Plot the radially averaged power spectrum on doubly logarithmic axes, scaled to 1 near 0.05 cycles/pixel."
+    "Plot the radial power spectrum on logarithmic axes, scaled to 1 near 0.05 cycles/pixel."
     f, power = radial_spectrum(image)
     near = (f > .03) & (f < .08)
     ax.loglog(f, power/power[near].mean(), color=color, label=label)
@@ -417,7 +436,7 @@ class PhantomConfig:
     size_px:int=400 # mean image height in pixels
     n_jobs:int=1 # number of processes, worth it from about 200 patients; changes no byte
     progress:bool=True # show a progress bar
-    leaks:tuple[str, ...]|None=None # names of `LEAKS` that are on, all others off; None: as in the real sheet
+    leaks:tuple[str, ...]|None=None # `LEAKS` that are on, others off; None: as in the real sheet
 
 def main(
     args:list|None=None, # arguments as in a shell; those of the process if not given

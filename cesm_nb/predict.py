@@ -43,8 +43,11 @@ def digest_weights(net): # of a `FourStream` -> 16 hex digits
 def describe_expert(
     member:Member, # a run folder, its tensors in place
 ) -> dict: # content of `training.json`
-    "Describe a run for cases; raise ValueError as `describe_training` does."
+    "Describe a run for cases; raise ValueError as `describe_training`, and where none validate."
     own = read_own(member)
+    if not (own[0].split == 'val').any():
+        raise ValueError(f'{member.folder} has no breast to say by how sure its model is, all but '
+                         "the test breasts trained: train a model for cases with fit_on='train'")
     predictions = predict_held(member, own)
     return dict(weights=digest_weights(member.net), phantom=member.preparation['phantom'],
                 protocol=read_config(member.folder)['settings']['protocol'],
@@ -153,7 +156,8 @@ def _ask_expert(case, expert, regions):
     prob = ask(member, [ready])
     if known is None:
         return ready, prob[0], {}, [
-            f'nothing is known about the training of {member.name}: its run lacks tensors']
+            f'nothing is known about the training of {member.name}: its run lacks tensors, '
+            "or all women but its test women trained, see fit_on='train'"]
     certain = known['certainty']
     prob = heat(prob, certain['temperature'])
     unlike = doubts(member, known, [ready], [case.side])[0][0]

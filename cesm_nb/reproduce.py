@@ -80,8 +80,7 @@ def run_chapter(
     import papermill as pm # a development tool
     out = Path(cfg.run_dir)/'notebooks'/f'{name}.ipynb'
     out.parent.mkdir(parents=True, exist_ok=True)
-    root = find_checkout()
-    notebook = root/'nbs'/f'{name}.ipynb'
+    notebook = (root := find_checkout())/'nbs'/f'{name}.ipynb'
     known = pm.inspect_notebook(str(notebook))
     if not known:
         raise ValueError(f'{notebook} has no cell tagged `parameters`: '

@@ -177,6 +177,8 @@ def repeat_tables(tests, n_draws):
 def _caption(grid, title, phantom, seeds):
     "What a reader has to know of every table."
     how = f'{grid.n_folds} folds' if grid.n_folds else 'one 70/15/15 split for each seed'
+    for k, v in grid.variants.items():
+        if (own := v.get('n_folds', grid.n_folds)) != grid.n_folds: how += f' ({k}: {own})'
     folds = ('95 % intervals over women and seeds; changes are paired, on the same breasts; '
              'p values are corrected for the number of pairs (Holm)')
     split = ('95 % intervals of a run are over its women, those of the mean are corrected for runs '

@@ -102,7 +102,7 @@ def _largest_object(mask):
     outer, _ = cv2.findContours(largest, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros_like(mask), outer, -1, 1, cv2.FILLED)
 
-_LARGE = 41 # diameter from which on sums over a disc, by a Fourier transform, are faster
+_LARGE = 41 # diameter from which a sum over a disc is faster by a discrete Fourier transform
 
 def _close(mask, disc):
     "Morphological closing of a mask of 0 and 1, away from its edges."

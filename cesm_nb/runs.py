@@ -135,8 +135,8 @@ def seal_run(
 ):
     "Write `status.json` with the digests of all files as they are now."
     status = status or read_status(run_dir)
-    there = [k for k in (*_SEALED, *more) if (Path(run_dir)/k).exists()]
-    digests = status.get('digests', {}) | {k: digest_file(Path(run_dir)/k) for k in there}
+    present = [k for k in (*_SEALED, *more) if (Path(run_dir)/k).exists()]
+    digests = status.get('digests', {}) | {k: digest_file(Path(run_dir)/k) for k in present}
     write_json(status | dict(digests=digests), run_file(run_dir, 'status'))
 
 # %% ../nbs/04a_runs.ipynb #b32e2d6d
@@ -245,10 +245,12 @@ def read_history(
     with reading(path, 'table', _REDO) as file: table = pd.read_csv(file)
     absent = [c for c in ('epoch', *_CURVES) if c not in table]
     if absent or table.empty: raise ValueError(f'{path} has no {absent or "row"}: {_REDO}')
+    # nobody validated
+    absent = [c for c in _CURVES if c.startswith('val_') and table[c].isna().all()]
     table[['epoch', *_CURVES]] = table[['epoch', *_CURVES]].apply(_numbers)
     _refuse_rows(path, table.epoch != np.arange(1, len(table) + 1), table, ['epoch'],
                  'epochs 1, 2, 3, ...')
-    for c in _CURVES:
+    for c in (c for c in _CURVES if c not in absent):
         v = table[c].to_numpy(float)
         high = 1 if c.endswith('accuracy') else np.inf
         _refuse_rows(path, ~(np.isfinite(v) & (v >= 0) & (v <= high)), table, [c],
@@ -308,15 +310,14 @@ def find_run(
         if not (run_dir/CHECKPOINTS).exists(): return {}
         raise ValueError(f'{run_dir} holds checkpoints but no {RUN_FILES["config"]}: {advice}')
     if not resume: raise ValueError(f'{run_dir} holds a run: {advice}, or set resume=True')
-    there = read_config(run_dir)
-    old, new = _facts(there), _facts(config)
+    kept = read_config(run_dir)
+    old, new = _facts(kept), _facts(config)
     other = '; '.join(
         f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in new.items() if old.get(k) != v)
     if other: raise ValueError(f'{run_dir} holds a run with other settings ({other}): {advice}')
-    dealt = run_file(run_dir, 'splits')
-    if dealt.exists() and dealt.read_text() != splits.to_csv(index=False):
-        raise ValueError(f'{run_dir} holds a run with another split, see {dealt}: {advice}')
-    return there
+    if (f := run_file(run_dir, 'splits')).exists() and f.read_text() != splits.to_csv(index=False):
+        raise ValueError(f'{run_dir} holds a run with another split, see {f}: {advice}')
+    return kept
 
 # %% ../nbs/04a_runs.ipynb #650f51ab
 def _hold_together(run_dir, predictions, history):
@@ -330,6 +331,9 @@ def _hold_together(run_dir, predictions, history):
                           ['file', 'label', 'age_years', 'density'])
         if name == 'manifest': check_manifest(table, other)
         compare_rows(predictions, table, columns, path, other)
+    if history.val_loss.isna().any() and (predictions.split == 'val').any():
+        raise ValueError(f'{run_file(run_dir, "history")} has no val_loss, '
+                         f'though breasts validate: {_REDO}')
     n = read_status(run_dir).get('epochs_run', len(history))
     if n != len(history):
         raise ValueError(f'{run_file(run_dir, "history")} has {len(history)} epochs, '

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RoiSource', 'SplitUnit', 'Fill', 'SWITCHES', 'PROTOCOLS', 'PAPER_BACKBONES', 'RANGES', 'WHERE', 'GROUPS',
            'resolve_protocol', 'TensorConfig', 'ModelConfig', 'TrainConfig', 'make_config', 'check_ranges',
-           'normalises_input', 'AuditConfig', 'settings_that_count', 'with_defaults', 'switches_of', 'group_settings',
-           'explain_settings', 'parse_settings', 'check_parameters']
+           'check_together', 'normalises_input', 'AuditConfig', 'settings_that_count', 'with_defaults', 'switches_of',
+           'group_settings', 'explain_settings', 'parse_settings', 'check_parameters']
 
 # %% ../nbs/00a_settings.ipynb #029e5bef
 import inspect
@@ -85,8 +85,7 @@ class ModelConfig(TensorConfig):
     weights_dir:str = '' # folder with the backbones' .safetensors, for machines without internet
     allow_scratch:bool = False # start from scratch where the hub gives no weights, with a warning
     normalise_input:Optional[bool] = None # by ImageNet's mean and deviation; None: where pretrained
-    # lesion_map: how a map is summed up
-    pooling:Literal['mean', 'mean_std', 'gem', 'top', 'attention'] = 'mean_std'
+    pooling:Literal['mean', 'mean_std', 'gem', 'top', 'attention'] = 'mean_std' # of lesion_map
     pool_share:float = 0.02 # lesion_map: share of the places that pooling 'top' averages, in (0, 1]
     view_fusion:Literal['mean', 'max', 'attention'] = 'mean' # lesion_map: how views are joined
     other_breast:Literal['none', 'difference', 'pair'] = 'none' # lesion_map: what else is looked at
@@ -94,6 +93,7 @@ class ModelConfig(TensorConfig):
     also_size:int = 0 # lesion_map: pixels of a smaller copy that is looked at too; 0: none
     stretch_greys:bool = False # lesion_map: to the full range per breast, not in the smaller copy
     probe:bool = False # lesion_map: backbones stay, one linear layer is fitted, without steps
+    root_features:bool = False # probe: the root of how far each feature is from its middle
     flip_test:bool = False # lesion_map: average predictions over the image and its mirror image
 
 # %% ../nbs/00a_settings.ipynb #04bfa0bc
@@ -118,8 +118,10 @@ class TrainConfig(ModelConfig):
     keep:Literal['accuracy', 'auc', 'last'] = 'accuracy' # epoch that is kept: best by, or the last
     average_decay:float = 0.0 # share of the old in a running mean of the weights; 0: no mean
     target:Literal['classes', 'ordinal'] = 'classes' # three classes, or abnormal and malignant
-    train_share:float = 1.0 # share of the training women that are learned from, in (0, 1]
+    fit_on:Literal['train', 'train+val'] = 'train' # who is learned from; val then chooses nothing
+    train_share:float = 1.0 # share of those women that are learned from, in (0, 1]
     probe_strength:float = 3.0 # probe: how far its weights may go, the inverse of their penalty
+    probe_order:float = 1.0 # probe: strength of benign against both others, share in (0, 1]
     class_weights:bool = True # weigh the loss against class imbalance
     augment:bool = True # draw flips, rotations, crops and jitter anew for each breast and epoch
     flip_lr:bool = True # left-right, both views together
@@ -170,8 +172,8 @@ RANGES = {k: v for v, names in {
     '[0, 4294967295]': ('seed', 'split_seed', 'phantom_seed'), '[0, 100]': ('phantom_signal',),
     '(0, inf)': ('lr', 'backbone_lr', 'probe_strength'), '(0, 10000]': ('clahe_clip',),
     '[0, 180]': ('rotation_deg',),
-    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min', 'pool_share', 'train_share'),
-    '(0, 1)': ('lr_factor',),
+    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1)': ('lr_factor',),
+    '(0, 1]': ('crop_min', 'pool_share', 'train_share', 'probe_order'),
     '[0, 1)': ('average_decay',), '[1, 1000000]': ('n_repeats', 'n_trees', 'n_draws'),
     '[-64, 1024]': ('n_jobs',),
 }.items() for k in names}
@@ -189,6 +191,29 @@ def check_ranges(
         if interval == '(0, inf)': raise ValueError(f'{k}={v} is not above 0')
         if high > 180 and v < low: raise ValueError(f'{k}={v} is too small: use at least {low:g}')
         raise ValueError(f'{k}={v} is not in {interval}')
+
+# %% ../nbs/00a_settings.ipynb #53aacb09
+def check_together(
+    cfg:TrainConfig, # settings
+):
+    "Raise ValueError where settings contradict each other, saying what to set."
+    if cfg.splits_csv and cfg.n_folds:
+        raise ValueError(
+            f'splits_csv and n_folds={cfg.n_folds} both make a split: use one of them')
+    if cfg.probe and cfg.epochs != 1:
+        raise ValueError(f'epochs={cfg.epochs}: probe=True is fitted in one pass, set epochs=1')
+    if cfg.probe and cfg.average_decay:
+        raise ValueError('average_decay is a mean over steps, probe=True takes none: set it to 0')
+    for k in ('root_features', 'probe_order'):
+        if cfg.probe or (v := getattr(cfg, k)) == (usual := getattr(TrainConfig, k)): continue
+        raise ValueError(f'{k}={v} is of a fitted layer: set probe=True, or leave it at {usual}')
+    if cfg.fit_on == 'train': return
+    if cfg.keep != 'last':
+        raise ValueError(f"fit_on={cfg.fit_on!r} leaves no women to choose the epoch by: set "
+                         f"keep='last' instead of {cfg.keep!r}, or fit_on='train'")
+    if cfg.schedule == 'plateau' and not cfg.probe:
+        raise ValueError(f'fit_on={cfg.fit_on!r} leaves no women to say when the rate is cut: set '
+                         "schedule='one_cycle', or fit_on='train'")
 
 # %% ../nbs/00a_settings.ipynb #8eb3c7c5
 def normalises_input(

@@ -17,24 +17,28 @@ import pandas as pd
 from .sheets import decode_text, read_bytes, read_table
 
 # %% ../nbs/00k_shapes.ipynb #5778fa9a
-_NAMES = {'rect': 'rect', 'rectangle': 'rect', 'box': 'rect', 'polygon': 'polygon', 'polyline': 'polyline', 'line': 'polyline', 'ellipse': 'ellipse',
-          'circle': 'circle', 'point': 'point', 'extreme_rect': 'rect'}
-_KEYS = {'allpointsx': 'all_points_x', 'pointsx': 'all_points_x', 'xs': 'all_points_x', 'allpointsy': 'all_points_y', 'pointsy': 'all_points_y',
-         'ys': 'all_points_y', 'w': 'width', 'h': 'height', 'radius': 'r', 'radiusx': 'rx', 'radiusy': 'ry', 'centerx': 'cx', 'centery': 'cy', 'left': 'x',
-         'top': 'y', 'angle': 'theta', 'type': 'name', 'shape': 'name'}
+_NAMES = {k: k for k in ('rect', 'polygon', 'polyline', 'ellipse', 'circle', 'point')} | {
+    'rectangle': 'rect', 'box': 'rect', 'extreme_rect': 'rect', 'line': 'polyline'}
+_KEYS = {
+    'allpointsx': 'all_points_x', 'pointsx': 'all_points_x', 'xs': 'all_points_x',
+    'allpointsy': 'all_points_y', 'pointsy': 'all_points_y', 'ys': 'all_points_y',
+    'w': 'width', 'h': 'height', 'radius': 'r', 'radiusx': 'rx', 'radiusy': 'ry', 'centerx': 'cx',
+    'centery': 'cy', 'left': 'x', 'top': 'y', 'angle': 'theta', 'type': 'name', 'shape': 'name',
+    **{k: k for k in ('name', 'cx', 'cy', 'rx', 'ry', 'x', 'y', 'width', 'height', 'r', 'theta')}}
 
 def _corners(g):
     "A rectangle as a polygon; as it is where its numbers are none."
     try: x, y, w, h = (float(g[k]) for k in ('x', 'y', 'width', 'height'))
     except (KeyError, TypeError, ValueError, OverflowError): return g
-    return dict(name='polygon', all_points_x=[x, x + w, x + w, x], all_points_y=[y, y, y + h, y + h])
+    return dict(name='polygon', all_points_x=[x, x + w, x + w, x],
+                all_points_y=[y, y, y + h, y + h])
 
 def tidy_shape(
     shape:dict, # a shape as some version of VIA wrote it
 ) -> dict: # with the keys of VIA 2; a shape that is not understood stays as it is
     "Bring a shape to one spelling."
     short = {k: re.sub('[^a-z]', '', str(k).lower()) for k in shape}
-    g = {_KEYS.get(s, s if s in ('name', 'cx', 'cy', 'rx', 'ry', 'x', 'y', 'width', 'height', 'r', 'theta') else k): shape[k] for k, s in short.items()}
+    g = {_KEYS.get(s, k): shape[k] for k, s in short.items()}
     kind = _NAMES.get(str(g.get('name')).strip().lower().replace(' ', '_'))
     if kind is None: return shape
     g['name'] = kind
@@ -46,9 +50,14 @@ def _from_numbers(numbers):
     "A shape of VIA 3, [kind, x, y, ...], as VIA 2 has it; {} where it is none."
     try: kind, v = int(numbers[0]), [float(n) for n in numbers[1:]]
     except (TypeError, ValueError, IndexError, KeyError, OverflowError): return {}
-    few = {1: ('point', 'cx', 'cy'), 2: ('rect', 'x', 'y', 'width', 'height'), 3: ('circle', 'cx', 'cy', 'r'), 4: ('ellipse', 'cx', 'cy', 'rx', 'ry', 'theta')}
-    if kind in (5, 6, 7): return dict(name='polygon' if kind == 7 else 'polyline', all_points_x=v[::2], all_points_y=v[1::2])
-    return tidy_shape(dict(zip(('name', *few[kind][1:]), (few[kind][0], *v)))) if kind in few else {'name': f'VIA 3 shape {kind}'}
+    few = {1: ('point', 'cx', 'cy'), 2: ('rect', 'x', 'y', 'width', 'height'),
+           3: ('circle', 'cx', 'cy', 'r'), 4: ('ellipse', 'cx', 'cy', 'rx', 'ry', 'theta')}
+    if kind in (5, 6, 7):
+        return dict(name='polygon' if kind == 7 else 'polyline', all_points_x=v[::2],
+                    all_points_y=v[1::2])
+    if kind not in few: return {'name': f'VIA 3 shape {kind}'}
+    name, *keys = few[kind]
+    return tidy_shape(dict(name=name) | dict(zip(keys, v)))
 
 # %% ../nbs/00k_shapes.ipynb #0bdae378
 POINT_RADIUS_PX = 10 # original pixels: a point marks a place, four of 2,971 regions are points
@@ -111,18 +120,23 @@ def _parse(text):
 
 def _from_via2(path):
     "CSV of VIA 1 or 2."
-    aliases = {k: 'filename' for k in ('file_name', 'file')} | {k: 'region_shape_attributes' for k in ('shape_attributes', 'region_shape')}
+    aliases = dict.fromkeys(('file_name', 'file'), 'filename') | dict.fromkeys(
+        ('shape_attributes', 'region_shape'), 'region_shape_attributes')
     via = read_table(path, ('filename', 'region_shape_attributes'), aliases)
     for name, cell in zip(via.filename, via.region_shape_attributes):
-        if not _EMPTY.fullmatch(cell): yield name, tidy_shape(g) if isinstance(g := _parse(cell), dict) else {}
+        if not _EMPTY.fullmatch(cell):
+            yield name, tidy_shape(g) if isinstance(g := _parse(cell), dict) else {}
 
 def _from_via3(path, text):
     "CSV of VIA 3: notes above, the header in one of them, files as a JSON list."
     lines = re.sub(r'^# ?CSV_HEADER *= *', '', text, flags=re.MULTILINE).splitlines(keepends=True)
-    via = read_table(path, ('file_list', 'spatial_coordinates'), text=''.join(l for l in lines if not l.startswith('#')))
+    via = read_table(path, ('file_list', 'spatial_coordinates'),
+                     text=''.join(l for l in lines if not l.startswith('#')))
     for name, cell in zip(via.file_list, via.spatial_coordinates):
         names, shape = _parse(name), _parse(cell)
-        if shape != []: yield from ((str(n), _from_numbers(shape)) for n in (names if isinstance(names, list) else [name]))
+        if shape != []:
+            yield from ((str(n), _from_numbers(shape))
+                        for n in (names if isinstance(names, list) else [name]))
 
 # %% ../nbs/00k_shapes.ipynb #13f4029e
 def _entries(some): # a list, or the values of a dict with the numbers of a list
@@ -131,22 +145,27 @@ def _entries(some): # a list, or the values of a dict with the numbers of a list
 def _from_json(path, text):
     "JSON of VIA 1, 2 or 3, export or project."
     found = _parse(text)
-    if not isinstance(found, dict): raise ValueError(f'{path} is no JSON that can be read: export the regions from VIA again')
+    if not isinstance(found, dict):
+        raise ValueError(f'{path} is no JSON that can be read: export the regions from VIA again')
     images = found.get('_via_img_metadata', found)
     known = [v for v in _entries(images) if isinstance(v, dict) and 'filename' in v]
     if not known and not {'file', 'metadata'} <= set(found):
-        raise ValueError(f'{path} is no export of VIA: it has {sorted(found)[:8]}; export the regions from VIA as CSV or JSON')
+        raise ValueError(f'{path} is no export of VIA: it has {sorted(found)[:8]}; '
+                         'export the regions from VIA as CSV or JSON')
     for v in known:
         for r in filter(lambda r: isinstance(r, dict), _entries(v.get('regions'))):
             shape = r.get('shape_attributes', r.get('region_shape_attributes'))
-            if shape != {}: yield str(v['filename']), tidy_shape(shape) if isinstance(shape, dict) else {}
+            if shape != {}:
+                yield str(v['filename']), tidy_shape(shape) if isinstance(shape, dict) else {}
     get = lambda k: found.get(k) if not known and isinstance(found.get(k), dict) else {}
     for m in filter(lambda m: isinstance(m, dict) and m.get('xy'), get('metadata').values()):
         view = get('view').get(str(m.get('vid')), {'fid_list': [m.get('vid')]})
-        for f in view.get('fid_list', []): yield str(get('file').get(str(f), {}).get('fname', f)), _from_numbers(m['xy'])
+        for f in view.get('fid_list', []):
+            yield str(get('file').get(str(f), {}).get('fname', f)), _from_numbers(m['xy'])
 
 # %% ../nbs/00k_shapes.ipynb #bfc3d1c0
-_SIGNS = re.compile(r'region_?shape_?attributes|shape_attributes|_via_|__VIA|CSV_HEADER|VGG Image', re.IGNORECASE)
+_SIGNS = re.compile(r'region_?shape_?attributes|shape_attributes|_via_|__VIA|CSV_HEADER|VGG Image',
+                    re.IGNORECASE)
 
 def looks_like_regions(
     path:Path, # a file of any kind
@@ -157,14 +176,17 @@ def looks_like_regions(
     except (ValueError, OSError): return False
 
 def read_regions(
-    path:Optional[str|Path], # VIA export (CSV or JSON, of VIA 1 to 3); None where the data set has no regions
-) -> pd.DataFrame: # one row per region: image_name, shape (polygon, ellipse, ... or 'broken'), geometry (dict, original px)
+    path:Optional[str|Path], # export of VIA 1 to 3, CSV or JSON; None: the data set has no regions
+) -> pd.DataFrame: # row per region: image_name, shape ('polygon', ..., 'broken'), geometry
     "Read the hand-drawn regions; raise ValueError where the file cannot be read or lacks a column."
     data = b'' if path is None else read_bytes(path)
     text = '' if path is None or data.startswith(b'PK') else decode_text(data, path)
     if path is None: found = []
-    elif text.lstrip('\ufeff \r\n\t').startswith(('{', '[')): found = _from_json(path, text.lstrip('\ufeff'))
+    elif text.lstrip('\ufeff \r\n\t').startswith(('{', '[')):
+        found = _from_json(path, text.lstrip('\ufeff'))
     elif re.search('CSV_HEADER|VGG Image Annotator', text[:4000]): found = _from_via3(path, text)
     else: found = _from_via2(path)
-    rows = [(re.sub(r'\.(jpe?g|png)$', '', n.strip(), flags=re.IGNORECASE).strip(), str(g.get('name', 'broken')), g) for n, g in found]
-    return pd.DataFrame(rows, columns=['image_name', 'shape', 'geometry'], dtype=None if rows else object)
+    rows = [(re.sub(r'\.(jpe?g|png)$', '', n.strip(), flags=re.IGNORECASE).strip(),
+             str(g.get('name', 'broken')), g) for n, g in found]
+    return pd.DataFrame(rows, columns=['image_name', 'shape', 'geometry'],
+                        dtype=None if rows else object)

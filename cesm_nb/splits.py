@@ -97,14 +97,20 @@ def split_breasts(
     split_unit:str, # 'breast' or 'patient'
 ) -> pd.DataFrame: # patient_id, side, split in the order of `manifest`
     "Make the split, or read `splits_csv`; raise ValueError where it cannot serve."
-    if not cfg.splits_csv:
-        seed = cfg.seed if cfg.split_seed is None else cfg.split_seed
-        return make_splits(manifest, split_unit, seed, cfg.n_folds, cfg.fold)
+    seed = cfg.seed if cfg.split_seed is None else cfg.split_seed
+    if cfg.splits_csv: splits = _read_own(manifest, cfg, split_unit)
+    else: splits = make_splits(manifest, split_unit, seed, cfg.n_folds, cfg.fold)
+    if cfg.fit_on == 'train': return splits
+    return splits.assign(split=splits.split.replace('val', 'train'))
+
+def _read_own(manifest, cfg, split_unit):
+    "A split made elsewhere, where it is whole and keeps what the protocol promises."
     splits = read_splits(cfg.splits_csv, manifest)
-    empty = [s for s in SPLITS if not (splits.split == s).any()]
+    needed = [s for s in SPLITS if s != 'val' or cfg.fit_on == 'train']
+    empty = [s for s in needed if not (splits.split == s).any()]
     if empty:
         raise ValueError(
-            f'{cfg.splits_csv} puts no breast into {empty}; expected some in each of {SPLITS}')
+            f'{cfg.splits_csv} puts no breast into {empty}; expected some in each of {needed}')
     parts = splits.groupby('patient_id').split.nunique()
     if split_unit == 'patient' and (parts > 1).any():
         raise ValueError(

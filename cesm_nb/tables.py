@@ -26,9 +26,8 @@ PAPER = dict( # its Table 1
     accuracy=.8721, precision=.8705, recall=.8721, f1=.8711, auc=.9676, pr_auc=.9458)
 PAPER_SIZE = 'not stated; 86 would fit' # the paper's test set: our inference from its accuracy
 PUBLISHED = 'published' # its column beside runs, one of which may well be called 'paper'
-SCORE_NAMES = dict(
-    accuracy='Accuracy', precision='Precision', recall='Recall', f1='F1-score', auc='AUC-ROC',
-    pr_auc='PR-AUC')
+SCORE_NAMES = dict(accuracy='Accuracy', precision='Precision', recall='Recall', f1='F1-score',
+                   auc='AUC-ROC', pr_auc='PR-AUC')
 MORE_NAMES = dict( # scores that the paper does not report
     auc_folds='AUC-ROC, mean of folds', auc_malignant='malignant or not: AUC-ROC',
     sensitivity_malignant='malignant or not: sensitivity',

@@ -130,11 +130,11 @@ def make_tasks(
 ) -> list: # dict per breast: ids, label, age, density; per view None or path, geometries, size
     "Gather what each breast is made from."
     sizes = dict(zip(images.image_name, zip(images.original_width_px, images.original_height_px)))
-    drawn = regions.groupby('image_name').geometry.apply(list).to_dict() if len(regions) else {}
+    outlines = regions.groupby('image_name').geometry.apply(list).to_dict() if len(regions) else {}
     def view(name, path):
         if not isinstance(path, str): return None
         size = None if np.isnan(sizes[name]).any() else sizes[name]
-        return dict(path=path, geometries=drawn.get(name, []), original_px=size)
+        return dict(path=path, geometries=outlines.get(name, []), original_px=size)
     columns = [k.removesuffix('_path') for k in table if k.endswith('_path')]
     return [_task(b, columns, view) for b in table.itertuples() if b.n_views > 0]
 

@@ -41,7 +41,7 @@ from .model import check_batch
 from .runs import (
     BEST, CHECKPOINTS, STATE, Run, clean_run, digest_file, find_commit,
     find_run, run_file, seal_run, write_atomic, write_csv, write_json)
-from .settings import TrainConfig, check_ranges, normalises_input, switches_of
+from .settings import TrainConfig, check_ranges, check_together, normalises_input, switches_of
 from .splits import SPLITS, split_breasts
 from .stats import score
 from .tensorize import prepare, read_tensor_settings, tensorize
@@ -53,8 +53,7 @@ def check_config(
 ) -> tuple: # (the protocol's switches, torch.device, dtype to compute in or None)
     "Raise ValueError where settings cannot work, before anything is made."
     check_ranges(cfg)
-    if cfg.splits_csv and cfg.n_folds:
-        raise ValueError(f'splits_csv and n_folds={cfg.n_folds} both make a split: use one of them')
+    check_together(cfg)
     check_arguments(asdict(cfg), switches := switches_of(cfg))
     return switches, *pick_device(cfg.device, cfg.mixed_precision)
 
@@ -107,8 +106,8 @@ def _forward(model, data, idx, dtype, change=lambda views: views, **more):
     if _other(model) != 'none' and data.mate is not None:
         mate = data.mate[idx]
         x, real = _show(data, mate.clamp(min=0), change)
-        there = mate >= 0
-        shown = *shown, x*there[:, None, None, None], real & there[:, None]
+        has_mate = mate >= 0
+        shown = *shown, x*has_mate[:, None, None, None], real & has_mate[:, None]
     with torch.autocast(data.views.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         logits = model(*shown, **more)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -134,8 +133,8 @@ def train_step(
 ) -> tuple: # this process's part of the loss (), its logits (b, 3), which of the batch they are
     "Augment, look, learn."
     mine = take_share(len(idx), t.team)
-    drawn, own = draw_changes(len(idx), generator, data.views.shape[1])[mine], idx[mine]
-    change = (lambda v: augment_views(v, cfg, drawn)) if cfg.augment else (lambda v: v)
+    changes, own = draw_changes(len(idx), generator, data.views.shape[1])[mine], idx[mine]
+    change = (lambda v: augment_views(v, cfg, changes)) if cfg.augment else (lambda v: v)
     both = cfg.other_breast == 'pair'
     out = _forward(t.stepper, data, own, t.dtype, change, **dict(joint=True) if both else {})
     other = torch.where((mate := data.mate[own]) < 0, -1, data.label[mate]) if both else None
@@ -257,7 +256,7 @@ def validate(
     "Score the validation set; raise FloatingPointError where its loss is not finite."
     logits, label = predict(t.judged, data, index, t.dtype, team=t.team, rows=t.rows), data.label[index].cpu()
     loss = nn.functional.cross_entropy(logits, label, weight.cpu())
-    check_finite(loss[None], 'validation')
+    if len(index): check_finite(loss[None], 'validation') # else nobody validates: NaN
     return dict(val_loss=loss.item()) | name_scores('val', label.numpy(), logits.softmax(1).numpy())
 
 # %% ../nbs/04_train_colab_t4.ipynb #f60eea31
@@ -356,13 +355,13 @@ def start_training(
     fresh = replace(cfg, pretrained=from_imagenet, normalise_input=normalises_input(asdict(cfg)))
     t = Training(fresh, switches, device, dtype)
     config = describe_run(cfg, t.model, device, dtype, splits)
-    there = find_run(cfg.run_dir, config, splits, cfg.resume)
+    kept = find_run(cfg.run_dir, config, splits, cfg.resume)
     if last.exists():
         load_training(t, last)
-        config['weights_source'] = there['weights_source']
+        config['weights_source'] = kept['weights_source']
     session = {k: config[k] for k in ('commit', 'versions', 'device', 'precision')}
     session |= dict(first_epoch=len(t.history) + 1, processes=t.team.num_processes)
-    config['sessions'] = [*there.get('sessions', []), session]
+    config['sessions'] = [*kept.get('sessions', []), session]
     if len(t.history) > cfg.epochs:
         raise ValueError(
             f'{cfg.run_dir} has {len(t.history)} epochs already, epochs={cfg.epochs} is fewer: '
@@ -430,9 +429,9 @@ def fit(
         cfg, alone = replace(cfg, run_dir=str(run_dir)), lock_folder(run_dir)
     with alone:
         if team.is_main_process: clean_run(run_dir)
-        made = tell_all((ready := prepare(cfg), tensorize(ready)) if team.is_main_process else None, team)
-        cfg = replace(made[0], device=cfg.device)
-        return _fit(cfg, made[1], switches, device, dtype, team, start, report)
+        prepared = tell_all((ready := prepare(cfg), tensorize(ready)) if team.is_main_process else None, team)
+        cfg = replace(prepared[0], device=cfg.device)
+        return _fit(cfg, prepared[1], switches, device, dtype, team, start, report)
 
 # %% ../nbs/04_train_colab_t4.ipynb #5514aaf4
 @one_way_out('cesm_train')

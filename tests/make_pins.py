@@ -21,8 +21,8 @@ def find_processor():
     "Name the kind of processor; '' where the system does not say."
     info = Path('/proc/cpuinfo')
     lines = [line.partition(':') for line in info.read_text().splitlines()] if info.exists() else []
-    said = {k.strip(): v.strip() for k, _, v in lines}
-    return ', '.join(said.get(k, '') for k in ('model name', 'cpu family', 'model', 'stepping')).strip(', ')
+    facts = {k.strip(): v.strip() for k, _, v in lines}
+    return ', '.join(facts.get(k, '') for k in ('model name', 'cpu family', 'model', 'stepping')).strip(', ')
 
 
 def make(out):

@@ -29,11 +29,11 @@ def audit(*args):
 
 def audit_here(*args):
     "The same in this process, which is quicker: what it said."
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with redirect_stdout(said): main(list(map(str, args)))
+        with redirect_stdout(output): main(list(map(str, args)))
     except SystemExit as e: return 1, str(e)
-    return 0, said.getvalue()
+    return 0, output.getvalue()
 
 
 def scores(out, what, unit='patient'):
@@ -67,11 +67,11 @@ def test_page_of_a_phantom(phantom, tmp_path):
 def test_same_seed_same_bytes_without_images(phantom, tmp_path):
     "Sheet and region file somewhere else, no image folder, two processes: the same page."
     for f in ('Radiology-manual-annotations.xlsx', 'phantom.json'): shutil.copy(phantom/f, tmp_path/f)
-    drawn = shutil.copy(phantom/'Radiology_hand_drawn_segmentations_v2.csv', tmp_path/'drawn.csv')
+    outlines = shutil.copy(phantom/'Radiology_hand_drawn_segmentations_v2.csv', tmp_path/'drawn.csv')
     assert audit(phantom, '--out', tmp_path/'a', *QUICK)[0] == 0
-    assert audit_here(tmp_path, '--regions', drawn, '--out', tmp_path/'b', '--n-jobs', 1, *QUICK)[0] == 0
+    assert audit_here(tmp_path, '--regions', outlines, '--out', tmp_path/'b', '--n-jobs', 1, *QUICK)[0] == 0
     for f in (tmp_path/'a').iterdir(): assert f.read_bytes() == (tmp_path/'b'/f.name).read_bytes(), f.name
-    assert audit_here(tmp_path, '--regions', drawn, '--out', tmp_path/'c', '--seed', 1, *QUICK)[0] == 0
+    assert audit_here(tmp_path, '--regions', outlines, '--out', tmp_path/'c', '--seed', 1, *QUICK)[0] == 0
     assert not scores(tmp_path/'c', 'auc').value.equals(scores(tmp_path/'a', 'auc').value)
 
 
@@ -181,3 +181,15 @@ PUBLISHED = REAL.parent/'splits'/'versamammo.csv'
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f'{PUBLISHED} is absent')
 def test_published_split(tmp_path):
     assert audit_here(REAL, '--splits', PUBLISHED, '--out', tmp_path)[1].startswith('versamammo.csv: 140 of its 158 test women are in its training part')
+
+
+def test_commit_is_that_of_the_checkout_before_anything_is_written(tmp_path, monkeypatch):
+    "A page inside the checkout does not make its own commit one that nobody can check out."
+    from cesm_nb import audit
+    from cesm_nb.phantom import make_phantom
+    data, out = make_phantom(tmp_path/'phantom', 20, size_px=64, progress=False), tmp_path/'out'
+    published = pd.read_csv(ROOT/'results'/'audit'/'controls.csv')
+    monkeypatch.setattr(audit, 'run_controls', lambda *given: published)
+    monkeypatch.setattr(audit, 'find_commit', lambda: 'f'*40 + '+changes'*out.exists())
+    audit.write_audit(data, out, progress=False)
+    assert json.loads((out/'settings.json').read_text())['commit'] == 'f'*40

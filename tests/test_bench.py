@@ -26,25 +26,25 @@ def bench(name, *args):
 def odd(module_path):
     "A phantom with regions outside their image, on its corner and smaller than a pixel, each drawn on an image of its own."
     root = make_phantom(module_path/'odd'/'data', n_patients=8, size_px=100, progress=False)
-    drawn = pd.read_csv(root/REGIONS_NAME, dtype=str)
-    names = drawn['#filename'][drawn['#filename'].str.contains('_CM_')].unique()
+    regions = pd.read_csv(root/REGIONS_NAME, dtype=str)
+    names = regions['#filename'][regions['#filename'].str.contains('_CM_')].unique()
     assert len(names) >= len(ASIDE)
-    more = [drawn[drawn['#filename'] == name].iloc[[0]].assign(
+    more = [regions[regions['#filename'] == name].iloc[[0]].assign(
         region_shape_attributes='{"name":"circle","cx":%s,"cy":%s,"r":%s}' % place) for name, place in zip(names, ASIDE.values())]
-    pd.concat([drawn, *more]).to_csv(root/REGIONS_NAME, index=False)
+    pd.concat([regions, *more]).to_csv(root/REGIONS_NAME, index=False)
     return root
 
 
 def test_tensorize_with_regions_outside(odd):
     "The plain reference, which the tensors are held against, leaves such a region out as the package does; the peer copes, too."
-    said = bench('bench_tensorize', '--data', odd, '--rounds', 1, '--peer', PEER)
-    assert float(re.search(r'largest difference from the plain reference: ([\d.]+) of 255', said)[1]) < .5
+    output = bench('bench_tensorize', '--data', odd, '--rounds', 1, '--peer', PEER)
+    assert float(re.search(r'largest difference from the plain reference: ([\d.]+) of 255', output)[1]) < .5
     for ratio in ('one process / decode only', 'two processes / one process', *(['one process / peer'] if PEER.exists() else [])):
-        assert re.search(rf'{ratio}: [\d.]+', said), said
-    assert PEER.exists() or 'SKIPPED the peer' in said
+        assert re.search(rf'{ratio}: [\d.]+', output), output
+    assert PEER.exists() or 'SKIPPED the peer' in output
 
 
 def test_commands(phantom):
     "`cesm_check` and `cesm_audit` against decoding and growing alone."
-    said = bench('bench_commands', '--data', phantom, '--audit', '--n-repeats', 1, '--n-trees', 10, '--n-draws', 50)
-    assert re.search(r'cesm_check: .* x decoding them\ncesm_audit: .* with [1-9]\d* forests; [\d.]+ x growing them', said), said
+    output = bench('bench_commands', '--data', phantom, '--audit', '--n-repeats', 1, '--n-trees', 10, '--n-draws', 50)
+    assert re.search(r'cesm_check: .* x decoding them\ncesm_audit: .* with [1-9]\d* forests; [\d.]+ x growing them', output), output

@@ -120,8 +120,8 @@ def run_full(cfg, folder, limit=None):
 
 
 def test_file_size_limit(cfg, tmp_path):
-    said = run_full(cfg[0], tmp_path/'t', limit=MB//4)
-    assert said.startswith('cesm_tensorize: cannot write') and 'File too large' in said and 'run again once there is room' in said
+    output = run_full(cfg[0], tmp_path/'t', limit=MB//4)
+    assert output.startswith('cesm_tensorize: cannot write') and 'File too large' in output and 'run again once there is room' in output
     assert [f.name for f in (tmp_path/'t').iterdir()] == ['settings.json']
 
 
@@ -132,8 +132,8 @@ def test_disk_full(cfg, tmp_path):
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk], capture_output=True, timeout=PATIENCE).returncode:
         pytest.skip('cannot mount a small tmpfs here: needs root')
     try:
-        said = run_full(cfg, disk/'t')
-        assert 'cannot write' in said and 'No space left on device' in said and 'what was finished is kept' in said
+        output = run_full(cfg, disk/'t')
+        assert 'cannot write' in output and 'No space left on device' in output and 'what was finished is kept' in output
         left = content(disk/'t')
         assert 4 < len(left) < len(whole) and all(whole[k] == v for k, v in left.items())
         shutil.copytree(disk/'t', tmp_path/'roomy')

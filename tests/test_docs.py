@@ -178,6 +178,6 @@ def test_filter_processes_what_nbdev_has_not(folder, tmp_path):
     kernel = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3'}}
     before = nbformat.writes(new_notebook(cells=list(cells), metadata=kernel))
     status, after = run('quarto_filter.py', tmp_path/folder, before)
-    there = [words in after for words in ('title: data', 'show_doc(double)', 'output-file', '#| export', '1/0')]
+    present = [words in after for words in ('00 data: from sheets', 'show_doc(double)', 'output-file', '#| export', '1/0')]
     if folder == '_proc': assert status == 0 and json.loads(after) == json.loads(before)
-    else: assert status == 0 and there == [True, True, False, False, False]
+    else: assert status == 0 and present == [True, True, False, False, False]

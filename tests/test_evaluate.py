@@ -49,13 +49,13 @@ def command(*args): return call(cesm_evaluate, *args)
 
 def test_command_on_two_runs(runs):
     "Each run gets its tables, figures and page; both are compared, paired, on the same breasts."
-    told = command(*runs, '--n-draws', 200)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.count('*** PHANTOM') == 4 and 'note:' not in told.stdout
+    answer = command(*runs, '--n-draws', 200)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count('*** PHANTOM') == 4 and 'note:' not in answer.stdout
     for run in runs:
         assert {f.stem for f in (run/'tables').iterdir()} == {'table1', 'table2', 'per_class', 'points', 'metrics', 'subgroups', 'pointing'}
-        drawn = {f.stem for f in (run/'figures').glob('*.svg')}
-        assert drawn == {f.stem for f in (run/'figures').glob('*.png')} >= {'fig5_accuracy', 'reliability', 'decision', 'subgroups', 'attention'}
+        names = {f.stem for f in (run/'figures').glob('*.svg')}
+        assert names == {f.stem for f in (run/'figures').glob('*.png')} >= {'fig5_accuracy', 'reliability', 'decision', 'subgroups', 'attention'}
         assert all(b'<text' not in f.read_bytes() for f in (run/'figures').glob('*.svg')) # letters are outlines
         assert [f.name for f in (run/'inside').iterdir()] == ['gradcam.png']
         assert json.loads((run/'metrics.json').read_text())['chosen']['temperature'] > 0
@@ -82,9 +82,9 @@ def test_page_in_a_browser(runs, tmp_path):
     (tmp_path/'page.html').write_text(page.replace('</body>', PROBE))
     browse = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--window-size=1280,2000']
     dom = subprocess.run([*browse, '--dump-dom', (tmp_path/'page.html').as_uri()], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
-    said = json.loads(re.search('<pre id="said">(.*?)</pre>', dom)[1])
-    assert len(said['images']) == page.count('<img') >= 10 and min(said['images']) > 100
-    assert said['asked'] == [] and said['width'] <= 1280
+    output = json.loads(re.search('<pre id="said">(.*?)</pre>', dom)[1])
+    assert len(output['images']) == page.count('<img') >= 10 and min(output['images']) > 100
+    assert output['asked'] == [] and output['width'] <= 1280
     shot = tmp_path/'page.png'
     subprocess.run([*browse, f'--screenshot={shot}', (tmp_path/'page.html').as_uri()], capture_output=True, timeout=PATIENCE, check=True)
     import cv2
@@ -101,8 +101,8 @@ def test_without_tensors_or_data(runs, tmp_path):
     (alone/'config.json').write_text(json.dumps(config))
     seal_run(alone)
     found = evaluate(alone, n_draws=50)
-    said = ' '.join(found['notes'])
-    assert 'machine and finding are left out' in said and 'maps and attention are left out' in said
+    output = ' '.join(found['notes'])
+    assert 'machine and finding are left out' in output and 'maps and attention are left out' in output
     assert 'Subgroups' in found['tables'] and 'Pointing game' not in found['tables']
     assert not (alone/'inside').exists() and found['report'].exists()
 
@@ -201,5 +201,5 @@ def test_the_bootstrap_is_no_loop():
 def test_benchmark_of_the_bootstrap():
     "python tools/bench_evaluate.py, cut short: the same scores as scikit-learn's, then a ratio."
     command = [sys.executable, 'tools/bench_evaluate.py', '--patients', '40', '--draws', '20', '--loop', '5']
-    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=PATIENCE).stdout
-    assert re.search(r'ratio: +\d', told)
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=PATIENCE).stdout
+    assert re.search(r'ratio: +\d', answer)

@@ -70,6 +70,29 @@ def test_grids_train_as_the_paper_says(name):
 def test_grid_files_are_grids(name): make_grid(read_yaml(name))
 
 
+def test_the_ladder_of_the_best_model_has_single_steps():
+    "`best` is configs/best.yaml; each variant changes one thing of it, be it two or three settings."
+    content, alone = read_yaml('best_grid'), read_yaml('best')
+    best = content['variants']['best']
+    assert {k: alone[k] for k in best} == best and {k: content['base'][k] for k in ('protocol', 'modality', 'pretrained')}.items() <= alone.items()
+    steps = {k: {s: v[s] for s in v if v[s] != best.get(s)} for k, v in content['variants'].items() if k not in ('clinical', 'best')}
+    one_thing = [{'probe_strength', 'probe_order'}, {'image_size', 'also_size', 'stretch_greys'}]
+    assert all(len(v) == 1 or set(v) in one_thing for v in steps.values()) and len({str(v) for v in steps.values()}) == len(steps)
+    assert {k for pair in content['pairs'] for k in pair} == set(content['variants'])
+
+
+@needs_fields
+def test_a_variant_may_have_folds_of_its_own(phantom, tmp_path):
+    "Three folds and four, counted so; folds and single splits, or too few, are refused."
+    def grid(n, **more): return make_grid(dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(a={}, b=dict(n_folds=n))) | more)
+    plan = plan_runs(grid(4), phantom, tmp_path)
+    found = {v: sorted((p.cfg.n_folds, p.cfg.fold) for p in plan if p.variant == v and p.cfg.seed == 1) for v in 'ab'}
+    assert found == dict(a=[(3, k) for k in range(3)], b=[(4, k) for k in range(4)])
+    with pytest.raises(ValueError, match='n_folds=2 is too small'): grid(2)
+    with pytest.raises(ValueError, match='b has n_folds=0 in a grid of n_folds=3: .* use a grid each'): grid(0)
+    with pytest.raises(ValueError, match='b has n_folds=3 in a grid of n_folds=0'): grid(3, n_folds=0)
+
+
 @pytest.mark.parametrize('name', ['regions', 'ablations'])
 def test_variants_differ_in_one_thing(name):
     assert all(len(v) <= 1 for v in read_yaml(name)['variants'].values())
@@ -140,14 +163,14 @@ def test_a_run_cut_off_goes_on_and_the_rest_is_kept(phantom, tmp_path, monkeypat
     assert [s['first_epoch'] for s in sessions] == [1, 2]
     assert list_finished(grid, plan) == {'regions': (0,), 'not at test': (0,)}
     lost = rescored_path(plan[0].cfg.run_dir, plan_rescoring(grid, plan)['not at test'][1].tensor_dir)
-    said = pd.read_csv(lost)
+    output = pd.read_csv(lost)
     lost.unlink()
     assert list_finished(grid, plan)['not at test'] == ()
     kept = [f for p in plan for f in Path(p.cfg.run_dir).rglob('*') if f.is_file() and f.name != 'status.json'] # it takes in a digest
     when = {f: f.stat().st_mtime_ns for f in kept}
     monkeypatch.setattr('os.cpu_count', lambda: 2)
     run_grid(grid, plan)
-    pd.testing.assert_frame_equal(pd.read_csv(lost), said, atol=1e-5) # other threads, other last digits
+    pd.testing.assert_frame_equal(pd.read_csv(lost), output, atol=1e-5) # other threads, other last digits
     assert {f: f.stat().st_mtime_ns for f in when} == when
 
 
@@ -188,8 +211,8 @@ def test_results_of_complete_seeds(ran, tmp_path):
 
 def test_unfinished_seeds_are_left_out_and_named(ran, tmp_path):
     grid, plan, runs = ran
-    there = copy_runs(runs, tmp_path/'runs')
-    plan = plan_runs(grid, plan[0].cfg.data_root, there)
+    present = copy_runs(runs, tmp_path/'runs')
+    plan = plan_runs(grid, plan[0].cfg.data_root, present)
     part = next(p.cfg for p in plan if p.variant == 'none' and p.cfg.seed == 1)
     (Path(part.run_dir)/'predictions.csv').unlink()
     tables = write_results(grid, plan, tmp_path/'out', n_draws=50)
@@ -197,8 +220,8 @@ def test_unfinished_seeds_are_left_out_and_named(ran, tmp_path):
     assert set(tables['changes'].seeds) == {1} # pairs rest on the seed that both have
     assert set(tables['changes']['p, AUC-ROC']) == {'one seed: not tested'}
     assert 'INCOMPLETE, finished of seeds 0, 1: regions; not at test: 0, 1 | none: 0' in (tmp_path/'out'/'table.md').read_text()
-    said = json.loads((tmp_path/'out'/'settings.json').read_text())
-    assert said['seeds'] == {'regions': [0, 1], 'none': [0], 'not at test': [0, 1]} and said['n_runs'] == 9
+    output = json.loads((tmp_path/'out'/'settings.json').read_text())
+    assert output['seeds'] == {'regions': [0, 1], 'none': [0], 'not at test': [0, 1]} and output['n_runs'] == 9
     for p in plan: (Path(p.cfg.run_dir)/'predictions.csv').unlink(missing_ok=True)
     with pytest.raises(ValueError, match="no seed of any variant is complete: of 6 runs of each variant there are 'regions' 0; 'none' 0"):
         write_results(grid, plan, tmp_path/'nothing')
@@ -225,8 +248,8 @@ def test_settings_say_everything_and_no_path(ran, tmp_path):
 def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
     "Runs whose `config.json` says that they are of real images: one commit for each variant, which may differ."
     grid, plan, runs = ran
-    there = copy_runs(runs, tmp_path/'runs')
-    plan = plan_runs(grid, plan[0].cfg.data_root, there)
+    present = copy_runs(runs, tmp_path/'runs')
+    plan = plan_runs(grid, plan[0].cfg.data_root, present)
     def say(commits):
         for p, commit in zip(plan, commits):
             path = Path(p.cfg.run_dir)/'config.json'
@@ -249,8 +272,8 @@ def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
     say([of[p.variant] for p in plan])
     write_results(grid, plan, tmp_path/'out', n_draws=50)
     assert json.loads((tmp_path/'out'/'settings.json').read_text())['commit'] == of
-    said = 'run at commits ' + ', '.join(f'{c} ({v})' for v, c in of.items())
-    assert all(said in (tmp_path/'out'/f'{k}.md').read_text().split('\n')[0] for k in ('table', 'changes', 'binary'))
+    output = 'run at commits ' + ', '.join(f'{c} ({v})' for v, c in of.items())
+    assert all(output in (tmp_path/'out'/f'{k}.md').read_text().split('\n')[0] for k in ('table', 'changes', 'binary'))
 
 
 def test_published_results_are_of_a_clean_commit():
@@ -290,8 +313,8 @@ def command(folder, data, *args):
 def test_one_split_for_each_seed(phantom, tmp_path):
     "`n_folds: 0`: other test breasts with each seed, a table of runs, means beside the paper, Figures 5 and 6 of all runs."
     (tmp_path/'again.yaml').write_text(yaml.safe_dump(dict(base=BASE | dict(epochs=2), n_folds=0, seeds=[0, 1, 2], variants=dict(paper={}))))
-    said = command(tmp_path, phantom, '--without-papermill')
-    assert said.returncode == 0, said.stderr
+    done = command(tmp_path, phantom, '--without-papermill')
+    assert done.returncode == 0, done.stderr
     out = tmp_path/'out'/'again'
     runs, summary = pd.read_csv(out/'runs.csv'), pd.read_csv(out/'summary.csv').set_index('score')
     assert runs.seed.tolist() == [0, 1, 2] and {'test breasts', 'women', 'Accuracy', 'AUC-ROC', 'PR-AUC', 'F1-score'} <= set(runs)
@@ -302,7 +325,7 @@ def test_one_split_for_each_seed(phantom, tmp_path):
     assert abs(summary.value['auc'] - each.mean()) < 1e-9 and summary.lowest['auc'] == each.min()
     assert len(pd.read_csv(out/'curves.csv')) == 3*2
     assert {'fig5_accuracy.png', 'fig6_loss.png'} <= {f.name for f in out.iterdir()}
-    assert ' 0.8721 |' in said.stdout and 'PHANTOM' in said.stdout
+    assert ' 0.8721 |' in done.stdout and 'PHANTOM' in done.stdout
 
 
 TINY = SMALL | dict(variants={
@@ -320,15 +343,15 @@ def test_command_resumes_and_shares(phantom, tmp_path):
     (tmp_path/'second.yaml').write_text(yaml.safe_dump(part))
     plan = plan_runs(make_grid(TINY), phantom, tmp_path/'runs')
     fit(replace(plan[0].cfg, n_jobs=1)) # one run is there already
-    there = Path(plan[0].cfg.run_dir)/'predictions.csv'
-    when = there.stat().st_mtime_ns
-    said = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # which costs seconds a run
-    assert said.returncode == 0, said.stderr
-    assert there.stat().st_mtime_ns == when
+    present = Path(plan[0].cfg.run_dir)/'predictions.csv'
+    when = present.stat().st_mtime_ns
+    done = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # which costs seconds a run
+    assert done.returncode == 0, done.stderr
+    assert present.stat().st_mtime_ns == when
     made = list((tmp_path/'runs').glob('*/seed*-fold*/predictions.csv'))
     assert len(made) == 3*2*3 + 3 # of the second grid's six runs three are the first one's
     assert len(list((tmp_path/'runs'/'tensors').iterdir())) == 3 # annotation, faked, none
-    assert 'not at test' in said.stdout and said.stdout.count('PHANTOM') == 2
+    assert 'not at test' in done.stdout and done.stdout.count('PHANTOM') == 2
     settings = json.loads((tmp_path/'out'/'grid'/'settings.json').read_text())
     assert settings['grid']['seeds'] == [0, 1] and settings['command'].endswith('--seeds 0 1')
     assert {f.suffix for f in (tmp_path/'out'/'second').glob('table.*')} == {'.csv', '.md', '.tex'}
@@ -340,9 +363,9 @@ def test_command_publishes_what_there_is(phantom, tmp_path):
     (tmp_path/'none.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e-3))))
     grid = make_grid(ONE)
     run_grid(grid, plan_runs(grid, phantom, tmp_path/'runs'))
-    said = command(tmp_path, phantom, '--only-results', '--seeds', 0, 1)
-    assert said.returncode != 0 and 'Traceback' not in said.stderr
-    assert "cesm_grid: none: no seed of any variant is complete: of 6 runs of each variant there are 'a' 0" in said.stderr
+    done = command(tmp_path, phantom, '--only-results', '--seeds', 0, 1)
+    assert done.returncode != 0 and 'Traceback' not in done.stderr
+    assert "cesm_grid: none: no seed of any variant is complete: of 6 runs of each variant there are 'a' 0" in done.stderr
     assert 'INCOMPLETE, finished of seeds 0, 1: a; b: 0' in (tmp_path/'out'/'grid'/'table.md').read_text()
     assert not (tmp_path/'out'/'none').exists()
 
@@ -350,17 +373,17 @@ def test_command_publishes_what_there_is(phantom, tmp_path):
 def test_command_refuses_before_it_runs(phantom, tmp_path):
     odd = TINY | dict(variants=TINY['variants'] | dict(odd=dict(epocs=3)))
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(odd))
-    said = command(tmp_path, phantom)
-    assert said.returncode != 0 and "grid.yaml: unknown parameter 'epocs': did you mean epochs?" in said.stderr and 'Traceback' not in said.stderr
+    done = command(tmp_path, phantom)
+    assert done.returncode != 0 and "grid.yaml: unknown parameter 'epocs': did you mean epochs?" in done.stderr and 'Traceback' not in done.stderr
     assert not (tmp_path/'runs').exists()
 
 
 def test_a_run_that_stops_says_why(phantom, tmp_path):
     "What stops in the notebook's own process is said in one sentence, with the executed notebook."
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e9, epochs=3))))
-    said = command(tmp_path, phantom)
-    assert said.returncode != 0 and 'cesm_grid: FloatingPointError' in said.stderr and 'notebook.ipynb' in said.stderr
-    assert 'Traceback' not in said.stderr
+    done = command(tmp_path, phantom)
+    assert done.returncode != 0 and 'cesm_grid: FloatingPointError' in done.stderr and 'notebook.ipynb' in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 def trains_twice(runs, process):
@@ -379,7 +402,7 @@ def test_workers_end_with_the_command(phantom, tmp_path):
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(endless))
     words = [sys.executable, '-c', GRID, tmp_path/'grid.yaml', '--data', phantom, '--runs', tmp_path/'runs', '--n-jobs', 2,
              '--without-papermill']
-    with open(tmp_path/'said', 'w') as said: started = subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=said, stderr=said)
+    with open(tmp_path/'said', 'w') as output: started = subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=output, stderr=output)
     try: assert trains_twice(tmp_path/'runs', started), (tmp_path/'said').read_text()
     finally:
         workers = psutil.Process(started.pid).children()
@@ -396,8 +419,8 @@ def test_grid_on_a_cluster(phantom, tmp_path):
     distributed = pytest.importorskip('distributed', reason="pip install 'cesm_nb[dask]' to test a cluster")
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(n_folds=0, seeds=[0, 1], pairs=[])))
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        said = command(tmp_path, phantom, '--dask', cluster.scheduler_address)
-    assert said.returncode == 0, said.stderr
+        done = command(tmp_path, phantom, '--dask', cluster.scheduler_address)
+    assert done.returncode == 0, done.stderr
     executed = list((tmp_path/'runs').glob('*/seed*/notebook.ipynb'))
     assert len(executed) == 2 and all('trainer.fit(cfg' in f.read_text() for f in executed)
     assert len(list((tmp_path/'runs').glob('*/seed*/rescored-*.csv'))) == 2

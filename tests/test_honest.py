@@ -9,12 +9,15 @@ import torch
 
 from cesm_nb.ask import Prepared, ask, open_member
 from cesm_nb.batches import Breasts, assemble, load_inputs
+from cesm_nb.choose import POINTS, apply_validation
 from cesm_nb.commands import cesm_train
 from cesm_nb.data import PROBS, SHEET_NAME
+from cesm_nb.evaluate import evaluate
 from cesm_nb.finished import export_run, load_run, predict_run
 from cesm_nb.inside import look_inside
 from cesm_nb.model import load_model
 from cesm_nb.phantom import make_phantom
+from cesm_nb.predict import certainty_of, export_expert, open_experts
 from cesm_nb.runs import Run, read_parts, seal_run
 from cesm_nb.settings import make_config
 from cesm_nb.tensorize import read_manifest
@@ -26,6 +29,8 @@ SMALL = dict(
 ALL = dict(
     other_breast='pair', schedule='one_cycle', keep='last', average_decay=.9, flip_test=True, backbone_lr=.3, target='ordinal',
     frozen_stages=2, pooling='top')
+PROBE = dict(
+    probe=True, epochs=1, keep='last', other_breast='pair', also_size=24, class_weights=False, root_features=True, probe_order=.1)
 
 
 @pytest.fixture(scope='module')
@@ -146,7 +151,8 @@ def test_maps_show_where_it_looked(run):
     assert all(m.isfinite().all() and m.shape[1:] == (32, 32) for m in inside.maps.values())
 
 
-def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, plain, module_path):
+@pytest.mark.parametrize('learned', [ALL, PROBE, PROBE | dict(fit_on='train+val')], ids=['all', 'probe', 'validation women train'])
+def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, plain, module_path, learned):
     "Unseen women named by a file: other labels of theirs, the same predictions."
     manifest = read_manifest(module_path/'tensors')
     women = manifest.patient_id.unique()
@@ -162,12 +168,52 @@ def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, pl
     turn = dict(zip(['Normal', 'Benign', 'Malignant'], ['Malignant', 'Normal', 'Benign']))
     table.loc[hers, column] = table.loc[hers, column].map(turn)
     table.to_excel(sheet, sheet_name='all', index=False)
-    found = [fit(make_config(small | ALL | dict(
+    found = [fit(make_config(small | learned | dict(
         data_root=str(d), tensor_dir=str(t), run_dir=str(tmp_path/n), splits_csv=str(tmp_path/'split.csv')))).predictions
         for d, t, n in ((data, module_path/'tensors', 'a'), (tmp_path/'data', tmp_path/'tensors', 'b'))]
     changed = found[0].label != found[1].label
     assert changed.any() and (found[0].split[changed] == 'test').all()
     pd.testing.assert_frame_equal(found[0][PROBS], found[1][PROBS])
+
+
+@pytest.fixture(scope='module')
+def whole(small, module_path):
+    "A run whose validation women train, and the same run without them."
+    both = [fit(make_config(small | PROBE | dict(n_folds=3, split_seed=0, fit_on=k, run_dir=str(module_path/k)))) for k in ('train+val', 'train')]
+    return [Run.open(r.run_dir) for r in both]
+
+
+def test_who_trains_does_not_validate(whole):
+    "The same women test; nobody is left to validate, in no file; whoever trains changes the model."
+    more, usual = whole
+    assert set(more.predictions.split) == {'train', 'test'} == set(read_parts(more.run_dir).split)
+    tests = [r.predictions[r.predictions.split == 'test'] for r in whole]
+    pd.testing.assert_frame_equal(*(t.drop(columns=PROBS) for t in tests))
+    assert np.abs(tests[0][PROBS] - tests[1][PROBS]).to_numpy().max() > 1e-3
+    assert more.history.filter(like='val_').isna().all(axis=None) and usual.history.filter(like='val_').notna().all(axis=None)
+    assert predict_run(more.run_dir, device='cpu').to_csv(index=False) == (more.run_dir/'predictions.csv').read_text()
+
+
+def test_nothing_is_chosen_by_women_who_train(whole, tmp_path):
+    "No temperature, no threshold, no set of classes: each says that there is none."
+    more = whole[0]
+    chosen = apply_validation(more.predictions)[1]
+    assert chosen['n_val'] == 0 and not chosen['scaled'] and not np.isfinite([chosen[k] for k in POINTS]).any()
+    evaluate(more.run_dir, tmp_path, n_draws=20)
+    text = (tmp_path/'report.html').read_text()
+    assert 'there is no validation breast to fit it on' in text
+    expert, = open_experts([more.run_dir])
+    assert expert.training is None and certainty_of([expert]) == {}
+    with pytest.raises(ValueError, match="all but the test breasts trained: .* fit_on='train'"): export_expert(more.run_dir, tmp_path/'case')
+
+
+def test_a_history_without_validation_is_read_only_where_nobody_validates(whole, tmp_path):
+    shutil.copytree(whole[1].run_dir, tmp_path/'run')
+    path = tmp_path/'run'/'history.csv'
+    table = pd.read_csv(path)
+    table.assign(**dict.fromkeys((k for k in table if k.startswith('val_')), np.nan)).to_csv(path, index=False)
+    seal_run(tmp_path/'run')
+    with pytest.raises(ValueError, match='has no val_loss, though breasts validate'): Run.open(tmp_path/'run')
 
 
 def test_a_file_of_settings_and_options_beside_it(small, tmp_path):
@@ -186,7 +232,8 @@ def test_a_run_of_before_is_read(small, tmp_path):
     before = fit(cfg).predictions
     config = json.loads((tmp_path/'config.json').read_text())
     later = ('model', 'pooling', 'pool_share', 'view_fusion', 'other_breast', 'frozen_stages', 'flip_test', 'backbone_lr', 'schedule',
-             'keep', 'average_decay', 'target', 'also_size', 'probe', 'probe_strength', 'stretch_greys', 'train_share')
+             'keep', 'average_decay', 'target', 'also_size', 'probe', 'probe_strength', 'stretch_greys', 'train_share',
+             'root_features', 'probe_order', 'fit_on')
     for k in later: config['settings'].pop(k)
     (tmp_path/'config.json').write_text(json.dumps(config))
     seal_run(tmp_path)
@@ -201,6 +248,10 @@ def test_a_run_of_before_is_read(small, tmp_path):
     (dict(probe=True), 'probe=True is fitted in one pass, set epochs=1'),
     (dict(probe=True, epochs=1, average_decay=.9), 'probe=True takes none: set it to 0'),
     (dict(train_share=0.), 'train_share=0.0 is not in'),
+    (dict(root_features=True), 'root_features=True is of a fitted layer: set probe=True'),
+    (dict(fit_on='train+val'), "leaves no women to choose the epoch by: set keep='last' instead of 'accuracy'"),
+    (dict(fit_on='train+val', keep='last'), "leaves no women to say when the rate is cut: set schedule='one_cycle'"),
+    (dict(PROBE, probe_order=0.), 'probe_order=0.0 is not in'),
     (dict(probe=True, epochs=1, pooling='top'), "pooling='top' is learned in steps"),
     (dict(also_size=32), 'also_size=32 is not below image_size=32'),
     (dict(model='four_stream', flip_test=True), "use model='lesion_map'")])

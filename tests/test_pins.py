@@ -52,17 +52,17 @@ def test_tensors_are_those_of_the_pinned_run(today, protocol):
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 def test_settings_of_the_pinned_run_still_serve(protocol):
     "A run folder of before is read, field by field."
-    there = json.loads((HERE/'pins'/protocol/'config.json').read_text())['settings']
-    cfg = make_config(there)
-    assert {k: getattr(cfg, k) for k in there} == there
+    stored = json.loads((HERE/'pins'/protocol/'config.json').read_text())['settings']
+    cfg = make_config(stored)
+    assert {k: getattr(cfg, k) for k in stored} == stored
 
 
 def test_a_pinned_run_goes_on_or_is_refused_in_a_sentence(tmp_path, today):
     "Settings of another kind in the folder are named; the same settings find the finished run."
     run = tmp_path/'run'
     shutil.copytree(today/'runs'/'paper', run)
-    there = json.loads((run/'config.json').read_text())['settings'] | dict(run_dir=str(run))
-    again = fit(make_config(there))
+    stored = json.loads((run/'config.json').read_text())['settings'] | dict(run_dir=str(run))
+    again = fit(make_config(stored))
     assert len(again.history) == 2 # nothing was trained anew
-    with pytest.raises(ValueError, match='lr') as e: fit(make_config(there | dict(lr=.5)))
+    with pytest.raises(ValueError, match='lr') as e: fit(make_config(stored | dict(lr=.5)))
     assert '\n' not in str(e.value)

@@ -1,9 +1,12 @@
 "The notebook for Colab: from its form to a report, and one sentence where it cannot."
 import json
+import os
+import re
 
 import nbformat
 import papermill as pm
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from papermill.exceptions import PapermillExecutionError
 
 from conftest import ROOT
@@ -34,3 +37,42 @@ def test_stops_with_a_sentence(tmp_path, form, says):
     with pytest.raises(PapermillExecutionError) as stopped: execute(tmp_path, run_dir=str(tmp_path/'run'), **form)
     assert stopped.value.ename == 'SystemExit' and says in stopped.value.evalue
     assert not (tmp_path/'run').exists()
+
+
+INSTALL = (r'!\[ ! -d /content/sample_data \] \|\| pip install -q "cesm_nb\[notebooks(,dicom|,dicom,app)?\] @ git\+https://github.com/'
+           r'cesm-nb/cesm_nb"' '\n' r"if _exit_code: raise SystemExit\('cesm_nb could not be installed: the lines above say why'\)")
+
+
+def colab_cells():
+    "Name -> the cell that installs the package in Colab, of each notebook that runs anything."
+    books = {p.stem: nbformat.read(p, 4).cells for p in sorted((ROOT/'nbs').glob('*.ipynb')) if p != QUICKSTART}
+    return {name: next(c.source for c in cells if c.cell_type == 'code')
+            for name, cells in books.items() if any(c.cell_type == 'code' for c in cells)}
+
+
+def test_every_notebook_installs_in_the_same_way():
+    "Before anything else, and no failure is hidden."
+    cells = colab_cells()
+    assert len(cells) > 60
+    for name, text in cells.items():
+        assert re.match('#\\| hide\n' + INSTALL, text), f'{name}: {text}'
+        assert '|| true' not in text and text.count('if _exit_code: raise SystemExit(') == text.count('pip install') + text.count('git clone'), name
+
+
+@pytest.mark.parametrize('colab, pip, git, says', [
+    (False, 1, 1, None), (True, 0, 0, None), (True, 1, 0, 'cesm_nb could not be installed: the lines above say why'),
+    (True, 0, 1, 'its results could not be fetched: the lines above say why')])
+def test_a_failing_install_stops_the_notebook(tmp_path, monkeypatch, capfd, colab, pip, git, says):
+    "With programs that stand for pip and git, in a folder that stands for Colab's: a sentence, and nothing is called elsewhere."
+    for folder in ('bin', *['content/sample_data'] * colab, 'work/repo.ready/results', 'work/repo.ready/nbs'): (tmp_path/folder).mkdir(parents=True)
+    for name, code, more in (('pip', pip, ''), ('git', git, 'cp -r repo.ready repo')):
+        (tmp_path/'bin'/name).write_text(f'#!/bin/sh\ntouch {tmp_path}/{name}.called\n{more}\nexit {code}\n')
+        (tmp_path/'bin'/name).chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
+    monkeypatch.chdir(tmp_path/'work')
+    text = colab_cells()['06_leakage_audit'].replace('/content', f'{tmp_path}/content')
+    done = InteractiveShell().run_cell(text)
+    stopped = done.error_in_exec
+    assert str(stopped) == str(says) and (stopped is None or isinstance(stopped, SystemExit))
+    assert (tmp_path/'pip.called').exists() == colab and (tmp_path/'git.called').exists() == (colab and not pip)
+    assert (tmp_path/'work'/'results').exists() == (colab and not pip and not git)

@@ -152,8 +152,8 @@ def test_two_that_could_be_meant_are_refused(tmp_path, jpeg):
     (tmp_path/CSV_NAME.replace('-', '_')).write_bytes((tmp_path/CSV_NAME).read_bytes())
     assert len(read_dataset(tmp_path).images) == 12
     (tmp_path/SHEET_NAME).write_bytes(book_of(cells(make_sheet())))
-    said = refusal(tmp_path)
-    assert 'the annotation sheet is there more than once' in said and SHEET_NAME in said and CSV_NAME in said
+    output = refusal(tmp_path)
+    assert 'the annotation sheet is there more than once' in output and SHEET_NAME in output and CSV_NAME in output
     assert len(read_dataset(tmp_path/SHEET_NAME).images) == 12
     (tmp_path/SHEET_NAME).unlink()
     other = tmp_path/REGIONS_NAME.replace('_', '-')

@@ -53,10 +53,10 @@ BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs
 
 
 def split_line(text):
-    "Commands of one line: comment, `[ -d ... ] &&` of Colab and `|| true` removed."
+    "Commands of one line: the comment and Colab's `[ ! -d ... ] ||` removed."
     text = re.sub(r'\s#\s.*$', '', text.strip().removeprefix('!').replace('$(which ', '').replace('cesm_train)', 'cesm_train'))
     parts = [p.strip() for p in re.split(r'&&|\|\|', text)]
-    return [p for p in parts if p and not p.startswith(('[ -d', 'true', 'cp '))]
+    return [p for p in parts if p and not p.startswith(('[ ', 'cp '))]
 
 
 def lines_of(text):
@@ -235,13 +235,16 @@ def test_workflows_call_what_is_there(tmp_path):
     for name, text in workflows().items():
         for f in re.findall(r'(?:tools|nbs)/\w+\.(?:py|ipynb)', text): assert (ROOT/f).is_file(), f'{name}: {f}'
     sys.path.insert(0, str(ROOT/'tools'))
-    from colab_pins import colab_pins
+    from colab_pins import colab_pins, moved
     from lowest import lowest
     assert lowest(['numpy>=2', 'torch>=2.4', 'simplejpeg>=1.8.1', 'nbdev==2.4.14', 'fastcore']) == ['numpy~=2.0.0', 'torch~=2.4.0', 'simplejpeg~=1.8.1']
     wheel = 'torch @ https://x/torch-2.8.0%2Bcu126-cp312-cp312-linux_x86_64.whl#sha256=1'
     published = f'# head\nscikit_learn==1.6.1\nfastcore==1.7.29\nkeras==3.8.0\ntorchvision==0.23.0+cu126\n{wheel}\n'
     assert colab_pins(published, ['torch>=2.4', 'scikit-learn>=1.6', 'torchvision>=0.19']) == [
         'scikit-learn==1.6.1', 'fastcore==1.7.29', 'torchvision==0.23.0', 'torch==2.8.0']
+    after = 'cesm_nb @ file:///x\nFastcore==1.8\nnumpy==2.0.2\n'
+    assert moved(['numpy==2.0.2', 'fastcore==1.7', 'timm==1.0.25'], after) == [
+        'fastcore==1.7 has become 1.8', 'timm==1.0.25 has become nothing']
 
 
 def test_nothing_installed_beside_colab_caps_its_packages():
@@ -252,16 +255,12 @@ def test_nothing_installed_beside_colab_caps_its_packages():
     assert [w for w in asked if re.search('[<=!~]=?', w.replace('>=', ''))] == [] and 'nbdev' not in ' '.join(asked)
 
 
-COLAB = dict( # what Colab had in February 2026, Python 3.12 (github.com/googlecolab/backend-info, pip-freeze.gpu.txt)
-    torch='2.10.0', torchvision='0.25.0', timm='1.0.25', **{'opencv-python': '4.13.0.92', 'scikit-learn': '1.6.1'}, numpy='2.0.2', pandas='2.2.2',
-    openpyxl='3.1.5', scipy='1.16.3', matplotlib='3.10.0', seaborn='0.13.2', joblib='1.5.3', tqdm='4.67.3', safetensors='0.7.0', accelerate='1.12.0',
-    huggingface_hub='1.4.1', tabulate='0.9.0', jinja2='3.1.6', pillow='11.3.0', psutil='5.9.5', pyyaml='6.0.3', fastcore='1.12.16', ipykernel='6.17.1')
-
-
 def test_colab_keeps_what_it_has():
     "No requirement asks for more than Colab had, so that pip leaves its packages alone."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     asked = [Requirement(w) for k in ('requirements', 'notebooks_requirements') for w in settings['DEFAULT'][k].split()]
-    assert [str(r) for r in asked if r.name in COLAB and not r.specifier.contains(COLAB[r.name])] == []
-    assert {r.name for r in asked} - set(COLAB) == {'captum', 'simplejpeg', 'tyro', 'papermill'} # these are new there
+    colab = dict(line.split('==') for line in (ROOT/'tools'/'colab.txt').read_text().splitlines() if line[0] != '#')
+    known = lambda r: colab.get(canonicalize_name(r.name))
+    assert [str(r) for r in asked if known(r) and not r.specifier.contains(known(r))] == []
+    assert {r.name for r in asked if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill'} # these are new there

@@ -69,10 +69,10 @@ def test_split_by_breast_leaves_twins_in_training(images):
 
 def regions_of(images, modality='CM'):
     "Images that are there and drawn on, with outlines in the file's pixels."
-    drawn = data.read_dataset(REAL).regions.groupby('image_name').geometry.apply(list)
-    for row in images[(images.modality == modality) & images.path.notna() & images.image_name.isin(drawn.index)].itertuples():
+    outlines = data.read_dataset(REAL).regions.groupby('image_name').geometry.apply(list)
+    for row in images[(images.modality == modality) & images.path.notna() & images.image_name.isin(outlines.index)].itertuples():
         image, original = roi.read_image(row.path), (row.original_width_px, row.original_height_px)
-        yield image, roi.scaled_outlines(drawn[row.image_name], image.shape, original)[0], original
+        yield image, roi.scaled_outlines(outlines[row.image_name], image.shape, original)[0], original
 
 
 def test_limit_that_opencv_gets(images, monkeypatch):

@@ -49,7 +49,8 @@ def odd_grid(s, folder):
     caption = (folder/'table.md').read_text().split('\n')[0]
     if caption != s['caption'] or s['phantom']: out.append(f'caption {caption!r}')
     seeds = {k: len(v) for k, v in s['seeds'].items() if v}
-    runs = sum(n*max(1, s['grid']['n_folds']) for k, n in seeds.items() if k in s['grid']['variants'])
+    given = s['grid']['variants'] # a variant may have a number of folds of its own
+    runs = sum(n*max(1, given[k].get('n_folds', s['grid']['n_folds'])) for k, n in seeds.items() if k in given)
     if not runs == s['n_runs'] == len(curves[['variant', 'seed', 'fold']].drop_duplicates()): out.append(f'{s["n_runs"]} runs')
     if set(scores.variant) != set(seeds): out.append(f'variants {sorted(set(scores.variant) ^ set(seeds))}')
     for name, t in scores.groupby('variant'):

@@ -49,9 +49,9 @@ def run(*args):
 
 def test_papermill_from_the_root(phantom, tmp_path):
     "papermill nbs/04_train_colab_t4.ipynb OUT.ipynb -p epochs 1 -p run_dir RUN -p seed 3"
-    said = run(BIN/'papermill', 'nbs/04_train_colab_t4.ipynb', tmp_path/'out.ipynb', '-p', 'epochs', 1, '-p', 'run_dir', tmp_path/'run',
+    done = run(BIN/'papermill', 'nbs/04_train_colab_t4.ipynb', tmp_path/'out.ipynb', '-p', 'epochs', 1, '-p', 'run_dir', tmp_path/'run',
                '-p', 'seed', 3, '-p', 'data_root', phantom, '-p', 'backbones', SMALLEST, '-p', 'image_size', 32, '-k', 'python3')
-    assert said.returncode == 0, said.stderr
+    assert done.returncode == 0, done.stderr
     _, config, history, predictions = Run.open(tmp_path/'run')
     assert config['settings']['seed'] == 3 and config['phantom'] and len(history) == 1
     assert set(predictions.split) == {'train', 'val', 'test'}
@@ -136,10 +136,10 @@ def test_commands(tmp_path):
     assert made.returncode == 0 and 'breasts (PHANTOM)' in made.stdout, made.stderr
     trained = run(BIN/'cesm_train', *common, '--epochs', 1, '--backbones', SMALLEST)
     assert trained.returncode == 0, trained.stderr
-    epoch, said, _ = trained.stdout.splitlines() # in a log: a plain line per epoch, then the result
-    assert epoch.startswith('epoch 1/1: train_loss') and said.startswith('PHANTOM, test n=')
-    told = call(cesm_evaluate, tmp_path/'run', '--n-draws', 200)
-    assert told.returncode == 0 and '*** PHANTOM' in told.stdout and 'Accuracy' in told.stdout, told.stderr
+    epoch, output, _ = trained.stdout.splitlines() # in a log: a plain line per epoch, then the result
+    assert epoch.startswith('epoch 1/1: train_loss') and output.startswith('PHANTOM, test n=')
+    answer = call(cesm_evaluate, tmp_path/'run', '--n-draws', 200)
+    assert answer.returncode == 0 and '*** PHANTOM' in answer.stdout and 'Accuracy' in answer.stdout, answer.stderr
     assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 10 and (tmp_path/'run'/'report.html').exists()
     for args, says in [((cesm_train, '--epocs', 3), 'epocs'), ((cesm_train, *common, '--lr', -1), 'cesm_train: lr=-1.0 is not above 0'),
                        ((cesm_evaluate, tmp_path/'p'), "cesm_evaluate: "), ((cesm_tensorize, '--data-root', tmp_path/'run'), 'lacks the annotation sheet')]:
@@ -150,11 +150,11 @@ def test_commands(tmp_path):
 
 def test_the_whole_road(tmp_path):
     "`make reproduce` on a small phantom: all chapters, the table, the banner, the figures."
-    said = run(sys.executable, '-c', REPRODUCE, '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1', 'image_size=32',
+    done = run(sys.executable, '-c', REPRODUCE, '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1', 'image_size=32',
                f'backbones={SMALLEST}')
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in said.stdout
-    figures = [Path(l.removeprefix('figure: ')) for l in said.stdout.splitlines() if l.startswith('figure: ')]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in done.stdout
+    figures = [Path(l.removeprefix('figure: ')) for l in done.stdout.splitlines() if l.startswith('figure: ')]
     assert len(figures) == 10 and all(f.stat().st_size > 5000 for f in figures)
     assert {f.stem for f in (tmp_path/'r'/'notebooks').iterdir()} == {
         '00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures'}
@@ -162,8 +162,8 @@ def test_the_whole_road(tmp_path):
 
 
 def test_road_refuses_before_anything_runs(tmp_path):
-    said = run(sys.executable, '-c', REPRODUCE, '--run-dir', tmp_path/'r', '--set', 'epocs=3')
-    assert said.returncode != 0 and "unknown parameter 'epocs': did you mean epochs?" in said.stderr and 'Traceback' not in said.stderr
+    done = run(sys.executable, '-c', REPRODUCE, '--run-dir', tmp_path/'r', '--set', 'epocs=3')
+    assert done.returncode != 0 and "unknown parameter 'epocs': did you mean epochs?" in done.stderr and 'Traceback' not in done.stderr
     assert not (tmp_path/'r').exists()
 
 

@@ -12,6 +12,8 @@ from cesm_nb.settings import TensorConfig
 from cesm_nb.tensorize import tensorize
 from conftest import PATIENCE
 
+BIN = Path(sys.executable).parent
+
 
 @pytest.fixture(scope='module')
 def made(module_path):
@@ -28,17 +30,20 @@ def same_files(a, b):
 
 
 def test_two_processes(made, tmp_path):
-    cfg, manifest = made
-    assert tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=2)).equals(manifest)
-    assert same_files(cfg.tensor_dir, tmp_path)
+    "By the command, which no pool of another test can reach."
+    cfg, _ = made
+    words = ['--data-root', cfg.data_root, '--tensor-dir', tmp_path/'two', '--run-dir', tmp_path/'run', '--n-jobs', '2']
+    done = subprocess.run([BIN/'cesm_tensorize', *words], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert same_files(cfg.tensor_dir, tmp_path/'two')
 
 
 def test_dask_cluster(made, tmp_path):
     distributed = pytest.importorskip('distributed', reason="pip install 'cesm_nb[dask]' to test a cluster")
     cfg, manifest = made
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster):
-        with joblib.parallel_config('dask'): there = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
-    assert there.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
+        with joblib.parallel_config('dask'): present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
+    assert present.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
 
 
 def test_ray_cluster(made, tmp_path):
@@ -48,9 +53,9 @@ def test_ray_cluster(made, tmp_path):
     register_ray()
     ray.init(num_cpus=2, include_dashboard=False)
     try:
-        with joblib.parallel_config('ray'): there = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
+        with joblib.parallel_config('ray'): present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
     finally: ray.shutdown()
-    assert there.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
+    assert present.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
 
 
 def test_memory_of_a_process(made, tmp_path):

@@ -27,15 +27,13 @@ from quarto_filter import joined, processed, tidied  # noqa: E402
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 BUILT = ROOT/'_docs' # by `nbdev_docs`, where Quarto is there
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
-IN_BROWSER = 'index', '06a_ladder', '05_eval_and_figures', '06c_open_points', '00a_settings', 'quickstart'
-WIDTHS = 390, 718, 1280 # a phone, A4 on paper, a screen
+PHONE, PAPER, SCREEN = 390, 718, 1280 # widths in pixels
 SECTIONS = ['Finding', 'Use it', 'Pipeline', 'Library']
-# file names that the paper's pipeline fixed before their modules had names
-OTHER_NAME = {'01_roi_clahe': 'roi', '04_train_colab_t4': 'train', '05_eval_and_figures': 'evaluate', '06_leakage_audit': 'audit'}
 to_html = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
 # of Quarto's cosmo theme, what decides widths
 THEME = '''body {margin: 0; font: 17px/1.5 sans-serif} main {max-width: 800px; margin: auto; padding: 0 16px}
-td, th {padding: .5rem; text-align: left} figure {margin: 1em 0}'''
+td, th {padding: .5rem; text-align: left} figure {margin: 1em 0}
+@media (min-width: 1200px) {.column-page {margin: 0 -160px}}'''
 
 
 def show_output(output, options):
@@ -49,7 +47,8 @@ def show_output(output, options):
     elif 'text/markdown' in data: shown = to_html(data['text/markdown'])
     else: return f'<div class="cell-output"><pre>{escape(data.get("text/plain", joined(output.get("text", ""))))}</pre></div>'
     caption = f'<figcaption>{to_html(caption)}</figcaption>' if caption else ''
-    return f'<figure class="cell-output-display">{shown}{caption}</figure>'
+    column = f'column-{options["column"]}' if 'column' in options else ''
+    return f'<div class="{column}"><figure class="cell-output-display">{shown}{caption}</figure></div>'
 
 
 def show_cell(cell):
@@ -111,8 +110,14 @@ def test_number_file_title_and_sidebar_name_a_page_alike():
         stem = Path(entry['href']).stem
         title = nbformat.read(ROOT/'nbs'/entry['href'], 4).cells[0].source.splitlines()[0].removeprefix('# ')
         number, _, name = stem.partition('_') if stem[0].isdigit() else ('', '', stem)
-        if stem != 'index': assert title == OTHER_NAME.get(stem, name).replace('_', ' '), f'{stem}: titled {title}'
+        if stem != 'index': assert title == name.replace('_', ' '), f'{stem}: titled {title}'
         assert entry['text'].startswith(f'{number} {title}: '.lstrip()) and len(entry['text']) <= 65, entry['text']
+
+
+def test_pages_are_titled_as_the_sidebar_names_them(pages):
+    for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
+        title = BeautifulSoup(pages[Path(entry['href']).stem], 'html.parser').h1.get_text(strip=True)
+        assert title == (entry['text'] if entry['text'][0].isdigit() else entry['text'].split(':')[0])
 
 
 def hrefs(page): return [a['href'] for a in BeautifulSoup(page, 'html.parser').select('main a[href]')]
@@ -195,24 +200,29 @@ const visit = (name, width, page) => new Promise(done => {
   document.body.append(frame);
 });
 (async () => {
-  for (const [name, page] of Object.entries(PAGES)) for (const width of WIDTHS) await visit(name, width, page);
+  for (const [name, width, page] of PAGES) await visit(name, width, page);
   document.body.innerHTML = '<pre id="found"></pre>';
   document.getElementById('found').textContent = JSON.stringify(found);
 })()'''
 
 
 def look(shown, folder):
-    "Open pages, given as HTML or as addresses, at each width in one browser: 'name width' -> what was measured."
+    "Open pages, given as (name, width, HTML or address), in one browser: 'name width' -> what was measured."
     if BROWSER is None: pytest.skip('no Chromium on PATH: install it to test the pages in a browser')
     given = json.dumps(shown).replace('</', '<\\/')
     harness = folder/'harness.html'
-    harness.write_text(f'<!doctype html><meta charset="utf-8"><body><script>const PAGES = {given}, WIDTHS = {list(WIDTHS)};{MEASURE}</script>')
+    harness.write_text(f'<!doctype html><meta charset="utf-8"><body><script>const PAGES = {given};{MEASURE}</script>')
     flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', '--hide-scrollbars',
              '--virtual-time-budget=20000', f'--user-data-dir={folder/"profile"}']
     done = subprocess.run([BROWSER, *flags, '--dump-dom', harness.as_uri()], capture_output=True, text=True, timeout=PATIENCE)
     dom = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     assert dom, done.stderr[-2000:]
     return json.loads(unescape(dom[1]))
+
+
+def offline(page):
+    "The same page without the badge, for whose image a browser would wait on a network."
+    return re.sub(r'<img[^>]*src="https://[^>]*>', '<svg width="117" height="20"></svg>', page)
 
 
 def darken(page): return page.replace('(prefers-color-scheme: dark)', 'all')
@@ -248,13 +258,15 @@ def reports(module_path):
 
 @pytest.fixture(scope='module')
 def seen(pages, reports, module_path):
-    "What the browser makes of some chapters, and of the pages of commands in light, dark and print."
+    "What the browser makes of all pages on a phone and a screen, and of those of commands on paper, in dark and in print too."
     name = lambda stem: re.sub(r'^\d+[a-zA-Z0-9]*_', '', stem.lower()) + '.html'
-    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else pages[k] for k in IN_BROWSER}
+    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else offline(page) for k, page in pages.items()}
+    published = {f'published {p.parent.name}': p.as_uri() for p in sorted((ROOT/'results').rglob('*.html'))}
     dark = {f'{k} dark': darken(p) for k, p in reports.items()}
     printed = {f'{k} print': on_paper(p) for k, p in reports.items()}
-    wide = f"<!doctype html><meta name='viewport' content='width=device-width'><body><p>{'x'*500}</p>"
-    return look(chapters | reports | dark | printed | {'planted': wide}, module_path)
+    wide = {'planted': f"<!doctype html><meta name='viewport' content='width=device-width'><body><p>{'x'*500}</p>"}
+    both = [(k, w, p) for k, p in (chapters | published | reports | dark | printed | wide).items() for w in (PHONE, SCREEN)]
+    return look(both + [(k, PAPER, p) for k, p in (reports | printed | wide).items()], module_path)
 
 
 def test_pages_of_commands_say_first_what_was_found(reports):
@@ -268,8 +280,9 @@ def test_pages_of_commands_say_first_what_was_found(reports):
 
 def test_no_page_scrolls_sideways(seen):
     moved = {k: (v['width'], v['out']) for k, v in seen.items() if k[-9:] != 'print 390' and (v['width'] > int(k.split()[-1]) or v['out'])}
-    assert {k for k in moved if k.startswith('planted')} == {f'planted {w}' for w in WIDTHS}, 'the measure sees what is too wide'
-    assert {k: v for k, v in moved.items() if not k.startswith('planted')} == {}
+    planted = {f'planted {w}' for w in (PHONE, PAPER, SCREEN)}
+    assert planted <= set(moved), 'the measure sees what is too wide'
+    assert {k: v for k, v in moved.items() if k not in planted} == {} and len(seen) > 2*len(NOTEBOOKS) + 15
 
 
 def test_figure_stands_in_the_first_screen(seen):
@@ -293,6 +306,6 @@ def test_text_of_reports_is_seen_in_light_dark_and_print(seen, mode, dark):
 
 
 def test_wide_tables_scroll_on_a_phone_and_fit_a_screen(seen):
-    "What is too wide for its place scrolls there; on a screen the tables of a chapter fit."
-    assert {k: v['wide'] for k in IN_BROWSER if (v := seen[f'{k} 1280'])['wide']} == {}
+    "What is too wide for its place scrolls there; on a screen the tables of all chapters fit."
+    assert {p.stem: wide for p in NOTEBOOKS if (wide := seen[f'{p.stem} 1280']['wide'])} == {}
     assert seen['06a_ladder 390']['wide'] > 0 and seen['evaluate 390']['wide'] > 0

@@ -12,6 +12,7 @@ fence_re = re.compile(r'^```.*?^```', re.M | re.S)
 link_re = re.compile(r'\[(`[^`\n]+`)\]\(https?://[^)\s]+\)')
 badge_re = re.compile(r'\[!\[[^\]]*\]\(\S+badge\S*\)\]\(\S+\)')
 test_re = re.compile(r'(?:test_\w+|assert_\w+)$')
+SIDEBAR = Path(__file__).resolve().parent.parent/'sidebar.yml'
 
 
 def processed(
@@ -62,11 +63,22 @@ def fold(cell:dict):
     if what: cell['source'] = f'#| code-fold: true\n#| code-summary: "{what}"\n{source}'
 
 
+def name_in_full(
+    front:str, # front matter of a page, whose title is the name of its file
+) -> str: # with the title that the sidebar gives the page: its number, its name, a sentence
+    "Give a page the title by which the sidebar names it."
+    name = re.search(r'^title: (.*)$', front, re.M)
+    full = name and re.search(rf'^ *text: "(\d\w* {re.escape(name[1])}: [^"]*)"$', SIDEBAR.read_text(encoding='utf-8'), re.M)
+    return front.replace(name[0], f'title: "{full[1]}"') if full else front
+
+
 def tidied(
     text:str, # notebook as JSON, after nbdev's filters
 ) -> str: # as Quarto should have it
-    "Take links out of signatures, fold tests and plots, and keep a badge from becoming a figure with a caption."
+    "Name the page in full, take links out of signatures, fold tests and plots, keep a badge from becoming a figure."
     nb = loads(text)
+    front = nb['cells'][0]
+    if front['cell_type'] == 'raw': front['source'] = name_in_full(joined(front['source']))
     for cell in nb['cells']:
         if cell['cell_type'] == 'code': fold(cell)
         elif badge_re.fullmatch(joined(cell['source']).strip()): cell['source'] = joined(cell['source']).strip() + '&nbsp;'
