@@ -156,8 +156,8 @@ def summarise(
     if not answer.classes:
         return f'{what}: no answer, since it is unlike what the model was trained on.'
     doubt = ' It is unlike the training images: not to be relied on.' if answer.doubts else ''
-    if len(answer.classes) == len(CLASSES): what += ': no class can be ruled out'
-    return f'{what}: {" or ".join(answer.classes)}.{doubt}'
+    every = ', no class is ruled out' if len(answer.classes) == len(CLASSES) else ''
+    return f'{what}: {" or ".join(answer.classes)}{every}.{doubt}'
 
 # %% ../nbs/07e_casepage.ipynb #c87445d5
 def page_of(
