@@ -144,10 +144,11 @@ def find_layout(
     out = dict(sheet=sheet, regions=Path(regions).expanduser() if regions else _find_regions(near, far), sizes=find(SIZES_NAME), phantom=find(PHANTOM_NAME))
     out |= _find_folders(near, far) if with_images else dict(DM=None, CM=None, images=None)
     if out['sheet'] is None or with_images and not (out['DM'] or out['CM'] or out['images']):
-        held = [f.name + '/'*f.is_dir() for f in list_folder(base)] if base.is_dir() else 'no such folder'
+        held = 'no such folder'
+        if base.is_dir(): held = [f.name + '/'*f.is_dir() for f in list_folder(base)][:12]
         raise FileNotFoundError(
             f'{root} lacks ' + ('the annotation sheet' if out['sheet'] is None else 'both image folders') +
-            f': looked for {SHEET_NAME} (or .csv) and folders {list(FOLDERS.values())} there and below, found {held[:12]}; '
+            f': looked for {SHEET_NAME} (or .csv) and folders {list(FOLDERS.values())} there and below, found {held}; '
             'data/README.md says what to download and where to put it')
     return out
 
