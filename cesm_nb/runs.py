@@ -232,7 +232,7 @@ def read_history(
     with reading(path, 'table', _REDO) as file: table = pd.read_csv(file)
     absent = [c for c in ('epoch', *_CURVES) if c not in table]
     if absent or table.empty: raise ValueError(f'{path} has no {absent or "row"}: {_REDO}')
-    absent = [c for c in _CURVES if c.startswith('val_') and table[c].isna().all()] # nobody validated
+    absent = [c for c in _CURVES if c[:4] == 'val_' and table[c].isna().all()] # nobody validated
     table[['epoch', *_CURVES]] = table[['epoch', *_CURVES]].apply(_numbers)
     _refuse_rows(path, table.epoch != np.arange(1, len(table) + 1), table, ['epoch'], 'epochs 1, 2, 3, ...')
     for c in (c for c in _CURVES if c not in absent):
@@ -312,7 +312,8 @@ def _hold_together(run_dir, predictions, history):
         if name == 'manifest': check_manifest(table, other)
         compare_rows(predictions, table, columns, path, other)
     if history.val_loss.isna().any() and (predictions.split == 'val').any():
-        raise ValueError(f'{run_file(run_dir, "history")} has no val_loss, though breasts validate: {_REDO}')
+        path = run_file(run_dir, 'history')
+        raise ValueError(f'{path} has no val_loss, though breasts validate: {_REDO}')
     n = read_status(run_dir).get('epochs_run', len(history))
     if n != len(history):
         raise ValueError(f'{run_file(run_dir, "history")} has {len(history)} epochs, {RUN_FILES["status"]} says {n}: {_REDO}')

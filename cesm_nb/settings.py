@@ -93,7 +93,7 @@ class ModelConfig(TensorConfig):
     also_size:int = 0 # lesion_map: pixels of a smaller copy that is looked at too; 0: none
     stretch_greys:bool = False # lesion_map: of each breast, to all there are; not those of the smaller copy
     probe:bool = False # lesion_map: backbones stay, one linear layer is fitted, without steps
-    root_features:bool = False # lesion_map, probe: the root of how far each feature is from its middle
+    root_features:bool = False # probe: roots of how far features are from their middle
     flip_test:bool = False # lesion_map: average predictions over the image and its mirror image
 
 # %% ../nbs/00a_settings.ipynb #04bfa0bc
@@ -118,10 +118,10 @@ class TrainConfig(ModelConfig):
     keep:Literal['accuracy', 'auc', 'last'] = 'accuracy' # epoch that is kept: best by, or the last
     average_decay:float = 0.0 # share of the old in a running mean of the weights; 0: no mean
     target:Literal['classes', 'ordinal'] = 'classes' # three classes, or abnormal and malignant
-    fit_on:Literal['train', 'train+val'] = 'train' # who is learned from; with val nobody is left to choose by
+    fit_on:Literal['train', 'train+val'] = 'train' # who is learned from; val chooses nothing then
     train_share:float = 1.0 # share of those women that are learned from, in (0, 1]
     probe_strength:float = 3.0 # probe: how far its weights may go, the inverse of their penalty
-    probe_order:float = 1.0 # probe: share of that for what sets benign apart from both others, in (0, 1]
+    probe_order:float = 1.0 # probe: share of that for what sets benign apart, in (0, 1]
     class_weights:bool = True # weigh the loss against class imbalance
     augment:bool = True # draw flips, rotations, crops and jitter anew for each breast and epoch
     flip_lr:bool = True # left-right, both views together
@@ -170,7 +170,8 @@ RANGES = {k: v for v, names in {
     '[0, inf)': ('lr_patience', 'n_folds', 'fold', 'weight_decay', 'grad_clip', 'frozen_stages', 'also_size'),
     '[0, 4294967295]': ('seed', 'split_seed', 'phantom_seed'), '[0, 100]': ('phantom_signal',),
     '(0, inf)': ('lr', 'backbone_lr', 'probe_strength'), '(0, 10000]': ('clahe_clip',), '[0, 180]': ('rotation_deg',),
-    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1]': ('crop_min', 'pool_share', 'train_share', 'probe_order'), '(0, 1)': ('lr_factor',),
+    '[0, 1]': ('jitter', 'drop_rate'), '(0, 1)': ('lr_factor',),
+    '(0, 1]': ('crop_min', 'pool_share', 'train_share', 'probe_order'),
     '[0, 1)': ('average_decay',), '[1, 1000000]': ('n_repeats', 'n_trees', 'n_draws'), '[-64, 1024]': ('n_jobs',),
 }.items() for k in names}
 
