@@ -65,8 +65,8 @@ def _check_repeats(g):
 def _check_folds(g, name, n):
     "Raise ValueError where a variant's own folds do not fit the grid."
     if (n == 0) != (g.n_folds == 0):
-        raise ValueError(f'variants: {name} has n_folds={n} in a grid of n_folds={g.n_folds}: folds and single splits '
-                         'are not put into one table, use a grid each')
+        raise ValueError(f'variants: {name} has n_folds={n} in a grid of n_folds={g.n_folds}: '
+                         'folds and single splits make no table together, use a grid each')
     _check_repeats(replace(g, n_folds=n))
 
 # %% ../nbs/05i_grids.ipynb #3161087b
