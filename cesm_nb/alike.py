@@ -83,8 +83,8 @@ def name_groups_of(
     member:Member, # the model
 ) -> list: # names
     "Name the groups that a case belongs to."
-    there = [n for n, key in _names(member).items() if key in case.views]
-    return name_groups(case.age_years, case.density, there)
+    views = [n for n, key in _names(member).items() if key in case.views]
+    return name_groups(case.age_years, case.density, views)
 
 def _span(row): return [None if pd.isna(v) else float(v) for v in row]
 

@@ -201,8 +201,8 @@ def judge_own(
     if not len(rows): return pd.DataFrame(columns=['patient_id', *REASONS], dtype=bool)
     b, t = own.batch, own.table.iloc[rows]
     prepared = [Prepared(b.views[i], b.rows[i], b.real[i], []) for i in rows]
-    found = ['; '.join(said) for said, _ in doubts(member, about, prepared, [*t.side])]
-    judged = {k: [words in said for said in found] for k, words in REASONS.items()}
+    found = ['; '.join(reasons) for reasons, _ in doubts(member, about, prepared, [*t.side])]
+    judged = {k: [words in reasons for reasons in found] for k, words in REASONS.items()}
     return pd.DataFrame(dict(patient_id=t.patient_id.to_numpy()) | judged)
 
 # %% ../nbs/07c_familiar.ipynb #f4440802

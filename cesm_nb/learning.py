@@ -80,9 +80,9 @@ def losses_of(
 
 def _pair_losses(logits, label, weight, target, other):
     "The same of pairs, per breast; of a breast alone, its own."
-    there, own = other >= 0, losses_of(logits.logsumexp(2), label, weight, target)
-    if not there.any(): return own
-    two, label, other = logits[there], label[there], other[there]
+    paired, own = other >= 0, losses_of(logits.logsumexp(2), label, weight, target)
+    if not paired.any(): return own
+    two, label, other = logits[paired], label[paired], other[paired]
     mine = losses_of(two.logsumexp(2), label, weight, target)
     if target == 'classes':
         joint = F.cross_entropy(two.flatten(1), label*len(CLASSES) + other, reduction='none')

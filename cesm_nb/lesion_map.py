@@ -325,13 +325,13 @@ class LesionMapParts(LesionMapLayers):
 def pair_logits(
     own:torch.Tensor, # (B, 3) logits of the breasts
     other:torch.Tensor, # (B, 3) of the other ones
-    there:torch.Tensor, # (B,) bool, which are there
+    paired:torch.Tensor, # (B,) bool, which are there
     table:torch.Tensor, # (3, 3), what goes together, read both ways
     alone:torch.Tensor, # (3,) for a breast without another
 ) -> torch.Tensor: # (B, 3, 3), own class and that of the other
     "Answer for both breasts of a woman at once."
     both = own[..., None] + other[:, None] + (table + table.T)/2
-    return torch.where(there[:, None, None], both, (own + alone)[..., None].expand_as(both))
+    return torch.where(paired[:, None, None], both, (own + alone)[..., None].expand_as(both))
 
 # %% ../nbs/03c_lesion_map.ipynb #4ba6b16a
 class LesionMapFeatures(LesionMapParts):
@@ -352,10 +352,10 @@ class LesionMapFeatures(LesionMapParts):
             return own, own.new_zeros(len(own), own.shape[1] + 1)
         shown = torch.cat([x, mate]), torch.cat([real, mate_real])
         own, other = self.forward_images(*shown).chunk(2)
-        there = mate_real.any(1)
-        if self.training: there = there & (torch.rand(len(x), device=x.device) >= WITHOUT)
-        there = there[:, None].to(own.dtype)
-        return own, torch.cat([(own - other)*there, there], 1)
+        paired = mate_real.any(1)
+        if self.training: paired = paired & (torch.rand(len(x), device=x.device) >= WITHOUT)
+        paired = paired[:, None].to(own.dtype)
+        return own, torch.cat([(own - other)*paired, paired], 1)
 
     def forward_rows(
         self,
