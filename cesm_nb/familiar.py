@@ -75,9 +75,9 @@ def fit_crossed(
     return fit_cloud(rows, rows, n_axes) | dict(limit=quantile_of(far, rate), n_held=len(far))
 
 # %% ../nbs/07c_familiar.ipynb #fa30000e
-SIGNATURE = ('breast area', 'mean', 'spread', 'darkest 5 %', 'lower quarter', 'median',
-    'upper quarter',
-             'brightest 5 %', 'beside the breast', 'fine structure', 'coarse structure')
+SIGNATURE = (
+    'breast area', 'mean', 'spread', 'darkest 5 %', 'lower quarter', 'median', 'upper quarter',
+    'brightest 5 %', 'beside the breast', 'fine structure', 'coarse structure')
 
 def signature(
     view:np.ndarray, # (S, S) uint8, as the network sees it
@@ -88,9 +88,9 @@ def signature(
     inside, image = view[mask]/255, view.astype(np.float32)/255
     detail = [np.abs(image - cv2.GaussianBlur(image, (0, 0), s))[mask].mean() for s in (1, 4)]
     beside = image[~mask].mean() if (~mask).any() else 0.
-    return np.array([mask.mean(), inside.mean(), inside.std(),
-        *np.percentile(inside, [5, 25, 50, 75, 95]),
-                     beside, *np.log(np.array(detail) + 1e-3)])
+    return np.array([
+        mask.mean(), inside.mean(), inside.std(), *np.percentile(inside, [5, 25, 50, 75, 95]),
+        beside, *np.log(np.array(detail) + 1e-3)])
 
 def wall(
     view:np.ndarray, # (S, S) uint8
