@@ -206,7 +206,7 @@ def judge_own(
     return pd.DataFrame(dict(patient_id=t.patient_id.to_numpy()) | judged)
 
 # %% ../nbs/07c_familiar.ipynb #f4440802
-def _interval(share, women): # Wilson's 95 % interval, as wide as if each woman had one breast
+def _interval(share, women): # `wilson` of as many as women, where counts are no whole numbers
     if not women: return np.nan, np.nan
     z = 1.96**2/women
     half = np.sqrt(z*share*(1 - share) + z**2/4)

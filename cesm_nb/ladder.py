@@ -16,11 +16,11 @@ import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
+from .audit import deal_folds
 from .batches import Breasts, fill_density, read_breasts
 from .data import CLASSES, KEYS
 from .pooled import Pooled
 from .settings import PROTOCOLS, TensorConfig
-from .splits import make_splits
 from .tensorize import tensorize
 
 # %% ../nbs/06a_ladder.ipynb #4ab31b69
@@ -70,18 +70,16 @@ def stand_in(
     "A model quick enough for every rung; what two rungs have in common is computed once."
     missing, y = (manifest.density == '').to_numpy(), manifest.label.to_numpy()
     def fit(model, x, test): return model.fit(x[~test], y[~test]).predict_proba(x[test])
+    deal = cache(lambda *how: deal_folds(manifest.set_index(KEYS).label, *how, n_folds))
     @cache
-    def deal(unit, seed, fold):
-        return (make_splits(manifest, unit, seed, n_folds, fold).split == 'test').to_numpy()
-    @cache
-    def by_rows(how, *dealt):
-        test, forest = deal(*dealt), RandomForestClassifier(50, random_state=dealt[1])
+    def by_rows(how, unit, seed, fold):
+        test, forest = deal(unit, seed)[fold], RandomForestClassifier(50, random_state=seed)
         return fit(forest, fill_density(data.rows, missing, ~test, how).numpy(), test)
     def predict(numbers, s, seed, fold):
-        test = deal(*(dealt := (s['split_unit'], seed, fold)))
+        test = deal(s['split_unit'], seed)[fold]
         z = pool_views(numbers, data.real.numpy(), ~test, s['mask_missing_views'])
         by_views = fit(LogisticRegression(C=.3, max_iter=500), z, test)
-        return test, (by_rows(s['density_missing'], *dealt) + by_views)/2
+        return test, (by_rows(s['density_missing'], s['split_unit'], seed, fold) + by_views)/2
     return predict
 
 # %% ../nbs/06a_ladder.ipynb #b6638a11
