@@ -27,6 +27,7 @@ class Breasts(NamedTuple):
     real: torch.Tensor # (N, V) bool, which views are there
     label: torch.Tensor # (N,) int64, index into CLASSES
     mate: Optional[torch.Tensor] = None # (N,) int64, place of the woman's other breast, or -1
+    regions: Optional[torch.Tensor] = None # (N, V, 64, 64) uint8, see `cover_regions`
 
     def to(self, device): return Breasts(*(t if t is None else t.to(device) for t in self))
 
@@ -42,9 +43,11 @@ def read_breasts(
     for file, d, v in zip(manifest.file, read, x):
         if not torch.equal(v/np.float32(255), d['x'][:-1]):
             raise ValueError(f'{file} has pixels that are no multiples of 1/255: make it again')
+    drawn = all('regions' in d for d in read)
     return Breasts(
         x, torch.stack([decode_rows(d['x']) for d in read]), torch.stack([d['real'] for d in read]),
-        torch.tensor([d['label'] for d in read]))
+        torch.tensor([d['label'] for d in read]),
+        regions=torch.stack([d['regions'] for d in read]) if drawn else None)
 
 # %% ../nbs/02a_batches.ipynb #7b1fd404
 def fill_density(

@@ -305,15 +305,18 @@ class DataSet(NamedTuple):
     def need_regions(
         self,
         modality:str, # a key of `CHANNELS`
+        setting:str='', # which needs them, other than roi_source 'annotation'
     ):
         "Raise ValueError where no image of the modality has a region that can be drawn, saying what the file has instead."
         used = self.images[self.images.modality.isin([m for m, _ in CHANNELS[modality]])]
         if used.n_regions.any(): return
         use, file = "use roi_source 'breast' or 'none' (protocol clinical)", self.files.get('regions')
-        if file is None and self.regions.empty: raise ValueError(f"{self.root} has no region file, which roi_source 'annotation' needs: add it or {use}")
+        need = setting or "roi_source 'annotation'"
+        if setting: use = f'leave {setting} out'
+        if file is None and self.regions.empty: raise ValueError(f"{self.root} has no region file, which {need} needs: add it or {use}")
         lost, on = self.unmatched.image_name, self.regions.image_name.isin(used.image_name).sum()
         named = f' (such as {lost.iloc[0]!r})' if len(lost) else ''
-        raise ValueError(f"{file} has no region that can be drawn on an image of modality {modality!r}, which roi_source 'annotation' needs: of "
+        raise ValueError(f"{file} has no region that can be drawn on an image of modality {modality!r}, which {need} needs: of "
                          f'{len(self.regions)} regions {len(lost)} are on images that the sheet does not name{named}, {on} cannot be drawn and '
                          f'{len(self.regions)-len(lost)-on} are on other images; correct the file or {use}')
 

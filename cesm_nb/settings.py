@@ -58,6 +58,7 @@ class TensorConfig:
     clahe_clip:float = 2.0 # contrast limit of CLAHE
     clahe_tiles:int = 8 # CLAHE tiles along each side
     align_laterality:bool = False # mirror right breasts: chest wall always on the left
+    region_teacher:bool = False # probe: regions of women who train teach it where to look
     phantom_patients:int = 60 # women in the phantom that is made without data_root
     phantom_signal:float = 1.0 # visibility of its lesions; 0: nothing knows the label
     phantom_seed:int = 0 # another seed, another phantom
@@ -204,7 +205,7 @@ def check_together(
         raise ValueError(f'epochs={cfg.epochs}: probe=True is fitted in one pass, set epochs=1')
     if cfg.probe and cfg.average_decay:
         raise ValueError('average_decay is a mean over steps, probe=True takes none: set it to 0')
-    for k in ('root_features', 'probe_order'):
+    for k in ('root_features', 'probe_order', 'region_teacher'):
         if cfg.probe or (v := getattr(cfg, k)) == (usual := getattr(TrainConfig, k)): continue
         raise ValueError(f'{k}={v} is of a fitted layer: set probe=True, or leave it at {usual}')
     if cfg.fit_on == 'train': return

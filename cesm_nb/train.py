@@ -34,8 +34,8 @@ from .devices import (
 from .draw import count_parameters
 from .guards import lock_folder, one_way_out, reading
 from .learning import (
-    answer_rows, check_finite, epoch_batches, fit_head, judge, look_once, losses_of, make_average,
-    make_optimiser, mates_within, name_scores, one_of_each, set_cycle, some_women, weigh_classes)
+    answer_rows, check_finite, epoch_batches, fit_probe, judge, look_once, losses_of, make_average,
+    make_optimiser, make_rows, name_scores, one_of_each, set_cycle, some_women, weigh_classes)
 from .lesion_map import build_model, check_arguments
 from .model import check_batch
 from .runs import (
@@ -148,8 +148,7 @@ def train_step(
 @torch.no_grad()
 def _fit_probe(t, data, index, weight, cfg):
     "What `train_epoch` is where nothing but one linear layer is fitted."
-    t.rows, label = look_once(t.model, data, cfg.tensor_dir), data.label[index]
-    logits = fit_head(t.model, t.rows[index], label, mates_within(index, data.mate), weight, cfg)
+    (t.rows, logits), label = fit_probe(t.model, data, index, weight, cfg), data.label[index]
     loss = losses_of(logits, label, weight)/weight[label].sum()
     return float(loss), label.cpu().numpy(), logits.softmax(1).cpu().numpy()
 
@@ -184,7 +183,9 @@ def train_epoch(
 # %% ../nbs/04_train_colab_t4.ipynb #9f9e1452
 def _answer(model, data, rows):
     "Logits of all breasts where one layer was fitted; `rows`: what was seen already, or None."
-    look = lambda data, rows: answer_rows(model, look_once(model, data) if rows is None else rows, data.mate)
+    def look(data, seen):
+        if seen is None: seen = make_rows(model, look_once(model, data), data)
+        return answer_rows(model, seen, data.mate)
     logits = look(data, rows)
     if not model.settings['flip_test']: return logits
     return (logits + look(data._replace(views=data.views.flip(-1)), None))/2
@@ -197,7 +198,7 @@ def predict(
     dtype:Optional[torch.dtype]=None, # precision to compute in
     batch_size:int=64, # breasts at once
     team:Optional[PartialState]=None, # processes that share the work; None: this one does it all
-    rows:Optional[torch.Tensor]=None, # what frozen backbones see, see `look_once`; None: look now
+    rows:Optional[torch.Tensor]=None, # what frozen backbones see, see `make_rows`; None: look now
 ) -> torch.Tensor: # (n, 3) float32 logits on the CPU
     "Compute logits without augmentation; with `flip_test`, averaged over mirror images."
     model.eval()

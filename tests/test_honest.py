@@ -11,7 +11,7 @@ from cesm_nb.ask import Prepared, ask, open_member
 from cesm_nb.batches import Breasts, assemble, load_inputs
 from cesm_nb.choose import POINTS, apply_validation
 from cesm_nb.commands import cesm_train
-from cesm_nb.data import PROBS, SHEET_NAME
+from cesm_nb.data import PROBS, REGIONS_NAME, SHEET_NAME
 from cesm_nb.evaluate import evaluate
 from cesm_nb.finished import export_run, load_run, predict_run
 from cesm_nb.inside import look_inside
@@ -129,7 +129,7 @@ def test_features_are_computed_once_and_shared(small, data, tmp_path, monkeypatc
     net, config = load_run(tmp_path/'a')
     batch = load_inputs(tmp_path/'tensors', read_manifest(tmp_path/'a'), read_parts(tmp_path/'a'), 'median', tmp_path/'a')
     there = batch.mate >= 0
-    other = Breasts(*(t[batch.mate.clamp(min=0)] for t in batch))
+    other = Breasts(*(t[batch.mate.clamp(min=0)] for t in batch[:5]))
     x, mate = (assemble(t.views/255, t.rows) for t in (batch, other))
     with torch.no_grad(): whole = net(x, batch.real, mate*there[:, None, None, None], other.real & there[:, None]).softmax(1)
     np.testing.assert_allclose(run.predictions[PROBS], whole.numpy(), atol=1e-6)
@@ -174,6 +174,73 @@ def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, pl
     changed = found[0].label != found[1].label
     assert changed.any() and (found[0].split[changed] == 'test').all()
     pd.testing.assert_frame_equal(found[0][PROBS], found[1][PROBS])
+
+
+TAUGHT = PROBE | dict(region_teacher=True, image_size=128, stretch_greys=True)
+
+
+def move_regions(data, out, women):
+    "A copy of a data set in which regions of some women are smaller and elsewhere."
+    shutil.copytree(data, out)
+    path, column = out/REGIONS_NAME, 'region_shape_attributes'
+    table = pd.read_csv(path)
+    hers = table['#filename'].str.extract(r'P(\d+)_')[0].astype(int).isin(women)
+    shift = lambda v: [x//3 + 2 for x in v] if isinstance(v, list) else v//3 + 2 if isinstance(v, int) else v
+    turn = lambda text: json.dumps({k: shift(v) for k, v in json.loads(text).items()})
+    assert hers.any() and not hers.all()
+    table.loc[hers, column] = table.loc[hers, column].map(turn)
+    table.to_csv(path, index=False)
+
+
+@pytest.fixture(scope='module')
+def taught(small, module_path):
+    "A run that regions taught where to look."
+    return fit(make_config(small | TAUGHT | dict(tensor_dir=str(module_path/'taught tensors'), run_dir=str(module_path/'taught'), n_folds=3)))
+
+
+def test_regions_of_women_who_train_teach_and_no_others(small, data, taught, module_path, tmp_path):
+    "Regions of test and validation women are put elsewhere: nothing changes. Those of training women are: predictions change."
+    parts, found = read_parts(taught.run_dir), []
+    for i, who in enumerate((['test', 'val'], ['train'])):
+        move_regions(data, tmp_path/f'data{i}', parts.patient_id[parts.split.isin(who)].unique())
+        cfg = small | TAUGHT | dict(data_root=str(tmp_path/f'data{i}'), tensor_dir=str(tmp_path/f't{i}'), run_dir=str(tmp_path/f'r{i}'), n_folds=3)
+        found.append(fit(make_config(cfg)).predictions)
+    pd.testing.assert_frame_equal(found[0], taught.predictions)
+    assert np.abs(found[1][PROBS] - taught.predictions[PROBS]).to_numpy().max() > 1e-4
+
+
+def test_a_taught_model_needs_nothing_but_pixels_later(taught, small, module_path, tmp_path):
+    "The run read back, the network itself, chapter 07 and an export answer alike; another run finds what was seen."
+    assert predict_run(taught.run_dir, device='cpu').to_csv(index=False) == (taught.run_dir/'predictions.csv').read_text()
+    net, config = load_run(taught.run_dir)
+    assert net.taught.weight.any()
+    batch = load_inputs(config['settings']['tensor_dir'], read_manifest(taught.run_dir), read_parts(taught.run_dir), 'median', taught.run_dir)
+    there = batch.mate >= 0
+    other = Breasts(*(t[batch.mate.clamp(min=0)] for t in batch[:5]))
+    x, mate = (assemble(t.views/255, t.rows) for t in (batch, other))
+    with torch.no_grad():
+        whole = net(x, batch.real, mate*there[:, None, None, None], other.real & there[:, None]).softmax(1)
+        alone = net(x, batch.real).softmax(1).numpy()
+    np.testing.assert_allclose(taught.predictions[PROBS], whole.numpy(), atol=1e-5)
+    cases = [Prepared(*(t[i] for t in batch[:3]), []) for i in range(len(batch.label))]
+    np.testing.assert_allclose(ask(open_member(taught.run_dir), cases), alone, atol=1e-6)
+    export_run(taught.run_dir, tmp_path/'m')
+    with torch.no_grad(): np.testing.assert_allclose(load_model(tmp_path/'m')(x, batch.real).softmax(1), alone, atol=1e-6)
+    assert len([*(module_path/'taught tensors').glob('seen-*')]) == 1
+    maps = look_inside(taught.run_dir).maps
+    assert all(m.isfinite().all() for m in maps.values())
+
+
+def test_no_regions_no_teacher(small, data, tmp_path, plain):
+    "Tensors that keep none are those of other settings; data that have none are refused before anything is made."
+    with pytest.raises(ValueError, match='region_teacher=None there, True asked for'):
+        fit(make_config(small | TAUGHT | dict(image_size=32, run_dir=str(tmp_path/'a'))))
+    shutil.copytree(data, tmp_path/'bare')
+    for f in tmp_path.glob('bare/*egment*'): f.unlink()
+    with pytest.raises(ValueError, match='has no region file, which region_teacher=True needs: add it or leave region_teacher=True out'):
+        fit(make_config(small | TAUGHT | dict(data_root=str(tmp_path/'bare'), tensor_dir=str(tmp_path/'t'), run_dir=str(tmp_path/'b'))))
+    with pytest.raises(ValueError, match='no region of a woman who trains fills 0.3 of a cell: .* larger images'):
+        fit(make_config(small | TAUGHT | dict(image_size=32, tensor_dir=str(tmp_path/'t32'), run_dir=str(tmp_path/'c'))))
 
 
 @pytest.fixture(scope='module')
@@ -233,7 +300,7 @@ def test_a_run_of_before_is_read(small, tmp_path):
     config = json.loads((tmp_path/'config.json').read_text())
     later = ('model', 'pooling', 'pool_share', 'view_fusion', 'other_breast', 'frozen_stages', 'flip_test', 'backbone_lr', 'schedule',
              'keep', 'average_decay', 'target', 'also_size', 'probe', 'probe_strength', 'stretch_greys', 'train_share',
-             'root_features', 'probe_order', 'fit_on')
+             'root_features', 'probe_order', 'region_teacher', 'fit_on')
     for k in later: config['settings'].pop(k)
     (tmp_path/'config.json').write_text(json.dumps(config))
     seal_run(tmp_path)
@@ -254,6 +321,9 @@ def test_a_run_of_before_is_read(small, tmp_path):
     (dict(PROBE, probe_order=0.), 'probe_order=0.0 is not in'),
     (dict(probe=True, epochs=1, pooling='top'), "pooling='top' is learned in steps"),
     (dict(also_size=32), 'also_size=32 is not below image_size=32'),
+    (dict(region_teacher=True), 'region_teacher=True is of a fitted layer: set probe=True'),
+    (dict(PROBE, region_teacher=True, views='CC'), "region_teacher=True learns from all views: use views='both' instead of 'CC'"),
+    (dict(PROBE, region_teacher=True, model='four_stream'), "means nothing to model='four_stream'"),
     (dict(model='four_stream', flip_test=True), "use model='lesion_map'")])
 def test_what_cannot_be_is_refused(change, says):
     with pytest.raises(ValueError, match=says): check_config(make_config(SMALL | change))
