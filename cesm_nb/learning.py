@@ -233,6 +233,7 @@ def make_rows(
         parts.append(model.join_views(pooled, hidden))
     return torch.cat(parts if model.meta is None else [*parts, data.rows], 1)
 
+# %% ../nbs/03d_learning.ipynb #d2bd303d
 @torch.no_grad()
 def answer_rows(
     model:nn.Module, # a `LesionMap` with `probe`

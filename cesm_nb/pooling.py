@@ -110,7 +110,7 @@ TOP = .02 # share of the cells that count as the most suspicious
 class TaughtPool(nn.Module):
     "What cells hold that look most like what regions hold, and how much they look like it."
     n_odds = 4
-    def __init__(self, channels:list, classes:int=3): # of the maps, the deepest last; the first normal
+    def __init__(self, channels:list, classes:int=3): # of the maps, deepest last; normal first
         super().__init__()
         self.width = sum(channels) + self.n_odds
         self.register_buffer('weight', torch.zeros(classes, sum(channels))) # set by `teach`

@@ -168,6 +168,7 @@ def _make_view(view, side, s):
     image = resize_area(image, s['image_size'])
     return image[:, ::-1] if s['align_laterality'] and side == 'R' else image, odd + skipped
 
+# %% ../nbs/02_tensorize.ipynb #97ef8bb1
 REGION_GRID = 64 # cells along a side in which regions are kept for those who learn from them
 
 def cover_regions(
@@ -183,6 +184,7 @@ def cover_regions(
     cover = resize_area(255*roi_mask(outlines, fine), REGION_GRID)
     return cover[:, ::-1].copy() if settings['align_laterality'] and side == 'R' else cover
 
+# %% ../nbs/02_tensorize.ipynb #f994658a
 def make_tensor(
     task:dict, # from `make_tasks`
     settings:dict, # from `tensor_settings`
