@@ -151,7 +151,8 @@ def test_maps_show_where_it_looked(run):
     assert all(m.isfinite().all() and m.shape[1:] == (32, 32) for m in inside.maps.values())
 
 
-@pytest.mark.parametrize('learned', [ALL, PROBE, PROBE | dict(fit_on='train+val')], ids=['all', 'probe', 'validation women train'])
+@pytest.mark.parametrize('learned', [ALL, PROBE, PROBE | dict(fit_on='train+val'), PROBE | dict(fit_on='train+val', region_teacher=True, image_size=128)],
+                         ids=['all', 'probe', 'validation women train', 'regions teach'])
 def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, plain, module_path, learned):
     "Unseen women named by a file: other labels of theirs, the same predictions."
     manifest = read_manifest(module_path/'tensors')
@@ -170,7 +171,7 @@ def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, pl
     table.to_excel(sheet, sheet_name='all', index=False)
     found = [fit(make_config(small | learned | dict(
         data_root=str(d), tensor_dir=str(t), run_dir=str(tmp_path/n), splits_csv=str(tmp_path/'split.csv')))).predictions
-        for d, t, n in ((data, module_path/'tensors', 'a'), (tmp_path/'data', tmp_path/'tensors', 'b'))]
+        for d, t, n in ((data, tmp_path/'taught' if 'region_teacher' in learned else module_path/'tensors', 'a'), (tmp_path/'data', tmp_path/'tensors', 'b'))]
     changed = found[0].label != found[1].label
     assert changed.any() and (found[0].split[changed] == 'test').all()
     pd.testing.assert_frame_equal(found[0][PROBS], found[1][PROBS])
