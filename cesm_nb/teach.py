@@ -25,8 +25,7 @@ def mark_cells(
 ) -> torch.Tensor: # (n, V, places) int64: a label; -1: teaches nothing
     "Say what each cell shows."
     cover = F.adaptive_avg_pool2d(regions/255, round(places**.5)).flatten(2)
-    most, label = cover.amax(2, keepdim=True), label[:, None, None].expand_as(cover)
-    inside = (cover > INSIDE) | (cover == most) & (most > OUTSIDE)
+    inside, label = cover > INSIDE, label[:, None, None].expand_as(cover)
     drawn = inside.any(2, keepdim=True) | (label == 0)
     mark = torch.where(inside, label, torch.where((cover <= OUTSIDE) & drawn, 0, -1))
     return torch.where(real[..., None], mark, -1)
@@ -93,8 +92,8 @@ def check_regions(
         raise ValueError('region_teacher=True, but the tensors keep no regions: make them again '
                          'with region_teacher=True')
     if not (mark > 0).any():
-        raise ValueError('region_teacher=True, but no image of a woman who trains has a region: '
-                         'leave it out, or add regions')
+        raise ValueError('region_teacher=True, but no region of a woman who trains fills '
+                         f'{INSIDE:g} of a cell: leave it out, add regions, or use larger images')
 
 @torch.no_grad()
 def teach(

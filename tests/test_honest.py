@@ -240,6 +240,8 @@ def test_no_regions_no_teacher(small, data, tmp_path, plain):
     for f in tmp_path.glob('bare/*egment*'): f.unlink()
     with pytest.raises(ValueError, match='has no region file, which region_teacher=True needs: add it or leave region_teacher=True out'):
         fit(make_config(small | TAUGHT | dict(data_root=str(tmp_path/'bare'), tensor_dir=str(tmp_path/'t'), run_dir=str(tmp_path/'b'))))
+    with pytest.raises(ValueError, match='no region of a woman who trains fills 0.3 of a cell: .* larger images'):
+        fit(make_config(small | TAUGHT | dict(image_size=32, tensor_dir=str(tmp_path/'t32'), run_dir=str(tmp_path/'c'))))
 
 
 @pytest.fixture(scope='module')
