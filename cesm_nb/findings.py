@@ -126,7 +126,7 @@ def say_reach(
             f'with a single seed {single}, and only for somebody who knows how much seeds differ.')
 
 # %% ../nbs/05l_findings.ipynb #4f413978
-DRAWN, NOT_DRAWN = 'somebody draws the regions first', 'nobody draws anything'
+DRAWN, NOT_DRAWN = 'somebody draws on test images first', 'nobody draws on test images'
 _FIRST = { # rows of the first figure: variant of `primary` -> what it is
     'regions': ('four streams, radiologist\'s regions, women never seen', DRAWN),
     'clinical': ('four streams, clinical protocol, women never seen', NOT_DRAWN),
