@@ -70,9 +70,10 @@ def test_grids_train_as_the_paper_says(name):
 def test_grid_files_are_grids(name): make_grid(read_yaml(name))
 
 
-def test_the_ladder_of_the_best_model_has_single_steps():
+@pytest.mark.parametrize('name', ['best_grid', 'best_more'])
+def test_the_ladder_of_the_best_model_has_single_steps(name):
     "`best` is configs/best.yaml; each variant changes one thing of it, be it two or three settings."
-    content, alone = read_yaml('best_grid'), read_yaml('best')
+    content, alone = read_yaml(name), read_yaml('best')
     best = content['variants']['best']
     assert {k: alone[k] for k in best} == best and {k: content['base'][k] for k in ('protocol', 'modality', 'pretrained')}.items() <= alone.items()
     steps = {k: {s: v[s] for s in v if v[s] != best.get(s)} for k, v in content['variants'].items() if k not in ('clinical', 'best')}
