@@ -187,13 +187,9 @@ def _read_looks(path, name, n):
 # %% ../nbs/03d_learning.ipynb #273d3336
 def _look(model, x, real):
     "`Looks` of some breasts, the cells of their views as the pooling is given them."
-    given, pool = [], model.taught
-    if pool is None: return Looks(model.forward_images(x, real))
-    hook = pool.register_forward_hook(lambda _, maps, __: given.append(pool.cells(*maps)))
-    try: seen = model.forward_images(x, real)
-    finally: hook.remove()
-    cells = given[0].unflatten(0, (-1, len(x))).transpose(0, 1) # views come one after the other
-    return Looks(seen[:, :-pool.width], cells)
+    if model.taught is None: return Looks(model.forward_images(x, real))
+    seen, cells = model.forward_cells(x, real)
+    return Looks(seen[:, :-model.taught.width], cells)
 
 @torch.no_grad()
 def look_once(
