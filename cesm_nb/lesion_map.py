@@ -282,14 +282,6 @@ class LesionMapFeatures(LesionMapParts):
     def forward_images(self, x, real=None): # see `forward_tokens` -> (B, width), views joined
         return self.join_views(*self.forward_tokens(x, real))
 
-    def forward_cells(self, x, real=None): # -> (B, width), and (B, V, P, C) that `TaughtPool` sees
-        given = []
-        keep = lambda pool, maps, _: given.append(pool.cells(*maps))
-        hook = self.taught.register_forward_hook(keep)
-        try: seen = self.forward_images(x, real)
-        finally: hook.remove()
-        return seen, given[0].unflatten(0, (-1, len(x))).transpose(0, 1) # views one after the other
-
     def forward_both(self, x, real, mate, mate_real): # -> (B, width), and (B, width + 1) beside it
         if mate is None:
             own = self.forward_images(x, real)
@@ -339,6 +331,14 @@ class LesionMap(LesionMapFeatures, SharedModel):
         if self.mixer is None:
             raise ValueError("view_fusion is not 'attention': no weights to show")
         return self.mixer.forward_attention(*self.forward_tokens(x, real))
+
+    def forward_cells(self, x, real=None): # -> (B, width), and (B, V, P, C) that `TaughtPool` sees
+        given = []
+        keep = lambda pool, maps, _: given.append(pool.cells(*maps))
+        hook = self.taught.register_forward_hook(keep)
+        try: seen = self.forward_images(x, real)
+        finally: hook.remove()
+        return seen, given[0].unflatten(0, (-1, len(x))).transpose(0, 1) # views one after the other
 
 MODELS['lesion_map'] = LesionMap
 
