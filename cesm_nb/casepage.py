@@ -19,7 +19,7 @@ from .batches import assemble
 from .data import CHANNELS, CLASSES, PROBS, SIDES, name_channels
 from .dicom import ENERGY_NAMES, Case
 from .figures import mark_phantom
-from .inside import gradcam
+from .inside import gradcam, weight_maps
 from .report import embed, fill_in, make_page
 
 
@@ -27,12 +27,12 @@ from .report import embed, fill_in, make_page
 def looked_at(
     member:Member, # the model
     prepared:Prepared, # the case
-    target:int, # class whose logit is explained
+    target:int, # class whose logit is explained, where no region taught to look
 ) -> dict: # name of the view -> (S, S) float in [0, 1], the mean over backbones
     "Compute where a network looked."
     batch = stack_prepared([prepared])
-    maps = gradcam(member.net, assemble(batch.views/255, batch.rows), batch.real,
-        torch.tensor([target]))
+    shown = assemble(batch.views/255, batch.rows), batch.real
+    maps = weight_maps(member.net, *shown) or gradcam(member.net, *shown, torch.tensor([target]))
     out = {}
     for (_, view), heat in maps.items():
         heat = np.asarray(heat[0])
@@ -160,6 +160,12 @@ def summarise(
     return f'{what}: {" or ".join(answer.classes)}{every}.{doubt}'
 
 # %% ../nbs/07e_casepage.ipynb #c87445d5
+def _how(member, target):
+    "What the maps of `looked_at` are."
+    if getattr(member.net, 'taught', None) is None:
+        return f'Grad-CAM of {member.name} for {CLASSES[target]}'
+    return f'how {member.name} weighs places, as regions on images of other women taught it'
+
 def page_of(
     case:Case, # as read
     answer, # `Answer` of chapter 07
@@ -182,7 +188,7 @@ def page_of(
         models=[_describe(e) for e in experts], tables=list(_tables(answer, experts)),
         alt='Each view as read, as the network saw it, and with a map of where it looked',
         caption=f'Per view: as read, as the network saw it, and where it looked, not a lesion '
-            f'(Grad-CAM of {member.name} for {CLASSES[target]}).')
+            f'({_how(member, target)}).')
     return make_page(f'cesm_predict: {case.name}', f'Case {case.name}', body, phantom)
 
 # %% ../nbs/07e_casepage.ipynb #f76c497e

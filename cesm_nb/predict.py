@@ -67,6 +67,8 @@ def _read_training(member):
             raise ValueError(
                 f'{path} is about other weights: export the run again with export_expert')
     if not member.is_run: return None
+    print(f'{member.name} is asked for the first time: it is tried on its own breasts first, which '
+          f'takes a while; what is found stays in its {TRAINING}')
     try: found = describe_expert(member)
     except (ValueError, IndexError): return None # no tensors, or no breast held back
     try: write_json(found, path)
