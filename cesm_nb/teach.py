@@ -8,7 +8,6 @@ __all__ = ['INSIDE', 'OUTSIDE', 'SHARE', 'STRENGTH', 'WEIGHTS', 'N_TEACHERS', 'm
 
 # %% ../nbs/03g_teach.ipynb #3fcb4eee
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from .batches import Breasts
