@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .batches import Breasts, assemble
+from .batches import Breasts, assemble, name_women
 from .data import CLASSES
 from .lesion_map import pair_logits
 from .pooling import TaughtPool
@@ -250,7 +250,7 @@ def some_women(
     seed:int, # another seed, other women
 ) -> torch.Tensor: # (m,) breasts, in the order of `index`
     "Keep both breasts of some women; a smaller share is part of a larger one."
-    hers = torch.where(mate[index] < 0, index, torch.minimum(mate[index], index)) # her first breast
+    hers = name_women(index, mate)
     women = hers.unique().cpu()
     order = torch.randperm(len(women), generator=torch.Generator().manual_seed(seed))
     kept = women[order[:max(1, round(share*len(women)))]]

@@ -10,7 +10,7 @@ __all__ = ['INSIDE', 'OUTSIDE', 'SHARE', 'STRENGTH', 'WEIGHTS', 'N_TEACHERS', 'm
 import torch
 from torch.nn import functional as F
 
-from .batches import Breasts
+from .batches import Breasts, name_women
 from .pooling import TaughtPool
 
 # %% ../nbs/03g_teach.ipynb #a97aa407
@@ -70,8 +70,7 @@ def deal_women(
     parts:int=N_TEACHERS, # how many
 ) -> torch.Tensor: # (n,) int64, part of each breast, both of a woman in the same
     "Deal women into parts that are alike in their worst labels."
-    other = mate[index]
-    hers = torch.where(other < 0, index, torch.minimum(other, index)) # her first breast
+    hers, other = name_women(index, mate), mate[index]
     worst = torch.where(other < 0, label[index], torch.maximum(label[index], label[other]))
     women, at = hers.unique(return_inverse=True)
     hardest = torch.zeros_like(women).scatter_reduce(0, at, worst, 'amax')
