@@ -19,7 +19,7 @@ from .alike import Own, read_own
 from .ask import Member, Prepared, open_member, stack_prepared, wanted
 from .batches import Breasts, assemble
 from .data import CHANNELS, name_channels
-from .learning import AT_ONCE
+from .learning import breasts_at_once
 from .roi import segment_breast
 
 # %% ../nbs/07c_familiar.ipynb #fa300008
@@ -108,8 +108,7 @@ def features(
     batch:Breasts, # breasts
 ) -> np.ndarray: # (n, 512) float, of the images alone
     "Give what the network's head is told about the images."
-    n = max(1, AT_ONCE//batch.views.shape[-1]**2)
-    layout = dict(memory_format=torch.channels_last)
+    n, layout = breasts_at_once(batch.views), dict(memory_format=torch.channels_last)
     found = [
         member.net.forward_features(assemble(v/255, rows).contiguous(**layout), real)
         for v, rows, real in zip(batch.views.split(n), batch.rows.split(n), batch.real.split(n))]

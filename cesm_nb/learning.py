@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAIR_RATE', 'RISE', 'START', 'AT_ONCE', 'N_ODDS', 'TAUGHT', 'epoch_batches', 'one_of_each', 'weigh_classes',
-           'losses_of', 'check_finite', 'make_optimiser', 'set_rate', 'cycle', 'set_cycle', 'name_looks', 'Looks',
-           'look_once', 'make_rows', 'answer_rows', 'some_women', 'mates_within', 'fit_head', 'fit_probe',
-           'name_scores', 'make_average', 'judge']
+           'losses_of', 'check_finite', 'make_optimiser', 'set_rate', 'cycle', 'set_cycle', 'breasts_at_once',
+           'name_looks', 'Looks', 'look_once', 'make_rows', 'answer_rows', 'some_women', 'mates_within', 'fit_head',
+           'fit_probe', 'name_scores', 'make_average', 'judge']
 
 # %% ../nbs/03d_learning.ipynb #50be89eb
 import hashlib
@@ -152,6 +152,10 @@ def set_cycle(
 
 # %% ../nbs/03d_learning.ipynb #7ef3a915
 AT_ONCE = 2**19 # pixels of a view, over breasts looked at together: more is slower on a CPU
+
+def breasts_at_once(views): # (N, V, S, S) -> how many of them to look at together
+    return max(1, AT_ONCE//views.shape[-1]**2)
+
 _LOOKS = ( # settings that decide what is seen
     'backbones', 'pooling', 'view_fusion', 'also_size', 'stretch_greys', 'normalise_input', 'views',
     'channels', 'mask_missing_views', 'region_teacher')
@@ -203,7 +207,7 @@ def look_once(
     path = Path(folder)/f'seen-{name[:16]}.safetensors'
     looks = _read_looks(path, name, len(data.real)) if folder else None
     if looks is None:
-        parts = torch.arange(len(data.real)).split(max(1, AT_ONCE//data.views.shape[-1]**2))
+        parts = torch.arange(len(data.real)).split(breasts_at_once(data.views))
         layout = dict(memory_format=torch.channels_last)
         show = lambda i: assemble(data.views[i]/255, data.rows[i]).contiguous(**layout)
         with torch.autocast(data.views.device.type, enabled=False):

@@ -124,13 +124,15 @@ class TaughtPool(nn.Module):
         logits = F.linear(cells, self.weight, self.offset)
         return logits[..., 1:] - logits[..., :1]
 
-    def suspicion(self, cells): # -> (n, places), shares that sum to 1
-        return (SHARP*self.odds(cells).amax(2)).softmax(1)
+    def share(self, worst): # (n, places), the higher log odds -> shares that sum to 1
+        return (SHARP*worst).softmax(1)
+
+    def suspicion(self, cells): return self.share(self.odds(cells).amax(2)) # -> (n, places)
 
     def weigh(self, cells): # -> (n, width)
         odds = self.odds(cells)
         worst = odds.amax(2)
-        found = ((SHARP*worst).softmax(1)[..., None]*cells).sum(1)
+        found = (self.share(worst)[..., None]*cells).sum(1)
         top = worst.topk(max(1, round(TOP*worst.shape[1])), 1).values.mean(1)
         mean = worst.logsumexp(1) - log(worst.shape[1])
         return torch.cat([found, odds.amax(1), top[:, None], mean[:, None]], 1)

@@ -48,6 +48,7 @@ def describe_expert(
     if not (own[0].split == 'val').any():
         raise ValueError(f'{member.folder} has no breast to say by how sure its model is, all but '
                          "the test breasts trained: train a model for cases with fit_on='train'")
+    print(f'{member.name} is tried on its own breasts first, which takes a while')
     predictions = predict_held(member, own)
     return dict(weights=digest_weights(member.net), phantom=member.preparation['phantom'],
                 protocol=read_config(member.folder)['settings']['protocol'],
@@ -67,8 +68,6 @@ def _read_training(member):
             raise ValueError(
                 f'{path} is about other weights: export the run again with export_expert')
     if not member.is_run: return None
-    print(f'{member.name} is asked for the first time: it is tried on its own breasts first, which '
-          f'takes a while; what is found stays in its {TRAINING}')
     try: found = describe_expert(member)
     except (ValueError, IndexError): return None # no tensors, or no breast held back
     try: write_json(found, path)

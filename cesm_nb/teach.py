@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INSIDE', 'OUTSIDE', 'SHARE', 'STRENGTH', 'WEIGHTS', 'N_TEACHERS', 'mark_cells', 'fit_cells', 'pick_cells',
-           'deal_women', 'check_regions', 'teach']
+           'deal_women', 'mark_taught', 'teach']
 
 # %% ../nbs/03g_teach.ipynb #3fcb4eee
 import torch
@@ -81,17 +81,19 @@ def deal_women(
     return part[at]
 
 # %% ../nbs/03g_teach.ipynb #82f00816
-def check_regions(
+def mark_taught(
     data:Breasts, # with `regions`
-    mark:torch.Tensor, # (n, V, P) of those who train
-):
-    "Raise ValueError where no region can teach."
+    index:torch.Tensor, # (n,) those of women who train
+    places:int, # cells of a view
+) -> torch.Tensor: # (n, V, places) from `mark_cells`
+    "Say what their cells show; raise ValueError where no region can teach."
     if data.regions is None:
         raise ValueError('region_teacher=True, but the tensors keep no regions: make them again '
                          'with region_teacher=True')
-    if not (mark > 0).any():
-        raise ValueError('region_teacher=True, but no region of a woman who trains fills '
-                         f'{INSIDE:g} of a cell: leave it out, add regions, or use larger images')
+    mark = mark_cells(data.regions[index], data.label[index], data.real[index], places)
+    if (mark > 0).any(): return mark
+    raise ValueError('region_teacher=True, but no region of a woman who trains fills '
+                     f'{INSIDE:g} of a cell: leave it out, add regions, or use larger images')
 
 @torch.no_grad()
 def teach(
@@ -99,11 +101,9 @@ def teach(
     cells:torch.Tensor, # (N, V, P, C) what the backbone sees at each place
     data:Breasts, # the same breasts
     index:torch.Tensor, # (n,) those of women who train; no region of others is looked at
-) -> torch.Tensor: # (N, V, width) pooled cells, those of `index` by layers that never saw the woman
-    "Let regions teach where to look; raise ValueError where there are none."
-    if data.regions is None: check_regions(data, cells)
-    mark = mark_cells(data.regions[index], data.label[index], data.real[index], cells.shape[2])
-    check_regions(data, mark)
+) -> torch.Tensor: # (N, V, width) of `index`, by layers that never saw the woman; others 0
+    "Let regions teach where to look; raise ValueError as `mark_taught`."
+    mark = mark_taught(data, index, cells.shape[2])
     picked, part = pick_cells(mark), deal_women(index, data.mate, data.label)
     own, out, learned = cells[index], cells.new_zeros(*cells.shape[:2], pool.width), []
     for k in part.unique():
@@ -113,7 +113,4 @@ def teach(
         pool.offset.copy_(learned[-1][1])
         for i in index[part == k]: out[i] = pool.weigh(cells[i])
     for p, v in zip((pool.weight, pool.offset), map(torch.stack, zip(*learned))): p.copy_(v.mean(0))
-    rest = torch.ones(len(cells), dtype=torch.bool, device=index.device)
-    rest[index] = False
-    for i in rest.nonzero()[:, 0]: out[i] = pool.weigh(cells[i])
     return out

@@ -211,7 +211,7 @@ def test_regions_of_women_who_train_teach_and_no_others(small, data, taught, mod
 
 
 def test_a_taught_model_needs_nothing_but_pixels_later(taught, small, module_path, tmp_path):
-    "The run read back, the network itself, chapter 07 and an export answer alike; another run finds what was seen."
+    "The run read back, the network itself, chapter 07 and an export answer alike; what was seen is kept once."
     assert predict_run(taught.run_dir, device='cpu').to_csv(index=False) == (taught.run_dir/'predictions.csv').read_text()
     net, config = load_run(taught.run_dir)
     assert net.taught.weight.any()
