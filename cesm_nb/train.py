@@ -29,8 +29,9 @@ from tqdm import tqdm
 from .augment import augment_views, draw_changes
 from .batches import Breasts, assemble, digest_breasts, load_inputs
 from .data import CLASSES, PROBS, name_channels
-from .devices import (
-    add_up, find_team, join_team, pick_device, speed_up_depthwise, take_share, tell_all)
+from cesm_nb.devices import (
+    add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
+    tell_all)
 from .draw import count_parameters
 from .guards import lock_folder, one_way_out, reading
 from .learning import (
@@ -74,6 +75,7 @@ class Training:
             asdict(cfg), switches, pretrained=cfg.pretrained, weights_dir=cfg.weights_dir,
             allow_scratch=cfg.allow_scratch)
         self.model.to(device, memory_format=torch.channels_last)
+        if device.type == 'cpu': keep_freed_memory()
         if device.type == 'cpu' and dtype == torch.bfloat16: speed_up_depthwise(self.model)
         self.stepper = join_team(self.model, self.team) # what is called in training
         if cfg.compile_model: self.stepper = torch.compile(self.stepper)
