@@ -2,14 +2,16 @@
 
 usage: python tools/make_readme.py [--check]
 `--check` writes nothing and fails where the README differs from the files. Give the command after every change of
-`results/replication`, `results/primary` or `results/audit`; a column whose folder is absent says `not yet run`.
+`results/replication`, `results/primary`, `results/best_grid`, `results/confirmation` or `results/audit`; a row whose folder is
+absent says `not yet run`.
 """
 import argparse
 import sys
 from pathlib import Path
 
 from cesm_nb.figures import save_figure
-from cesm_nb.findings import lead_scores, lead_table, plot_lead, say_finding, say_outcome, say_reach
+from cesm_nb.findings import (
+    MORE, lead_scores, lead_table, plot_lead, say_confirmation, say_finding, say_outcome, say_reach, say_replication)
 from cesm_nb.tables import to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,10 +21,11 @@ MARKS = ('finding', 'results')
 def make_blocks(
     root:Path, # folder with `results/`
 ) -> dict: # mark -> what stands between its two comments
-    "Put the finding into words, and the table, the primary outcome and what it could have found under each other."
-    words = ' '.join(filter(None, (say_outcome((root,)), say_reach((root,)))))
-    return dict(finding=f'\n\n{say_finding((root,))}\n\n',
-                results=f'\n\n{to_markdown(lead_table((root,)))}\n\n{words}\n\n')
+    "Word the finding and its confirmation; put the tables, the primary outcome and its power under each other."
+    found = '\n\n'.join(filter(None, (say_finding((root,)), say_confirmation((root,)))))
+    words = ' '.join(filter(None, (say_outcome((root,)), say_reach((root,)), say_replication((root,)))))
+    tables = '\n\n'.join(to_markdown(lead_table((root,), *which)) for which in ((), (MORE,)))
+    return dict(finding=f'\n\n{found}\n\n', results=f'\n\n{tables}\n\n{words}\n\n')
 
 
 def fill(
