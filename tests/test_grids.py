@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +18,10 @@ import yaml
 from cesm_nb.commands import cesm_grid
 from cesm_nb.settings import PROTOCOLS, SWITCHES, WHERE
 from cesm_nb.grids import (
-    list_finished, make_grid, plan_rescoring, plan_runs, rescored_path, run_grid)
+    list_finished, make_grid, own_settings, plan_rescoring, plan_runs, rescored_path, run_grid)
 from cesm_nb.results import find_results, read_results, say_settings, show_results, write_results
 from cesm_nb.ladder import WALK, ladder
-from cesm_nb.settings import TrainConfig
+from cesm_nb.settings import TrainConfig, make_config
 from cesm_nb.phantom import make_phantom
 from cesm_nb.runs import seal_run
 from cesm_nb.train import fit
@@ -30,7 +30,7 @@ from conftest import PATIENCE, ROOT, call
 from cesm_nb.experiments import queue_jobs, read_grid, write_command
 from cesm_nb.reproduce import read_changes
 
-WITH_FOLDS = ('primary', 'ladder', 'regions', 'ablations', 'pretraining')
+WITH_FOLDS = ('primary', 'ladder', 'regions', 'ablations', 'ablations_regions', 'pretraining')
 NEW = {'split_seed', 'normalise_input'} - {f.name for f in fields(TrainConfig)}
 needs_fields = pytest.mark.skipif(bool(NEW), reason=f'TrainConfig has no {sorted(NEW)} yet')
 
@@ -59,7 +59,8 @@ def test_grids_train_as_the_paper_says(name):
     content, small = read_yaml(name), name not in ('replication', 'primary')
     base = read_yaml('paper') | dict(backbones='mobilenetv2_100,efficientnet_b0') | (dict(image_size=112, epochs=10) if small else {})
     if name != 'replication': base |= dict(split_seed=0) # all seeds on the same folds
-    if name in ('regions', 'ablations'): base |= dict(split_unit='patient')
+    if name in ('regions', 'ablations_regions'): base |= dict(split_unit='patient')
+    if name == 'ablations': base |= dict(protocol='clinical')
     if name == 'regions': base |= dict(roi_source='annotation')
     assert content['base'] == base
     assert (content['n_folds'], content['seeds']) == ((0, [0, 1, 2, 3, 4]) if name == 'replication' else (5, [0, 1, 2]))
@@ -94,9 +95,20 @@ def test_a_variant_may_have_folds_of_its_own(phantom, tmp_path):
     with pytest.raises(ValueError, match='b has n_folds=3 in a grid of n_folds=0'): grid(3, n_folds=0)
 
 
-@pytest.mark.parametrize('name', ['regions', 'ablations'])
+@pytest.mark.parametrize('name', ['regions', 'ablations', 'ablations_regions'])
 def test_variants_differ_in_one_thing(name):
     assert all(len(v) <= 1 for v in read_yaml(name)['variants'].values())
+
+
+def test_the_confirmation_repeats_what_was_published():
+    "Each recipe of the confirmation has the settings it was published with; its patients are the test set of every run."
+    content = read_yaml('confirmation')
+    grid, settings = make_grid(content), lambda name, variant: asdict(make_config(
+        (g := make_grid(read_yaml(name))).base | own_settings(g.variants[variant])))
+    for variant, name in (('clinical', 'primary'), ('regions', 'primary'), ('best', 'best_grid'), ('best, each breast by itself', 'best_grid')):
+        there, here = settings(name, variant), asdict(make_config(grid.base | own_settings(grid.variants[variant])))
+        assert {k for k in here if here[k] != there[k]} <= {'split_seed'} # of folds, which the confirmation has none of
+    assert len(set(grid.test_patients)) == 65 and grid.n_folds == 0 and ('clinical', 'regions') == grid.pairs[0]
 
 
 def test_primary_compares_clinical_with_regions():
