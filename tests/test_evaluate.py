@@ -5,18 +5,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from cesm_nb.runs import seal_run
+from cesm_nb.runs import Run, seal_run
 from cesm_nb.commands import cesm_evaluate
-from cesm_nb.evaluate import evaluate
+from cesm_nb.evaluate import evaluate, list_figures
 from cesm_nb.inside import look_inside
-from cesm_nb.choose import heat
+from cesm_nb.choose import apply_validation, heat, pool_runs
 from cesm_nb.coverage import coverage_repeated
 from cesm_nb.intervals import interval_table
+from cesm_nb.results import read_curves
 from cesm_nb.simulate import simulate
 from cesm_nb.stats import calibration_bins, debiased_ece
 from cesm_nb.settings import make_config
@@ -63,6 +66,30 @@ def test_command_on_two_runs(runs):
     assert {'auc', 'accuracy'} <= set(paired.score) and (paired.p_holm.dropna() >= paired.p.dropna()).all()
     assert paired.set_index('score').test['accuracy'] == 'Obuchowski'
     assert (paired.p.isna() == paired.test.isna()).all() and paired.p.isna().any() # too few breasts of a class for AUCs
+
+
+def test_selected_epoch_is_the_one_that_was_kept(phantom, runs, tmp_path):
+    "Figures, metrics and curves circle the epoch of `status.json`, whatever the validation accuracy of the others."
+    plan = [SimpleNamespace(variant='last', cfg=make_config(dict(
+        data_root=str(phantom), tensor_dir=str(runs[0].parent/'tensors'), run_dir=str(tmp_path/'run'), protocol='clinical',
+        image_size=48, epochs=3, batch_size=8, mixed_precision='no', keep='last', backbones='lcnet_035,mobilenetv3_small_050')))]
+    fit(plan[0].cfg)
+    table = pd.read_csv(tmp_path/'run'/'history.csv').assign(val_accuracy=[.9, .5, .5]) # the first epoch scores best
+    table.to_csv(tmp_path/'run'/'history.csv', index=False)
+    seal_run(tmp_path/'run')
+    evaluate(tmp_path/'run', n_draws=20, inside=False)
+    assert json.loads((tmp_path/'run'/'status.json').read_text())['best_epoch'] == 3
+    assert json.loads((tmp_path/'run'/'metrics.json').read_text())['best_epochs'] == [3]
+    assert 'selected epoch 3' in (tmp_path/'run'/'report.html').read_text()
+    curves = read_curves(plan, dict(last=(plan[0].cfg.seed,)))
+    assert curves.epoch[curves.selected].tolist() == [3]
+    run = Run.open(tmp_path/'run')
+    for name, draw in list_figures([run], apply_validation(pool_runs([run]))[0], []).items():
+        if not name.startswith('fig'): continue
+        fig, ax = plt.subplots()
+        draw(ax)
+        assert [list(line.get_xdata()) for line in ax.lines if line.get_label() == 'selected epoch'] == [[3]], name
+        plt.close(fig)
 
 
 def test_nothing_of_a_patient_in_what_is_copied(runs):
