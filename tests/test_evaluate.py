@@ -11,10 +11,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from cesm_nb.alike import read_own
+from cesm_nb.ask import open_member
+from cesm_nb.data import PROBS
+from cesm_nb.finished import open_breasts, predict_run
 from cesm_nb.runs import Run, seal_run
 from cesm_nb.commands import cesm_evaluate
-from cesm_nb.evaluate import evaluate, list_figures
+from cesm_nb.evaluate import evaluate, list_figures, write_inside
 from cesm_nb.inside import look_inside
 from cesm_nb.choose import apply_validation, heat, pool_runs
 from cesm_nb.coverage import coverage_repeated
@@ -23,6 +28,7 @@ from cesm_nb.results import read_curves
 from cesm_nb.simulate import simulate
 from cesm_nb.stats import calibration_bins, debiased_ece
 from cesm_nb.settings import make_config
+from cesm_nb.tables import describe_breasts
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT, call
 
@@ -132,6 +138,27 @@ def test_without_tensors_or_data(runs, tmp_path):
     assert 'machine and finding are left out' in output and 'maps and attention are left out' in output
     assert 'Subgroups' in found['tables'] and 'Pointing game' not in found['tables']
     assert not (alone/'inside').exists() and found['report'].exists()
+
+
+def test_a_renamed_run_keeps_its_maps(tmp_path):
+    "Tensors and data that lay inside a run folder move along with it; where they are gone, a sentence lists where it looked."
+    run = fit(make_config(dict(
+        run_dir=str(tmp_path/'run'), phantom_patients=24, phantom_signal=2., protocol='clinical', image_size=32, epochs=1, batch_size=8,
+        mixed_precision='no', backbones='lcnet_035')))
+    before, where = look_inside(run.run_dir), tmp_path/'renamed'
+    run.run_dir.rename(where)
+    after = look_inside(where)
+    assert after.maps.keys() == before.maps.keys() and after.masks.any() and (after.masks == before.masks).all()
+    assert all(torch.equal(after.maps[k], before.maps[k]) for k in before.maps)
+    member = open_member(where)
+    assert read_own(member).table.equals(open_breasts(where).table)
+    assert np.allclose(predict_run(where)[PROBS], run.predictions[PROBS], atol=1e-5)
+    assert describe_breasts(where)[1] == [] # machine and finding, from the sheet
+    shutil.rmtree(where/'tensors')
+    says = f'{where}: its tensor_dir is not found at {where}/tensors or {tmp_path}/run/tensors: move the tensors there, or make them again'
+    for ask in (look_inside, open_breasts, predict_run, lambda d: read_own(open_member(d))):
+        with pytest.raises(ValueError, match=re.escape(says)): ask(where)
+    assert write_inside([where], tmp_path/'out', True).notes[0].startswith(f'maps and attention are left out: {says}')
 
 
 def test_maps_fit_the_run(runs):
