@@ -65,11 +65,15 @@ def cesm_evaluate(
     @dataclass(frozen=True)
     class Evaluate:
         "Tables, figures and a page of each run; folds are joined, other runs compared."
-        run_dirs:tyro.conf.Positional[tuple[str, ...]] # run folders
+        run_dirs:tyro.conf.Positional[tuple[str, ...]] # run folders, or one of published results
+        data:str = '' # for published results: data set whose labels recompute their table
         out_dir:str = '' # for what runs have in common; empty: 'joint' beside the first
         n_draws:int = 2000 # bootstrap draws
         inside:bool = True # maps, attention and pointing game, where tensors are there
     check_ranges(options := tyro.cli(Evaluate, args=args))
+    if options.data:
+        from cesm_nb.results import show_recomputed
+        return show_recomputed(list(options.run_dirs), options.data, options.n_draws)
     from cesm_nb.evaluate import main
     main(list(options.run_dirs), options.out_dir, options.n_draws, options.inside)
 

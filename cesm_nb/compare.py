@@ -114,9 +114,9 @@ def paired_table(
 
 # %% ../nbs/05f_compare.ipynb #41fc782e
 REPEATED = (
-    *SCORES, 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant', 'auc_abnormal',
-    'sensitivity_abnormal', 'specificity_abnormal', *MORE_SCORES, 'calibration_slope',
-    'calibration_intercept', 'ece')
+    *SCORES, 'macro_f1', 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant',
+    'auc_abnormal', 'sensitivity_abnormal', 'specificity_abnormal', *MORE_SCORES,
+    'calibration_slope', 'calibration_intercept', 'ece')
 
 def split_variance(
     values:np.ndarray, # (seeds,) of one score

@@ -142,8 +142,8 @@ def _grad_input(grad, x, weight, stride, padding):
         margin = [k - 1 - p for p in padding]
         return F.conv2d(grad, weight.flip(2, 3).to(grad.dtype), None, 1, margin, 1, groups)
     return torch.ops.aten.convolution_backward(
-        grad.float(), x.float(), weight.float(), None, stride, padding, (1, 1), False, (0, 0), groups,
-        (True, False, False))[0].to(x.dtype)
+        grad.float(), x.float(), weight.float(), None, stride, padding, (1, 1), False, (0, 0),
+        groups, (True, False, False))[0].to(x.dtype)
 
 def _grad_weight(grad, x, weight, stride, padding):
     "Gradient of a depthwise convolution with respect to its kernel, in the type of `x`."
@@ -186,7 +186,7 @@ class DepthwiseConv(nn.Conv2d):
 def speed_up_depthwise(
     model:nn.Module, # in place; names and weights stay as they are
 ):
-    "Make every depthwise convolution with a square kernel and one filter per channel a `DepthwiseConv`."
+    "Make every square depthwise convolution with one filter per channel a `DepthwiseConv`."
     for m in model.modules():
         plain = (type(m) is nn.Conv2d and m.bias is None and m.dilation == (1, 1)
                  and m.padding_mode == 'zeros' and not isinstance(m.padding, str))

@@ -14,10 +14,11 @@ from pathlib import Path
 import joblib
 import yaml
 
+from .data import read_dataset
 from .guards import one_way_out, reading
 from .grids import Grid, join_jobs, list_jobs, make_grid, plan_runs, run_jobs
 from .reproduce import CHAPTERS, find_checkout, read_changes
-from .results import write_results
+from .results import drop_published, read_published, write_results
 from .settings import make_config
 
 # %% ../nbs/05n_experiments.ipynb #978b2219
@@ -101,11 +102,14 @@ def publish(
     out:Path, # folder for all results
     commands:dict, # name -> from `write_command`
     source:str, # what the data set is called
+    published:dict, # name -> from `results.read_published`
 ):
     "Write the results of each grid; raise ValueError in the end where some could not be."
     refused = []
     for name, g in grids.items():
-        try: write_results(g, plans[name], out/name, f'{name} on {source}', commands[name])
+        title = f'{name} on {source}'
+        how = out/name, title, commands[name]
+        try: write_results(g, plans[name], *how, published=published[name])
         except ValueError as e: refused.append(f'{name}: {e}')
         else: print((out/name/'table.md').read_text(), flush=True)
     if refused: raise ValueError('\n'.join(refused))
@@ -124,6 +128,9 @@ def main(
     grids = {f.stem: read_grid(f, changes, o.seeds or (), o.folds or 0) for f in o.grids}
     plans = {k: plan_runs(g, data, runs) for k, g in grids.items()}
     notebook = '' if o.without_papermill else find_checkout()/'nbs'/f'{CHAPTERS[3]}.ipynb'
-    if not o.only_results: train_missing(queue_jobs(grids, plans), o.n_jobs, o.dask, notebook)
+    read = read_dataset(data)
+    published = {k: read_published(out/k, g, plans[k], read) for k, g in grids.items()}
+    missing = {k: drop_published(g, plans[k], published[k]) for k, g in grids.items()}
+    if not o.only_results: train_missing(queue_jobs(grids, missing), o.n_jobs, o.dask, notebook)
     commands = {k: write_command(k, g.seeds, data, o.set, o.folds or 0) for k, g in grids.items()}
-    publish(grids, plans, out, commands, data.name)
+    publish(grids, plans, out, commands, data.name, published)

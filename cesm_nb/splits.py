@@ -62,12 +62,13 @@ def hold_out(
     test_patients:tuple, # patient ids
     seed:int=0, # of the validation part
 ) -> pd.DataFrame: # patient_id, side, split, in the order of `table`
-    "Make the breasts of named patients the test set; split the others by patient, stratified, into train and val."
+    "Make the breasts of named patients the test set; deal the other patients to train and val."
     test = table.patient_id.isin(test_patients).to_numpy()
     absent = sorted(set(test_patients) - set(table.patient_id))
     if absent:
-        raise ValueError(f'test_patients names {len(absent)} of {len(test_patients)} patients who have no image in '
-                         f'this data set: {absent[:10]}; add their images')
+        raise ValueError(
+            f'test_patients names {len(absent)} of {len(test_patients)} patients who have no image '
+            f'in this data set: {absent[:10]}; add their images')
     part = _parts(*(table.loc[~test, k].to_numpy() for k in ('label', 'patient_id')), 7, seed)
     split = np.full(len(table), 'test', object)
     split[~test] = np.where(part == 0, 'val', 'train')

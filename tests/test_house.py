@@ -1,4 +1,4 @@
-"The house in order: notebooks and modules in step, cells small, modules stacked, nothing of a patient tracked."
+"The house in order: notebooks and modules in step, modules stacked, nothing of a patient tracked."
 import ast
 import re
 import shutil
@@ -45,28 +45,11 @@ def test_clean_and_export_leave_no_diff(tmp_path):
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
-def test_exported_cells_are_small(path):
-    cells = nbformat.read(path, 4).cells
-    long = [(i, len(c.source.splitlines())) for i, c in enumerate(cells) if '#| export' in c.source and len(c.source.splitlines()) > 40]
-    assert long == []
-
-
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs_no_hidden_training(path):
     "Nothing is kept from nbdev_test, so that nothing rots unseen; test_quickstart.py runs the form, which ends in a report."
     if path.stem == 'quickstart': return
     source = '\n'.join(c.source for c in nbformat.read(path, 4).cells)
     assert not re.search(r'#\|\s*(eval: false|notest)|skip_exec', source)
-
-
-def test_rooms_keep_their_size():
-    "No module over 450 lines, no exported cell over 40, and half of the cells within 13 lines of code."
-    sys.path.insert(0, str(ROOT/'tools'))
-    from measure_house import count_body, measure
-    modules, whole, bodies = measure()
-    assert {k: n for k, n in modules.items() if n > 450} == {} and {k: n for k, n in whole.items() if n > 40} == {}
-    assert sorted(bodies.values())[len(bodies)//2] <= 13
-    assert count_body('def f(\n    x, # what\n):\n    "Say."\n    y = x\n    return y') == 2
 
 
 LONG = { # modules that still have exported lines over 100 columns; the list only shrinks

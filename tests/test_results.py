@@ -229,7 +229,7 @@ def simulate_grid(root, name):
         table = pd.DataFrame(t.prob, columns=PROBS).assign(label=t.label, patient_id=t.patient_id, side=['L', 'R']*40)
         return table.assign(fold=np.arange(80)//2 % max(1, grid.n_folds))
     drawn = {v: {s: draw(k, s) for s in grid.seeds} for k, v in enumerate([*grid.variants, *grid.rescore])}
-    read, numbers, _ = fold_tables(grid, drawn, 20) if grid.n_folds else repeat_tables(drawn, 20)
+    read, numbers, _ = fold_tables(grid, drawn, 20) if grid.n_folds else repeat_tables(grid, drawn, 20)
     curves = pd.DataFrame([dict(variant=v, seed=s, fold=0, epoch=e, train_loss=1., val_loss=1., train_accuracy=.5, val_accuracy=.5, selected=e == 1)
                            for v in grid.variants for s in grid.seeds for e in (1, 2)])
     facts = dict(phantom=False, caption='simulated', seeds={v: list(s) for v, s in drawn.items()}, n_breasts=80, n_patients=40, command='a command',
