@@ -157,7 +157,7 @@ def cesm_grid(
     ap.add_argument('--data', type=Path, required=True, help='folder in the TCIA layout')
     ap.add_argument(
         '--runs', type=Path, help='grids that share it share their runs; default: runs/grids')
-    ap.add_argument('--out', type=Path, help='folder of the results; default: results')
+    ap.add_argument('--out', type=Path, help='folder of the results; default: runs/results')
     ap.add_argument(
         '--n-jobs', type=int, default=1, help='runs at the same time, which share the cores')
     ap.add_argument(

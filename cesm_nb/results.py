@@ -451,7 +451,7 @@ def say_absent(
 ) -> str: # a sentence
     "Say how results come to be that are not published yet."
     return (f'`results/{name}` is not published yet: `cesm_grid '
-            f'configs/{name}.yaml --data /path/to/CDD-CESM` makes it.')
+            f'configs/{name}.yaml --data /path/to/CDD-CESM --out results` makes it.')
 
 def say_settings(
     name:str, # of the grid
