@@ -6,5 +6,5 @@ ARG INDEX=https://download.pytorch.org/whl/cpu
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends git make libgl1 libglib2.0-0 && rm -rf /var/lib/apt/lists/*
 WORKDIR /cesm_nb
 COPY . .
-RUN pip install --no-cache-dir --extra-index-url "$INDEX" --constraint constraints.txt --editable '.[dev]'
+RUN pip install --no-cache-dir --extra-index-url "$INDEX" --constraint constraints.txt --editable '.[dev]' && python -m compileall -q cesm_nb
 CMD ["cesm_reproduce"]

@@ -17,10 +17,11 @@ help:
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: constraints.txt settings.ini setup.py pyproject.toml
-	@echo "Setting up $(VENV): 6 GB, half a minute with uv, two minutes or more with pip"
+	@echo "Setting up $(VENV): 6 GB, about a minute with uv, two minutes or more with pip"
 	$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet uv && UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python $(WANTED) || \
-	$(BIN)/python -m pip install --quiet --no-compile $(WANTED) # pip reads an index of one's own that uv does not know
+	@$(BIN)/python -m pip install --quiet uv && UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(WANTED) || \
+	$(BIN)/python -m pip install --quiet $(WANTED) # pip reads an index of one's own that uv does not know
+	$(BIN)/python -m compileall -q cesm_nb
 	touch $@
 
 reproduce: $(VENV)/.ready

@@ -18,6 +18,7 @@ import torch
 
 from .batches import Breasts
 from .data import CHANNELS, DENSITY, name_channels, to_column
+from .devices import limit_threads
 from .dicom import ENERGY_NAMES, Case
 from .finished import export_run, load_run
 from .model import FourStream, load_model
@@ -85,6 +86,7 @@ def open_member(
     where:str|Path, # run folder, exported folder, or 'owner/name@revision' on the hub
 ) -> Member:
     "Open a trained model for cases; raise ValueError where there is none."
+    limit_threads()
     folder = Path(where).expanduser()
     if not folder.exists():
         if not _HUB.fullmatch(str(where)):

@@ -8,6 +8,7 @@ __all__ = ['read_file', 'cesm_tensorize', 'cesm_train', 'cesm_evaluate', 'cesm_a
 
 # %% ../nbs/00h_commands.ipynb #aa38aa39
 import argparse
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Optional
@@ -15,6 +16,11 @@ from typing import Optional
 from .guards import one_way_out, reading
 from .settings import (
     AuditConfig, TensorConfig, TrainConfig, check_ranges, make_config, parse_settings)
+
+# %% ../nbs/00h_commands.ipynb #c0a00002
+# before torch is imported; processes that a command starts inherit both
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+os.environ.setdefault('PYTHONWARNINGS', 'ignore:IProgress not found')
 
 # %% ../nbs/00h_commands.ipynb #1a9e6358
 def read_file(
@@ -157,7 +163,7 @@ def cesm_grid(
     ap.add_argument('--data', type=Path, required=True, help='folder in the TCIA layout')
     ap.add_argument(
         '--runs', type=Path, help='grids that share it share their runs; default: runs/grids')
-    ap.add_argument('--out', type=Path, help='folder of the results; default: results')
+    ap.add_argument('--out', type=Path, help='folder of the results; default: runs/results')
     ap.add_argument(
         '--n-jobs', type=int, default=1, help='runs at the same time, which share the cores')
     ap.add_argument(

@@ -25,7 +25,8 @@ from .guards import one_way_out
 from .inside import look_inside, plot_attention, plot_examples, pointing_table
 from .intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
 from .report import embed, fill_in, make_page
-from .runs import Run, pool_tests, write_atomic
+from .runs import Run, pool_tests, read_status, write_atomic
+from .settings import with_defaults
 from cesm_nb.tables import (
     LEAST_BREASTS, banner, compare_paired, compare_runs, describe_breasts, forest_rows,
     per_class_table, points_table, subgroup_table, table_1, table_2, to_markdown, with_interval,
@@ -89,11 +90,14 @@ def score_test(
 
 # %% ../nbs/05_eval_and_figures.ipynb #35ff8208
 def find_best_epoch(
-    history:pd.DataFrame, # of a run
-) -> int: # the first epoch of the best validation accuracy, whose weights chapter 04 keeps
-    "Find the epoch that was selected; the last where nobody validated."
-    if history.val_accuracy.isna().all(): return int(history.epoch.iloc[-1])
-    return int(history.epoch[history.val_accuracy.idxmax()])
+    run:Run, # a finished run
+) -> int: # the epoch whose weights chapter 04 kept
+    "Read the selected epoch from `status.json`; derive it from `keep` where a run has none."
+    if status := read_status(run.run_dir): return status['best_epoch']
+    history, keep = run.history, with_defaults(run.config['settings'])['keep']
+    score = history.epoch if keep == 'last' else history[f'val_{keep}']
+    if score.isna().all(): return int(history.epoch.iloc[-1]) # no validation breasts
+    return int(history.epoch[score.idxmax()])
 
 # %% ../nbs/05_eval_and_figures.ipynb #50647998
 def list_figures(
@@ -104,7 +108,7 @@ def list_figures(
     "List the figures of a run."
     label, prob, who = test.label.to_numpy(), test[PROBS].to_numpy(), test.patient_id.to_numpy()
     histories, scaled = [r.history for r in runs], test[SCALED].to_numpy()
-    best, probs = [find_best_epoch(h) for h in histories], {'as predicted': prob}
+    best, probs = [find_best_epoch(r) for r in runs], {'as predicted': prob}
     if np.isfinite(scaled).all(): probs['after temperature scaling'] = scaled
     out = dict(
         fig5_accuracy=lambda ax: plot_curves(histories, 'accuracy', best, ax),
@@ -327,7 +331,7 @@ def evaluate(
     pictures = list_figures(runs, test, groups)
     figures, lost = write_figures(pictures, out/'figures', config['phantom'], len(groups))
     figures, notes = figures + seen.figures, notes + lost
-    best = [find_best_epoch(r.history) for r in runs]
+    best = [find_best_epoch(r) for r in runs]
     metrics = dict(
         banner=banner(config), phantom=config['phantom'], runs=len(runs), n_breasts=len(test),
         n_draws=n_draws, n_patients=test.patient_id.nunique(), best_epochs=best, chosen=chosen,

@@ -24,13 +24,12 @@ from torch.nn import functional as F
 from .batches import assemble
 from .data import CLASSES, VIEWS, breasts, name_channels, read_dataset
 from .figures import mark_phantom
-from .finished import load_run
+from .finished import load_run, open_breasts
 from .intervals import bootstrap_weights, interval_ends
 from .model import FourStream, name_tokens
 from .roi import roi_mask, scaled_outlines, segment_breast
-from .runs import read_config, read_parts
-from .tensorize import make_tasks, read_manifest
-from .batches import load_inputs
+from .runs import find_folder, read_config
+from .tensorize import make_tasks
 
 # %% ../nbs/05d_inside.ipynb #a33c0261
 class Cases(NamedTuple):
@@ -44,19 +43,12 @@ def load_cases(
     run_dir:str|Path, # run folder of `cesm_nb.train`
     split:str='test', # which part of it
 ) -> Cases:
-    "Read the tensors of a run; raise ValueError where they are absent."
-    run_dir = Path(run_dir)
-    config = read_config(run_dir)
-    manifest, splits = read_manifest(run_dir), read_parts(run_dir)
-    folder = Path(config['settings']['tensor_dir'])
-    if not (folder/manifest.file[0]).exists():
-        raise ValueError(f'{folder} has no tensors: make them again with cesm_tensorize')
-    data = load_inputs(folder, manifest, splits, config['switches']['density_missing'], run_dir)
-    table = manifest.merge(splits, on=['patient_id', 'side'], how='left', validate='1:1')
-    at = np.flatnonzero(table.split == split)
-    x = assemble(data.views[at]/255, data.rows[at])
-    channels = name_channels(config['settings']['modality'])
-    return Cases(table.loc[at].reset_index(drop=True), x, data.real[at], channels)
+    "Read the breasts of a run; raise ValueError as `open_breasts`."
+    own, settings = open_breasts(run_dir), read_config(run_dir)['settings']
+    at = np.flatnonzero(own.table.split == split)
+    x = assemble(own.batch.views[at]/255, own.batch.rows[at])
+    channels = name_channels(settings['modality'])
+    return Cases(own.table.loc[at].reset_index(drop=True), x, own.batch.real[at], channels)
 
 # %% ../nbs/05d_inside.ipynb #2cc0322f
 LEAST_CELLS = 14 # along a side; 16 px each at 224 px
@@ -118,9 +110,7 @@ def region_masks(
 ) -> np.ndarray: # (N, V, S, S) bool; all False without a region
     "Draw the regions of breasts; raise ValueError where the data set is absent."
     s = read_config(run_dir)['settings']
-    size, root = s['image_size'], s['data_root']
-    try: data = read_dataset(root)
-    except FileNotFoundError as e: raise ValueError(f'the data set is not at {root}') from e
+    size, data = s['image_size'], read_dataset(find_folder(run_dir, s, 'data_root'))
     every = breasts(data.images, s['modality'], s['label_scope'], s['view_copy'])
     tasks = make_tasks(every, data.images, data.regions)
     tasks = {(t['patient_id'], t['side']): t for t in tasks}

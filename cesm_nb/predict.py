@@ -69,7 +69,9 @@ def _read_training(member):
                 f'{path} is about other weights: export the run again with export_expert')
     if not member.is_run: return None
     try: found = describe_expert(member)
-    except (ValueError, IndexError): return None # no tensors, or no breast held back
+    except (ValueError, IndexError) as e: # no tensors, or no breast held out
+        print(f'{member.name} predicts without calibration, limits and subgroups: {e}')
+        return None
     try: write_json(found, path)
     except OSError: pass # somebody else's folder: made again next time
     return found

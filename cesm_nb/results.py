@@ -43,10 +43,10 @@ def read_curves(
     parts = []
     for p in plan:
         if p.cfg.seed not in done[p.variant]: continue
-        history = Run.open(p.cfg.run_dir).history
-        run = dict(variant=p.variant, seed=p.cfg.seed, fold=p.cfg.fold)
-        table = history.assign(**run, selected=history.epoch == find_best_epoch(history))
-        parts.append(table[[*run, *history, 'selected']])
+        run = Run.open(p.cfg.run_dir)
+        of = dict(variant=p.variant, seed=p.cfg.seed, fold=p.cfg.fold)
+        table = run.history.assign(**of, selected=run.history.epoch == find_best_epoch(run))
+        parts.append(table[[*of, *run.history, 'selected']])
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/05k_results.ipynb #a3851e69
@@ -451,7 +451,7 @@ def say_absent(
 ) -> str: # a sentence
     "Say how results come to be that are not published yet."
     return (f'`results/{name}` is not published yet: `cesm_grid '
-            f'configs/{name}.yaml --data /path/to/CDD-CESM` makes it.')
+            f'configs/{name}.yaml --data /path/to/CDD-CESM --out results` makes it.')
 
 def say_settings(
     name:str, # of the grid

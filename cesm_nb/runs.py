@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'CHECKPOINTS', 'BEST', 'STATE', 'run_file', 'write_atomic', 'remove_leftovers', 'clean_run', 'write_csv',
-           'write_json', 'digest_file', 'read_status', 'check_digests', 'seal_run', 'read_config', 'read_rows',
-           'read_parts', 'read_predictions', 'read_history', 'check_manifest', 'find_commit', 'find_run',
+           'write_json', 'digest_file', 'read_status', 'check_digests', 'seal_run', 'read_config', 'find_folder',
+           'read_rows', 'read_parts', 'read_predictions', 'read_history', 'check_manifest', 'find_commit', 'find_run',
            'compare_rows', 'Run', 'pool_tests']
 
 # %% ../nbs/04a_runs.ipynb #94c30820
@@ -177,6 +177,28 @@ def read_config(
         if read_status(run_dir): _check_finished(config)
     except (ValueError, TypeError) as e: raise ValueError(f'{path}: {e}; {_REDO}') from e
     return config
+
+# %% ../nbs/04a_runs.ipynb #c04e7a12
+_HINTS = dict(
+    tensor_dir='move the tensors there, or make them again with cesm_tensorize and the settings '
+               'in config.json',
+    data_root='move the data set there')
+
+def find_folder(
+    run_dir:str|Path, # run folder, perhaps renamed or moved
+    settings:dict, # of its `config.json`
+    name:str, # 'tensor_dir' or 'data_root'
+    file:str='', # that the folder must hold
+) -> Path:
+    "Find a folder that a run was made from; raise ValueError, naming the places, where it is gone."
+    run_dir, was, old = Path(run_dir), Path(settings[name]), Path(settings.get('run_dir', ''))
+    places = [was, run_dir/'tensors'] if name == 'tensor_dir' else [was]
+    if old.name and old.drive == was.drive: # as far from the run as before
+        places.insert(0, Path(os.path.normpath(run_dir/os.path.relpath(was, old))))
+    found = next((p for p in places if (p/file).exists()), None)
+    if found: return found
+    sought = ' or '.join(map(str, dict.fromkeys(places)))
+    raise ValueError(f'{run_dir}: its {name} is not found at {sought}: {_HINTS[name]}')
 
 # %% ../nbs/04a_runs.ipynb #b854160f
 _PARTS = ('train', 'val', 'test')

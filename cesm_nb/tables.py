@@ -18,7 +18,7 @@ import pandas as pd
 from .compare import correct_p, paired_table
 from .data import CLASSES, PROBS, read_dataset
 from .intervals import interval_table
-from .runs import read_config, run_file, write_atomic
+from .runs import find_folder, read_config, run_file, write_atomic
 from .stats import MORE_SCORES
 
 # %% ../nbs/05c_tables.ipynb #ab5b2d43
@@ -293,10 +293,10 @@ def compare_paired(
 # %% ../nbs/05c_tables.ipynb #5ee00af4
 _AGES, _AGE_NAMES = [0, 40, 50, 60, 200], ['< 40', '40-49', '50-59', '60 +'] # years
 
-def _from_sheet(config):
+def _from_sheet(run_dir, config):
     "Machine and finding of each breast, from the sheet; a table indexed by patient_id and side."
     s = config['settings']
-    images = read_dataset(s['data_root']).images
+    images = read_dataset(find_folder(run_dir, s, 'data_root')).images
     used = images[images.modality == s['modality']].groupby(['patient_id', 'side'])
     return pd.DataFrame(dict(
         machine=used.machine.first().map('machine {}'.format),
@@ -322,7 +322,7 @@ def describe_breasts(
         density=m.density.replace('', 'missing'),
         age=age.cat.add_categories('missing').fillna('missing'), # in order of age
         views=_say_views(m))
-    try: out = out.join(_from_sheet(config), on=['patient_id', 'side'])
+    try: out = out.join(_from_sheet(run_dir, config), on=['patient_id', 'side'])
     except (OSError, ValueError, KeyError):
         root = config['settings'].get('data_root')
         notes.append(f'machine and finding are left out: no sheet that can be read at {root!r}')

@@ -5,21 +5,30 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from cesm_nb.runs import seal_run
+from cesm_nb.alike import read_own
+from cesm_nb.ask import open_member
+from cesm_nb.data import PROBS
+from cesm_nb.finished import open_breasts, predict_run
+from cesm_nb.runs import Run, seal_run
 from cesm_nb.commands import cesm_evaluate
-from cesm_nb.evaluate import evaluate
+from cesm_nb.evaluate import evaluate, list_figures, write_inside
 from cesm_nb.inside import look_inside
-from cesm_nb.choose import heat
+from cesm_nb.choose import apply_validation, heat, pool_runs
 from cesm_nb.coverage import coverage_repeated
 from cesm_nb.intervals import interval_table
+from cesm_nb.results import read_curves
 from cesm_nb.simulate import simulate
 from cesm_nb.stats import calibration_bins, debiased_ece
 from cesm_nb.settings import make_config
+from cesm_nb.tables import describe_breasts
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT, call
 
@@ -65,6 +74,30 @@ def test_command_on_two_runs(runs):
     assert (paired.p.isna() == paired.test.isna()).all() and paired.p.isna().any() # too few breasts of a class for AUCs
 
 
+def test_selected_epoch_is_the_one_that_was_kept(phantom, runs, tmp_path):
+    "Figures, metrics and curves circle the epoch of `status.json`, whatever the validation accuracy of the others."
+    plan = [SimpleNamespace(variant='last', cfg=make_config(dict(
+        data_root=str(phantom), tensor_dir=str(runs[0].parent/'tensors'), run_dir=str(tmp_path/'run'), protocol='clinical',
+        image_size=48, epochs=3, batch_size=8, mixed_precision='no', keep='last', backbones='lcnet_035,mobilenetv3_small_050')))]
+    fit(plan[0].cfg)
+    table = pd.read_csv(tmp_path/'run'/'history.csv').assign(val_accuracy=[.9, .5, .5]) # the first epoch scores best
+    table.to_csv(tmp_path/'run'/'history.csv', index=False)
+    seal_run(tmp_path/'run')
+    evaluate(tmp_path/'run', n_draws=20, inside=False)
+    assert json.loads((tmp_path/'run'/'status.json').read_text())['best_epoch'] == 3
+    assert json.loads((tmp_path/'run'/'metrics.json').read_text())['best_epochs'] == [3]
+    assert 'selected epoch 3' in (tmp_path/'run'/'report.html').read_text()
+    curves = read_curves(plan, dict(last=(plan[0].cfg.seed,)))
+    assert curves.epoch[curves.selected].tolist() == [3]
+    run = Run.open(tmp_path/'run')
+    for name, draw in list_figures([run], apply_validation(pool_runs([run]))[0], []).items():
+        if not name.startswith('fig'): continue
+        fig, ax = plt.subplots()
+        draw(ax)
+        assert [list(line.get_xdata()) for line in ax.lines if line.get_label() == 'selected epoch'] == [[3]], name
+        plt.close(fig)
+
+
 def test_nothing_of_a_patient_in_what_is_copied(runs):
     "Tables and figures go to results/: no identifier of a breast, no group so small that it is one."
     evaluate(runs[0], n_draws=50)
@@ -105,6 +138,27 @@ def test_without_tensors_or_data(runs, tmp_path):
     assert 'machine and finding are left out' in output and 'maps and attention are left out' in output
     assert 'Subgroups' in found['tables'] and 'Pointing game' not in found['tables']
     assert not (alone/'inside').exists() and found['report'].exists()
+
+
+def test_a_renamed_run_keeps_its_maps(tmp_path):
+    "Tensors and data that lay inside a run folder move along with it; where they are gone, a sentence lists where it looked."
+    run = fit(make_config(dict(
+        run_dir=str(tmp_path/'run'), phantom_patients=24, phantom_signal=2., protocol='clinical', image_size=32, epochs=1, batch_size=8,
+        mixed_precision='no', backbones='lcnet_035')))
+    before, where = look_inside(run.run_dir), tmp_path/'renamed'
+    run.run_dir.rename(where)
+    after = look_inside(where)
+    assert after.maps.keys() == before.maps.keys() and after.masks.any() and (after.masks == before.masks).all()
+    assert all(torch.equal(after.maps[k], before.maps[k]) for k in before.maps)
+    member = open_member(where)
+    assert read_own(member).table.equals(open_breasts(where).table)
+    assert np.allclose(predict_run(where)[PROBS], run.predictions[PROBS], atol=1e-5)
+    assert describe_breasts(where)[1] == [] # machine and finding, from the sheet
+    shutil.rmtree(where/'tensors')
+    says = f'{where}: its tensor_dir is not found at {where}/tensors or {tmp_path}/run/tensors: move the tensors there, or make them again'
+    for ask in (look_inside, open_breasts, predict_run, lambda d: read_own(open_member(d))):
+        with pytest.raises(ValueError, match=re.escape(says)): ask(where)
+    assert write_inside([where], tmp_path/'out', True).notes[0].startswith(f'maps and attention are left out: {says}')
 
 
 def test_maps_fit_the_run(runs):

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from cesm_nb import experiments
 from cesm_nb.commands import cesm_grid
 from cesm_nb.settings import PROTOCOLS, SWITCHES, WHERE
 from cesm_nb.grids import (
@@ -389,6 +390,31 @@ def test_command_refuses_before_it_runs(phantom, tmp_path):
     done = command(tmp_path, phantom)
     assert done.returncode != 0 and "grid.yaml: unknown parameter 'epocs': did you mean epochs?" in done.stderr and 'Traceback' not in done.stderr
     assert not (tmp_path/'runs').exists()
+
+
+def test_command_writes_into_runs_unless_told_to(phantom, tmp_path, monkeypatch):
+    (tmp_path/'one.yaml').write_text(yaml.safe_dump(ONE))
+    written = []
+
+    def write(grid, plan, out, *args, **more):
+        written.append(out)
+        out.mkdir(parents=True), (out/'table.md').write_text('')
+
+    monkeypatch.setattr(experiments, 'write_results', write)
+    monkeypatch.setattr(experiments, 'find_checkout', lambda: tmp_path)
+    for more in ([], ['--out', tmp_path/'results']):
+        assert call(cesm_grid, tmp_path/'one.yaml', '--data', phantom, '--only-results', *more).returncode == 0
+    assert written == [tmp_path/'runs'/'results'/'one', tmp_path/'results'/'one']
+
+
+def test_results_of_other_data_are_never_replaced(phantom, tmp_path):
+    "Refused before anything is trained: a phantom's results in the place of those of real images."
+    before = {f: f.read_bytes() for f in (ROOT/'results'/'primary').iterdir()}
+    done = call(cesm_grid, ROOT/'configs'/'primary.yaml', '--data', phantom, '--runs', tmp_path/'runs', '--out', ROOT/'results',
+                '--without-papermill', '--set', 'pretrained=false')
+    assert done.returncode != 0 and 'Traceback' not in done.stderr
+    assert 'results/primary holds results on another data set (data_fingerprint ' in done.stderr and 'give another --out' in done.stderr
+    assert {f: f.read_bytes() for f in (ROOT/'results'/'primary').iterdir()} == before and not (tmp_path/'runs').exists()
 
 
 def test_a_run_that_stops_says_why(phantom, tmp_path):

@@ -3,11 +3,13 @@
 What is run comes from the README's part without make, line after line, on a small phantom with the settings of `SMALL`. Every other
 line is in the table `PARSED`, which says why it is not run here; the program that it calls parses it, so that its options exist."""
 import glob
+import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -125,6 +127,34 @@ def parse_make(monkeypatch, args, folder):
             parse(monkeypatch, program, rest)
             changes = dict(w.split('=', 1) for w in rest[rest.index('--set') + 1:])
             assert set(changes) <= set(TrainConfig.__dataclass_fields__), changes
+
+
+def make_wheel(folder):
+    "A package of one module, as it is installed from an index."
+    path = folder/'toy-1-py3-none-any.whl'
+    files = {'toy.py': 'one = 1\n', 'toy-1.dist-info/METADATA': 'Metadata-Version: 2.1\nName: toy\nVersion: 1\n',
+             'toy-1.dist-info/WHEEL': 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n'}
+    with zipfile.ZipFile(path, 'w') as wheel:
+        for name, text in files.items(): wheel.writestr(name, text)
+        wheel.writestr('toy-1.dist-info/RECORD', ''.join(f'{name},,\n' for name in [*files, 'toy-1.dist-info/RECORD']))
+    return path
+
+
+@pytest.mark.parametrize('installer', ['pip', 'uv'])
+def test_setup_leaves_bytecode_where_python_writes_none(installer, tmp_path):
+    "Images often set `PYTHONDONTWRITEBYTECODE`; what setup does not compile is then compiled again at each start."
+    for name in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): (tmp_path/name).touch()
+    (tmp_path/'Makefile').write_bytes((ROOT/'Makefile').read_bytes())
+    (tmp_path/'cesm_nb').mkdir()
+    (tmp_path/'cesm_nb'/'ours.py').write_text('two = 2\n')
+    env = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'PYTHONPATH')}
+    env |= dict(PYTHONDONTWRITEBYTECODE='1') | (dict(PIP_NO_INDEX='1', PIP_FIND_LINKS='') if installer == 'pip' else {})
+    made = subprocess.run(['make', 'setup', 'VENV=venv', f'PYTHON={sys.executable}', f'WANTED={make_wheel(tmp_path)}'],
+                          cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert made.returncode == 0, made.stdout + made.stderr
+    if (tmp_path/'venv'/'bin'/'uv').exists() != (installer == 'uv'): pytest.skip('no index to install uv from')
+    for source in (next((tmp_path/'venv').rglob('toy.py')), tmp_path/'cesm_nb'/'ours.py'):
+        assert Path(importlib.util.cache_from_source(str(source))).exists(), f'{installer} leaves {source.name} without bytecode'
 
 
 def parse_papermill(args):

@@ -154,6 +154,7 @@ def test_the_whole_road(tmp_path):
                f'backbones={SMALLEST}')
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in done.stdout
+    assert 'IProgress' not in done.stdout + done.stderr
     figures = [Path(l.removeprefix('figure: ')) for l in done.stdout.splitlines() if l.startswith('figure: ')]
     assert len(figures) == 10 and all(f.stat().st_size > 5000 for f in figures)
     assert {f.stem for f in (tmp_path/'r'/'notebooks').iterdir()} == {

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT/'tools'))
 from check_docs import option_re  # noqa: E402
 from quarto_filter import joined, processed, tidied  # noqa: E402
 
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 BUILT = ROOT/'_docs' # by `nbdev_docs`, where Quarto is there
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
 PHONE, PAPER, SCREEN = 390, 718, 1280 # widths in pixels
@@ -74,12 +74,40 @@ def render(text):
 
 
 @pytest.fixture(scope='module')
-def pages():
+def filtered():
+    "Stem of each notebook -> its text after nbdev's filters, and after ours."
+    inner = {p.stem: processed(p.read_text(encoding='utf-8'), execute=False) for p in NOTEBOOKS}
+    return {stem: (text, tidied(text)) for stem, text in inner.items()}
+
+
+@pytest.fixture(scope='module')
+def pages(request):
     "Stem of each notebook -> its page, from the site that is built or else without Quarto."
     if BUILT.exists():
         name = lambda p: re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower()) + '.html'
         return {p.stem: (BUILT/name(p)).read_text(encoding='utf-8') for p in NOTEBOOKS}
-    return {p.stem: render(tidied(processed(p.read_text(encoding='utf-8'), execute=False))) for p in NOTEBOOKS}
+    return {stem: render(after) for stem, (_, after) in request.getfixturevalue('filtered').items()}
+
+
+def untidied(cell):
+    "Source of a filtered cell without what the filter adds: the fold of a test, the space after a badge, a full title."
+    source = re.sub(r'\A#\| code-fold: true\n#\| code-summary: ".*"\n', '', ''.join(cell['source']))
+    if cell['cell_type'] == 'markdown' and source.endswith('&nbsp;'): return source.removesuffix('&nbsp;')
+    return re.sub(r'^title: .*$', '', source, flags=re.M) if cell['cell_type'] == 'raw' else source
+
+
+def test_sources_are_lists_of_lines_that_join_to_the_old_text(filtered):
+    "Quarto drops the line ends of a source that is one string: front matter and code then run together."
+    n = 0
+    for stem, (before, after) in filtered.items():
+        old, new = (json.loads(text)['cells'] for text in (before, after))
+        assert len(old) == len(new) > 0, stem
+        for was, cell in zip(old, new):
+            source, n = cell['source'], n + 1
+            assert isinstance(source, list), f'{stem}: a source is one string: {source[:60]!r}'
+            assert source == ''.join(source).splitlines(keepends=True), f'{stem}: an item is not one line'
+            assert untidied(cell) in (untidied(was), untidied(was).strip()), stem
+    assert len(filtered) > 60 and n > 1500
 
 
 def entries(contents):
@@ -160,7 +188,7 @@ def test_links_in_code_are_what_is_taken_out():
     out = dict(output_type='display_data', data={'text/markdown': [f'```python\nf(x) # of {link}\n```\n', f'of {link}']})
     nb = dict(cells=[dict(cell_type='code', source='#| output: asis\nshow_doc(f)', outputs=[out])])
     assert json.loads(tidied(json.dumps(nb)))['cells'][0]['outputs'][0]['data']['text/markdown'] == (
-        f'```python\nf(x) # of `read_x`\n```\nof {link}')
+        f'```python\nf(x) # of `read_x`\n```\nof {link}').splitlines(keepends=True)
 
 
 @pytest.mark.parametrize('source, summary', [
@@ -168,14 +196,14 @@ def test_links_in_code_are_what_is_taken_out():
     ('#| label: fig-a\nplot()', 'Code of the figure'), ('#| echo: false\nassert 1', ''), ('f(1)', ''), ('!ls', '')])
 def test_tests_and_plots_are_folded(source, summary):
     nb = dict(cells=[dict(cell_type='code', source=source, outputs=[])])
-    after = json.loads(tidied(json.dumps(nb)))['cells'][0]['source']
+    after = joined(json.loads(tidied(json.dumps(nb)))['cells'][0]['source'])
     assert after == (f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}' if summary else source)
 
 
 def test_badge_is_no_figure_with_a_caption():
     badge = '[![Open in Colab](https://c.d/assets/colab-badge.svg)](https://c.d/x.ipynb)'
     nb = dict(cells=[dict(cell_type='markdown', source=[badge])])
-    assert json.loads(tidied(json.dumps(nb)))['cells'][0]['source'] == badge + '&nbsp;'
+    assert json.loads(tidied(json.dumps(nb)))['cells'][0]['source'] == [badge + '&nbsp;']
 
 
 MEASURE = '''

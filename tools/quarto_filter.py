@@ -39,6 +39,11 @@ def joined(text) -> str:
     return text if isinstance(text, str) else ''.join(text)
 
 
+def in_lines(text) -> list:
+    "Text of a notebook as Quarto expects it: a list of lines, since it drops the line ends of a single string."
+    return joined(text).splitlines(keepends=True)
+
+
 def unlink(text:str) -> str:
     "Take the links out of code blocks, where they show as they are written."
     return fence_re.sub(lambda block: link_re.sub(r'\1', block[0]), text)
@@ -83,7 +88,8 @@ def tidied(
         if cell['cell_type'] == 'code': fold(cell)
         elif badge_re.fullmatch(joined(cell['source']).strip()): cell['source'] = joined(cell['source']).strip() + '&nbsp;'
         for data in [o['data'] for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})]:
-            data['text/markdown'] = unlink(joined(data['text/markdown']))
+            data['text/markdown'] = in_lines(unlink(joined(data['text/markdown'])))
+        cell['source'] = in_lines(cell['source'])
     return dumps(nb, ensure_ascii=False)
 
 
