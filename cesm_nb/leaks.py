@@ -26,12 +26,12 @@ PRICED = { # leak -> (control, split unit) that has nothing else
     'missing density': ('density missing or not', 'patient'),
     'missing views': ('number of views', 'patient'),
     'the machine': ('machine', 'patient'), 'image size': ('image size', 'patient'),
-    'the other breast, split by breast': ('label of the other breast, if it trains', 'breast')}
+    'the contralateral breast, split by breast': ('label of the other breast, if it trains', 'breast')}
 
 def leak_prices(
     table:pd.DataFrame, # from `run_controls`
 ) -> pd.DataFrame: # index leak; worth (macro AUC above 0.5), auc ('value [low, high]'), known
-    "Say what each leak is worth without an image; known: its interval lies above chance."
+    "Price each leak without an image; known: its interval lies above chance."
     auc, rows = table[table.score == 'auc'], {}
     for leak, (control, unit) in PRICED.items():
         at = auc[auc.control.str.startswith(control) & (auc.split_unit == unit)].head(1)
@@ -45,7 +45,7 @@ def say_prices(
 ) -> str: # one sentence, dearest first
     "Put the prices of leaks into words."
     order = prices.sort_values('worth', ascending=False)
-    words = [f'{leak} {o.worth:+.3f}' + ('' if o.known else ' (not told from chance)')
+    words = [f'{leak} {o.worth:+.3f}' + ('' if o.known else ' (no better than chance)')
             for leak, o in order.iterrows()]
     return f'Worth in macro AUC above chance, without an image: {", ".join(words)}.'
 
@@ -55,7 +55,7 @@ PARTS = {word: part for part, words in _WORDS.items() for word in words.split()}
 _IMAGE = ('image_name', 'image', 'filename', 'file_name')
 
 def _who(table, key, path):
-    "Woman and side of each line, and the image where lines are images; raise ValueError."
+    "Patient and side of each line, and the image where lines are images; raise ValueError."
     text = table[key].str.strip()
     if key in _IMAGE:
         image = text.map(image_key)
@@ -76,9 +76,9 @@ def _who(table, key, path):
 
 # %% ../nbs/06e_leaks.ipynb #961e5ead
 def read_foreign(
-    path:str|Path, # CSV: split, and image_name or patient_id (with side, where breasts were dealt)
-) -> pd.DataFrame: # patient_id, side ('' where women were dealt), image ('' else), split
-    "Read a split, a line per image, breast or woman; raise ValueError naming the line."
+    path:str|Path, # CSV: split, and image_name or patient_id (with side, for a split by breast)
+) -> pd.DataFrame: # patient_id, side ('' for a split by patient), image ('' else), split
+    "Read a split, a line per image, breast or patient; raise ValueError naming the line."
     with reading(path, 'split file', 'save it as CSV') as f:
         head = Path(f).read_text('utf-8-sig').partition('\n')[0]
         sep = next((c for c in ';\t' if c in head), ',')
@@ -88,7 +88,7 @@ def read_foreign(
     if not key or 'split' not in table or not len(table):
         raise ValueError(
             f'{path} has {len(table)} lines of {list(table)}: expected the columns split and '
-            'image_name, or split and patient_id (and side, where breasts were dealt)')
+            'image_name, or split and patient_id (and side, for a split by breast)')
     part = table.split.str.strip().str.lower().map(PARTS)
     if part.isna().any():
         line = part.isna().idxmax()
@@ -100,7 +100,7 @@ def read_foreign(
 PAIRS = (('test', 'train'), ('test', 'val'), ('val', 'train'))
 
 def _overlap(parts, what, keys):
-    "How much of one part is in another, by women or breasts."
+    "How much of one part is in another, by patients or breasts."
     own = {p: set(map(tuple, g[keys].to_numpy())) for p, g in parts.groupby('split')}
     for a, b in PAIRS:
         if a in own and b in own: yield f'{what} of {a} in {b}', len(own[a] & own[b]), len(own[a])
@@ -115,7 +115,7 @@ def _in_part(parts, images):
     return images[keys].merge(table, 'left', keys).set_index(images.index).split
 
 def _beside_data(parts, images):
-    "What labels and files tell: classes absent, entries unknown, same bytes in two parts."
+    "What labels and files add: classes absent, entries unknown, same bytes in two parts."
     part = _in_part(parts, images)
     for p, labels in images.label.groupby(part):
         absent = [c for i, c in enumerate(CLASSES) if not (labels == i).any()]
@@ -142,7 +142,7 @@ def audit_split(
     images:Optional[pd.DataFrame]=None, # of `DataSet`; None: overlap alone
 ) -> pd.DataFrame: # index what was looked for; found, of
     "Look for what a split lets through: overlap, missing classes, duplicates."
-    rows = [*_overlap(parts, 'women', KEYS[:1])]
+    rows = [*_overlap(parts, 'patients', KEYS[:1])]
     if parts.side.any(): rows += _overlap(parts, 'breasts', KEYS)
     entry = ['image'] if parts.image.any() else KEYS
     twice = int((parts.groupby(entry).split.nunique() > 1).sum())
@@ -158,10 +158,10 @@ def say_split(
 ) -> str: # a sentence, what was found first
     "Put a split's faults into words."
     some = table[table.found > 0]
-    first = [f'{o.found} of its {o.of} test women are in its training part'
-             for o in some[some.index == 'women of test in train'].itertuples()]
+    first = [f'{o.found} of its {o.of} test patients are in its training part'
+             for o in some[some.index == 'patients of test in train'].itertuples()]
     rest = [f'{o.Index} {o.found} of {o.of}' for o in some.itertuples()
-            if o.Index != 'women of test in train']
+            if o.Index != 'patients of test in train']
     what = '; '.join(first + rest) or f'nothing of {len(table)} things looked for'
     return f'{"PHANTOM: " if phantom else ""}{name}: {what}.'
 
@@ -175,7 +175,7 @@ def main_splits(
     parts, note = read_foreign(splits), ''
     try: found = read_dataset(data)
     except FileNotFoundError:
-        found, note = None, f'\n{data} is no data set: labels and files were not looked at'
+        found, note = None, f'\n{data} is no data set: labels and files were not checked'
     table = audit_split(parts, None if found is None else found.images)
     sentence = say_split(table, Path(splits).name, found is not None and found.phantom)
     Path(out).mkdir(parents=True, exist_ok=True)
