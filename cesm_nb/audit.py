@@ -55,7 +55,7 @@ def grow_forest(
     new:np.ndarray, # (m, numbers) float, what to forecast
     seed:int, # of the forest
     n_trees:int=50, # trees
-) -> tuple: # classes that were seen; (m, classes) probabilities, mean over the trees
+) -> tuple: # classes of the training part; (m, classes) probabilities, mean over the trees
     "Grow a random forest, tree by tree: scikit-learn's own numbers, without its checks for each tree."
     classes, x, new = np.unique(label), *(np.ascontiguousarray(v, np.float32) for v in (x, new))
     source, total = np.random.RandomState(seed), np.zeros((len(new), len(classes)))
@@ -76,7 +76,7 @@ def out_of_fold(
     folds:np.ndarray, # (n_folds, n) bool, from `deal_folds`
     seed:int, # of the forest
     n_trees:int=50, # of the forest
-) -> np.ndarray: # (n, 3) probabilities, each breast by a forest that did not see it
+) -> np.ndarray: # (n, 3) probabilities, each breast by a forest that was not grown on it
     "Cross-validate a random forest on a control's numbers."
     x = control.numbers.reindex(label.index).to_numpy(float)
     prob = np.zeros((len(label), len(CLASSES)))
@@ -121,7 +121,7 @@ def _queue(jobs, n_jobs, title, progress):
     return list(tqdm(done, title, len(jobs), unit='job', disable=not progress))
 
 def score_control(
-    control:Control, # what was seen
+    control:Control, # numbers of the breasts
     split_unit:str, # how breasts were dealt
     label:pd.Series, # (n,) int, index (patient_id, side)
     repeats:list, # of `run_repeat`, one per seed
@@ -357,21 +357,21 @@ def demo(
     out:Path, # folder for the phantom and the page
     cfg:AuditConfig=DEMO, # how often
 ):
-    "Audit a phantom, made up, to see what the command tells: seconds instead of minutes."
+    "Audit a phantom, made up, to show what the command reports: seconds instead of minutes."
     from cesm_nb.phantom import make_phantom
     main(make_phantom(Path(out)/'phantom', 60, size_px=64, progress=False), out, '', cfg)
 
 # %% ../nbs/06_leakage_audit.ipynb #6576c3a3
 LEAKY = dict( # switch -> what the paper's side of it lets through
-    split_unit="a woman's breasts fall on both sides of the split",
+    split_unit="a patient's breasts fall on both sides of the split",
     roi_source='test images are enhanced where a radiologist who knew the diagnosis drew',
-    density_missing='a missing density is a mark, and it tells of the label',
-    mask_missing_views='a missing view can be seen as such')
+    density_missing='a missing density is a mark, and it gives part of the label away',
+    mask_missing_views='a missing view can be recognised as such')
 
 def find_leaks(
     cfg, # `TrainConfig`
 ) -> list: # sentences, one a switch that lets something through
-    "Say what a run's settings reveal."
+    "List what a run's settings reveal."
     s = resolve_protocol(cfg.protocol, **{k: getattr(cfg, k) for k in LEAKY})
     return [f'{k}={s[k]!r}: {why}' for k, why in LEAKY.items() if s[k] == PROTOCOLS['paper'][k]]
 
@@ -387,7 +387,7 @@ def check_clinical(
 def find_leaks_in_run(
     run_dir:str|Path, # folder of chapter 04
 ) -> list: # sentences
-    "Say what a finished run gave away: by its switches, and by the split that was in fact used."
+    "List what a finished run gave away: by its switches, and by the split that was in fact used."
     switches = read_config(run_dir)['switches']
     shared = share_with_twin(read_parts(run_dir))
     found = [f'{k}={switches[k]!r}: {why}' for k, why in LEAKY.items()

@@ -199,6 +199,20 @@ def test_published_split(tmp_path):
     assert audit_here(REAL, '--splits', PUBLISHED, '--out', tmp_path)[1].startswith('versamammo.csv: 140 of its 158 test patients are in its training part')
 
 
+@pytest.mark.skipif(not PUBLISHED.exists(), reason=f'{PUBLISHED} is absent')
+def test_public_splits_are_counted_again(tmp_path, monkeypatch):
+    "The published table comes out of the tool, and a split it does not know is refused."
+    sys.path.insert(0, str(ROOT/'tools'))
+    import count_public_splits as tool
+    run = lambda *args: (monkeypatch.setattr(sys, 'argv', ['count_public_splits.py', str(REAL), *map(str, args)]), tool.main())
+    run('--list', f'VersaMammo={PUBLISHED}', '--out', tmp_path/'public_splits.csv')
+    published = ROOT/'results'/'public_splits.csv'
+    assert (tmp_path/'public_splits.csv').read_text() == published.read_text()
+    table = pd.read_csv(published, index_col=0)
+    assert table.in_training['VersaMammo'] == 140 and table.draws['CDD-CESM helper'] == 99 and table.lowest['CDD-CESM helper'] > .9
+    with pytest.raises(SystemExit, match='unknown splits'): run('--list', f'other={PUBLISHED}')
+
+
 def test_commit_is_that_of_the_checkout_before_anything_is_written(tmp_path, monkeypatch):
     "A page inside the checkout does not make its own commit one that nobody can check out."
     from cesm_nb import audit
