@@ -92,11 +92,11 @@ def cesm_audit(
     import tyro # only commands need it
     @dataclass(frozen=True)
     class Audit(AuditConfig):
-        "Ask of annotation files, without any image, whether drawn regions give the label away."
-        data:tyro.conf.Positional[Path] = Path('data/CDD-CESM') # sheet, or the folder that holds it
+        "Measure, without a pixel, whether the drawn regions in annotation files give the label away."
+        data:tyro.conf.Positional[Path] = Path('data/CDD-CESM') # sheet, or its folder; breasts with images there are also scored apart
         regions:str = '' # region file (VIA export, CSV); empty: the one beside the sheet
         out:Path = Path('runs/cesm_audit') # folder for index.html, controls.csv, controls.png
-        splits:Optional[Path] = None # CSV that deals images, breasts or women: audit it instead
+        splits:Optional[Path] = None # CSV that splits images, breasts or patients: audit it instead
         demo:bool = False # audit a phantom, made up, in about ten seconds
     options = tyro.cli(Audit, args=args)
     cfg = AuditConfig(**{f.name: getattr(options, f.name) for f in fields(AuditConfig)})

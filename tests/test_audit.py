@@ -133,6 +133,22 @@ def test_what_is_published():
     for f in folder.iterdir(): assert not re.search(rb'P\d+_[LR]', f.read_bytes()), f.name
 
 
+def test_breasts_with_an_image_are_scored_apart(phantom, tmp_path):
+    "Where a copy lacks some images, subtracted rows are scored again on the breasts that have one; the sentence names both."
+    shutil.copytree(phantom, tmp_path/'copy')
+    lost = [f for f in (tmp_path/'copy').rglob('*_CM_*.jpg') if int(re.match(r'P(\d+)_', f.name)[1]) % 4 == 0]
+    for f in lost: f.unlink()
+    code, said = audit_here(tmp_path/'copy', '--out', tmp_path/'out', '--n-jobs', 1, *QUICK)
+    assert code == 0 and lost, said
+    auc = scores(tmp_path/'out', 'auc')
+    own, every = (auc.loc[('mask shapes, CM', k)] for k in ('CM rows, image on disk', 'CM rows'))
+    assert 0 < own.breasts < every.breasts
+    assert f'{own.value:.3f} [{own.low:.3f}, {own.high:.3f}] on the {own.breasts:.0f} breasts that have an image on disk' in said
+    assert 'Rows with the label <i>CM rows, image on disk</i>' in (tmp_path/'out'/'index.html').read_text()
+    files = json.loads((tmp_path/'out'/'settings.json').read_text())['files']
+    assert sum(files[f'{c} (CM rows, image on disk)'] for c in ('normal', 'benign', 'malignant')) == own.breasts
+
+
 def test_sizes_beside_the_sheet_are_a_control(phantom, tmp_path):
     "Sizes that tell the class are found out; a file without the columns is refused by name."
     for f in ('Radiology-manual-annotations.xlsx', 'Radiology_hand_drawn_segmentations_v2.csv', 'phantom.json'):
@@ -160,16 +176,16 @@ def test_demo_prices_each_leak(tmp_path):
 
 
 def test_split_of_somebody_else(phantom, tmp_path):
-    "Dealt by image, women are on both sides; the sentence comes first. Without data, overlap is still counted."
+    "Split by image, patients are on both sides; the sentence comes first. Without data, overlap is still counted."
     images = read_dataset(phantom).images
     parts = pd.DataFrame(dict(image_name=images.image_name, split=['train', 'train', 'test']*(len(images)//3) + ['test']*(len(images) % 3)))
     parts.to_csv(tmp_path/'dealt.csv', index=False)
     code, said = audit_here(phantom, '--splits', tmp_path/'dealt.csv', '--out', tmp_path/'out')
     table = pd.read_csv(tmp_path/'out'/'split_audit.csv', index_col=0)
-    first = re.match(r'PHANTOM: dealt\.csv: (\d+) of its (\d+) test women are in its training part', said)
-    assert code == 0 and tuple(map(int, first.groups())) == tuple(table.loc['women of test in train', ['found', 'of']]) and int(first[1]) > 0
+    first = re.match(r'PHANTOM: dealt\.csv: (\d+) of its (\d+) test patients are in its training part', said)
+    assert code == 0 and tuple(map(int, first.groups())) == tuple(table.loc['patients of test in train', ['found', 'of']]) and int(first[1]) > 0
     alone = audit_here(tmp_path/'none', '--splits', tmp_path/'dealt.csv', '--out', tmp_path/'out')[1]
-    assert f'{first[1]} of its {first[2]} test women' in alone and 'none is no data set: labels and files were not looked at' in alone
+    assert f'{first[1]} of its {first[2]} test patients' in alone and 'none is no data set: labels and files were not checked' in alone
     (tmp_path/'odd.csv').write_text('patient_id,split\n1,holdout\n')
     code, said = audit_here(phantom, '--splits', tmp_path/'odd.csv', '--out', tmp_path/'out')
     assert code != 0 and "odd.csv line 2: part 'holdout': expected one of train" in said
@@ -180,7 +196,21 @@ PUBLISHED = REAL.parent/'splits'/'versamammo.csv'
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f'{PUBLISHED} is absent')
 def test_published_split(tmp_path):
-    assert audit_here(REAL, '--splits', PUBLISHED, '--out', tmp_path)[1].startswith('versamammo.csv: 140 of its 158 test women are in its training part')
+    assert audit_here(REAL, '--splits', PUBLISHED, '--out', tmp_path)[1].startswith('versamammo.csv: 140 of its 158 test patients are in its training part')
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason=f'{PUBLISHED} is absent')
+def test_public_splits_are_counted_again(tmp_path, monkeypatch):
+    "The published table comes out of the tool, and a split it does not know is refused."
+    sys.path.insert(0, str(ROOT/'tools'))
+    import count_public_splits as tool
+    run = lambda *args: (monkeypatch.setattr(sys, 'argv', ['count_public_splits.py', str(REAL), *map(str, args)]), tool.main())
+    run('--list', f'VersaMammo={PUBLISHED}', '--out', tmp_path/'public_splits.csv')
+    published = ROOT/'results'/'public_splits.csv'
+    assert (tmp_path/'public_splits.csv').read_text() == published.read_text()
+    table = pd.read_csv(published, index_col=0)
+    assert table.in_training['VersaMammo'] == 140 and table.draws['CDD-CESM helper'] == 99 and table.lowest['CDD-CESM helper'] > .9
+    with pytest.raises(SystemExit, match='unknown splits'): run('--list', f'other={PUBLISHED}')
 
 
 def test_commit_is_that_of_the_checkout_before_anything_is_written(tmp_path, monkeypatch):
