@@ -291,9 +291,8 @@ def detectable(
     power:float=.8, # share of comparisons that detect it, in (.5, 1)
 ) -> float: # in units of the score
     "Find the smallest true difference that is told from 0 at the 5 % level with this power."
-    given = women, seed, n_patients, n_seeds
-    most = 100*np.sqrt(women + seed)
-    return brentq(lambda size: power_of(size, *given) - power, 0, most)
+    given, most = (women, seed, n_patients, n_seeds), 100*np.sqrt(women + seed)
+    return brentq(lambda size: power_of(size, *given) - power, 0, most) if most else 0.
 
 def sd_interval(
     sd:float, # standard deviation that a few values show
