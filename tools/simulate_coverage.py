@@ -21,7 +21,7 @@ NAMES = ('accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant'
 LINE = ('calibration_slope', 'calibration_intercept') # a fit for every draw: fewer draws
 REPEATED = ('accuracy', 'auc')
 RETRAINED = [ # patients, seeds, whether every seed deals other folds
-    (150, 3, True), (260, 3, True), (280, 3, True), (260, 2, True), (260, 5, True), (260, 3, False)]
+    (260, 3, True), (150, 3, True), (280, 3, True), (260, 3, False), (260, 2, True), (260, 5, True)]
 SIMPLE, DEALT, SAME = 'predictions drawn', 'trained, folds dealt anew', 'trained, same folds and other weights'
 
 
@@ -40,9 +40,9 @@ def repeated(a, n, seeds, spread):
 
 def retrained(a, n, seeds, dealt):
     "Cross-validations with training: patients drawn, folds dealt by every seed or once."
-    found = coverage_retrained(a.retrained_sets, n, 5, seeds, dealt).reset_index()
+    found = coverage_retrained(a.retrained_sets, n, 5, seeds, dealt, 100).reset_index()
     return found.assign(part='retrained', design=DEALT if dealt else SAME, drawn='patients and seeds', seeds=seeds, sets=a.retrained_sets,
-                        patients=n, breasts=2*n, draws=200)
+                        patients=n, breasts=2*n, draws=100)
 
 
 def main():
@@ -63,15 +63,15 @@ def main():
         repeated=[delayed(repeated)(a, n, k, .12) for n in a.patients for k in a.seeds]
         + [delayed(repeated)(a, n, k, 0.) for n in a.patients[1:2] for k in (1, *a.seeds)], # seeds that do not differ in truth
         retrained=[delayed(retrained)(a, *design) for design in RETRAINED])
-    found = Parallel(a.jobs)([task for part in ([a.only] if a.only else of) for task in of[part]])
+    tasks = [task for part in ([a.only] if a.only else of) for task in of[part]]
     columns = ['part', 'score', 'kind', 'design', 'method', 'drawn', 'seeds', 'seed_sd', 'truth', 'coverage', 'women_only', 'width', 'sd_ratio', 'sets',
                'patients', 'breasts', 'draws']
-    table = pd.concat(found, ignore_index=True).reindex(columns=columns).round(4)
-    if a.only and a.out.exists():
-        before = pd.read_csv(a.out)
-        table = pd.concat([before[before.part != a.only], table], ignore_index=True)
+    before = pd.read_csv(a.out) if a.only and a.out.exists() else pd.DataFrame(columns=columns)
+    table = before[before.part != a.only]
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(a.out, index=False)
+    for found in Parallel(a.jobs, return_as='generator')(tasks):
+        table = pd.concat([table, found.reindex(columns=columns).round(4)], ignore_index=True)
+        table.to_csv(a.out, index=False)
     print(table.to_string(index=False))
 
 
