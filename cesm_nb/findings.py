@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .compare import detectable
+from .compare import detectable, sd_interval
 from .pooled import PAIR_NAMES, SHOWN_NAMES, say_change
 from .results import find_results, read_results, say_absent
 from .tables import PAPER, PAPER_SIZE, with_interval
@@ -190,19 +190,22 @@ def say_confirmation(
 def say_reach(
     roots:tuple=('.', '..'), # where `results/` may be
 ) -> str: # a sentence; empty where fewer than two seeds are finished
-    "Word the smallest difference that a comparison like the primary one is likely to find."
+    "Word the difference that a comparison like the primary one has 80 % power to detect."
     found = read_results('primary', roots)
     if found is None: return ''
     t = found['differences'].set_index('score', append=True)
     key = 'clinical -> regions', 'auc'
     if key not in t.index or not t.loc[key].se_seeds >= 0: return ''
     r, n = t.loc[key], found['settings']['n_patients']
-    women, seed = r.se_women**2, r.seeds*r.se_seeds**2
-    single, three, ten = (f'{detectable(women, seed, n, k):.3f}' for k in (1, 3, 10))
+    women, sd = r.se_women**2, r.seeds**.5*r.se_seeds
+    single, three, ten = (f'{detectable(women, sd**2, n, k):.3f}' for k in (1, 3, 10))
+    low, high = sd_interval(sd, r.seeds)
     mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
-    return (f'{mark}A comparison of this size finds a true difference of macro AUC in 80 of 100 '
-            f'repeats if it is {three} or more with three seeds of each model, {ten} with ten; '
-            f'with a single seed {single}, and only for somebody who knows how much seeds differ.')
+    return (f'{mark}With three seeds of each model, a comparison of this size has 80 % power to '
+            f'detect a true difference of macro AUC of {three} (ten seeds: {ten}; one seed: '
+            f'{single}, provided that the variance between seeds is known). The differences of '
+            f'single seeds are taken to have a standard deviation of {sd:.3f}, which {r.seeds} '
+            f'seeds determine only roughly (95 % interval {low:.3f} to {high:.3f}).')
 
 # %% ../nbs/05l_findings.ipynb #4f413978
 DRAWN, NOT_DRAWN = 'lesions outlined in the test images', 'no outline in the test images'

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAIR_NAMES', 'FOLDS', 'SHOWN', 'BINARY', 'LEAST_SEEDS', 'SHOWN_NAMES', 'Pooled', 'pool_variants', 'confusion_table',
-           'score_variants', 'paired_differences', 'say_p', 'binary_table', 'change_table', 'grid_table', 'judge',
-           'say_change', 'score_repeats', 'repeats_table', 'summarise_repeats', 'summary_table']
+           'count_dealt', 'score_variants', 'paired_differences', 'say_p', 'binary_table', 'change_table', 'grid_table',
+           'judge', 'say_change', 'score_repeats', 'repeats_table', 'summarise_repeats', 'summary_table']
 
 # %% ../nbs/05j_pooled.ipynb #e0bed610
 from itertools import combinations
@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 import pandas as pd
 
-from .compare import correct_p, nadeau_bengio, paired_table, repeated_interval
+from .compare import METHODS, correct_p, nadeau_bengio, paired_table, repeated_interval
 from .data import CLASSES, KEYS, PROBS
 from .intervals import interval_table
 from .stats import CLASS_KEYS
@@ -59,7 +59,8 @@ def _one_against_one(p, n_draws, seed):
         if not (p.label == i).any() or not (p.label == j).any(): continue
         share = p.prob[:, of, j]/np.maximum(p.prob[:, of, i] + p.prob[:, of, j], 1e-30)
         prob = np.stack([1 - share, np.zeros_like(share), share], 2) # Malignant stands for class b
-        two = Pooled(p.keys[of], np.where(p.label[of] == j, 2, 0), prob, p.seeds)
+        fold = None if p.fold is None else p.fold[:, of]
+        two = Pooled(p.keys[of], np.where(p.label[of] == j, 2, 0), prob, p.seeds, fold)
         t = _intervals(two, None, n_draws, seed)
         rows.append(t[t.score == 'auc_malignant'].assign(score=f'auc_{b}_{a}'))
     return pd.concat(rows) if rows else pd.DataFrame()
@@ -78,13 +79,23 @@ def confusion_table(
 
 FOLDS = 'auc_folds' # mean of the folds' AUCs, beside `auc` of the joined folds
 
+def count_dealt(
+    *variants:Pooled, # of the same seeds
+) -> int: # number of folds, if the seeds deal patients into other ones; 0 if they share them
+    "Count the folds, the fewest of several variants, whose training sets an interval has to cover."
+    folds = [v.fold for v in variants if v.fold is not None]
+    return min((len(np.unique(f[0])) for f in folds if (f != f[0]).any()), default=0)
+
 def _intervals(a, b, n_draws, seed):
     "Scores of `a`, or differences b - a, with a column for each seed."
     fold, who = a.fold, a.keys.patient_id.to_numpy()
-    if b is None: t = repeated_interval(a.label, a.prob, who, None, n_draws, seed, fold=fold)
+    dealt = count_dealt(a) if b is None else count_dealt(a, b)
+    if b is None: t = repeated_interval(
+        a.label, a.prob, who, None, n_draws, seed, fold=fold, dealt=dealt)
     else:
         if not np.array_equal(fold, b.fold): fold = None # other folds
-        t = paired_table(a.label, a.prob, b.prob, who, n_draws, seed, fold)
+        t = paired_table(a.label, a.prob, b.prob, who, n_draws, seed, fold, dealt)
+    t['method'] = METHODS[dealt > 0]
     t = t.rename(columns={f'seed {i}': f'seed {s}' for i, s in enumerate(a.seeds)})
     return t.reset_index(names='score').drop(columns=['breasts', 'patients'])
 
@@ -93,7 +104,7 @@ def score_variants(
     n_draws:int=2000, # bootstrap draws
     seed:int=0, # of the draws
 ) -> pd.DataFrame: # a row per variant and score: value, low, high, `seed ...`, breasts, ...
-    "Score every variant with intervals over women and seeds."
+    "Score every variant with intervals over patients and seeds."
     parts = []
     for name, p in pooled.items():
         n = dict(breasts=len(p.keys), patients=p.keys.patient_id.nunique())

@@ -1,9 +1,11 @@
 """Count how often the 95 % intervals hold the truth, on simulated breasts; the result is kept in `results/coverage.csv`.
 
-usage: python tools/simulate_coverage.py [--sets 500] [--repeated-sets 2000] [--patients 43 150 283] [--seeds 3 5] [--draws 1000] [--jobs 1] [--out results/coverage.csv]
-First single trainings, women drawn or (wrongly) breasts; then the mean over trainings from several seeds and the paired difference of two
-models, by `repeated_interval`, on more sets since the margins are narrow. About half an
-hour of one core. No image and no patient is behind these numbers.
+usage: python tools/simulate_coverage.py [--only retrained] [--sets 500] [--repeated-sets 2000] [--retrained-sets 500] [--patients 43 150 283]
+           [--seeds 3 5] [--draws 1000] [--jobs 1] [--out results/coverage.csv]
+First single trainings, patients drawn or (wrongly) breasts; then the mean over trainings from several seeds and the paired difference of two
+models, by `repeated_interval`, on more sets since the margins are narrow; last, cross-validations in which a model is trained on every fold.
+About half an hour of one core for the first two, another for the last; `--only` makes the rows of one of the three and keeps the others.
+No image and no patient is behind these numbers.
 """
 import argparse
 from pathlib import Path
@@ -11,26 +13,36 @@ from pathlib import Path
 import pandas as pd
 from joblib import Parallel, delayed
 
-from cesm_nb.coverage import coverage, coverage_repeated
+from cesm_nb.coverage import coverage, coverage_repeated, coverage_retrained
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ('accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant',
          'auc_abnormal', 'sensitivity_abnormal', 'specificity_abnormal', 'brier', 'log_loss')
 LINE = ('calibration_slope', 'calibration_intercept') # a fit for every draw: fewer draws
 REPEATED = ('accuracy', 'auc')
+RETRAINED = [ # patients, seeds, whether every seed deals other folds
+    (260, 3, True), (150, 3, True), (280, 3, True), (260, 3, False), (260, 2, True), (260, 5, True)]
+SIMPLE, DEALT, SAME = 'predictions drawn', 'trained, folds dealt anew', 'trained, same folds and other weights'
 
 
 def single(a, n):
     "One training: women drawn, breasts drawn."
     parts = [coverage(a.sets, n, draws, names).assign(draws=draws) for draws, names in [(a.draws, NAMES), (200, LINE)]]
-    return pd.concat(parts).reset_index().assign(kind='score', seeds=1, sets=a.sets, patients=n, breasts=2*n)
+    return pd.concat(parts).reset_index().assign(part='single', design=SIMPLE, kind='score', seeds=1, sets=a.sets, patients=n, breasts=2*n)
 
 
 def repeated(a, n, seeds, spread):
     "Several trainings: women and seeds drawn."
     found = coverage_repeated(a.repeated_sets, n, seeds, spread, 200, REPEATED).reset_index()
     drawn = 'women and seeds' if seeds > 1 else 'women'
-    return found.assign(drawn=drawn, seeds=seeds, sets=a.repeated_sets, patients=n, breasts=2*n, draws=200)
+    return found.assign(part='repeated', design=SIMPLE, drawn=drawn, seeds=seeds, sets=a.repeated_sets, patients=n, breasts=2*n, draws=200)
+
+
+def retrained(a, n, seeds, dealt):
+    "Cross-validations with training: patients drawn, folds dealt by every seed or once."
+    found = coverage_retrained(a.retrained_sets, n, 5, seeds, dealt, 100).reset_index()
+    return found.assign(part='retrained', design=DEALT if dealt else SAME, drawn='patients and seeds', seeds=seeds, sets=a.retrained_sets,
+                        patients=n, breasts=2*n, draws=100)
 
 
 def main():
@@ -38,20 +50,28 @@ def main():
     ap.add_argument('--sets', type=int, default=500)
     ap.add_argument('--repeated-sets', type=int, default=2000, help='sets with several trainings')
     ap.add_argument('--patients', type=int, nargs='+', default=[43, 150, 283],
-                    help='women in a set, two breasts each: a test set of the paper, a larger one, all of CDD-CESM')
+                    help='patients in a set, two breasts each: a test set of the paper, a larger one, all of CDD-CESM')
     ap.add_argument('--seeds', type=int, nargs='+', default=[3, 5], help='trainings of each set')
+    ap.add_argument('--retrained-sets', type=int, default=500, help='sets on which models are trained')
+    ap.add_argument('--only', choices=['single', 'repeated', 'retrained'], help='make these rows alone, and keep the others of --out')
     ap.add_argument('--draws', type=int, default=1000)
     ap.add_argument('--jobs', type=int, default=1, help='processes')
     ap.add_argument('--out', type=Path, default=ROOT/'results'/'coverage.csv')
     a = ap.parse_args()
-    tasks = [delayed(single)(a, n) for n in a.patients]
-    tasks += [delayed(repeated)(a, n, k, .12) for n in a.patients for k in a.seeds]
-    tasks += [delayed(repeated)(a, n, k, 0.) for n in a.patients[1:2] for k in (1, *a.seeds)] # seeds that do not differ in truth
-    found = Parallel(a.jobs)(tasks)
-    columns = ['score', 'kind', 'drawn', 'seeds', 'seed_sd', 'truth', 'coverage', 'women_only', 'width', 'sets', 'patients', 'breasts', 'draws']
-    table = pd.concat(found, ignore_index=True)[columns].round(4)
+    of = dict(
+        single=[delayed(single)(a, n) for n in a.patients],
+        repeated=[delayed(repeated)(a, n, k, .12) for n in a.patients for k in a.seeds]
+        + [delayed(repeated)(a, n, k, 0.) for n in a.patients[1:2] for k in (1, *a.seeds)], # seeds that do not differ in truth
+        retrained=[delayed(retrained)(a, *design) for design in RETRAINED])
+    tasks = [task for part in ([a.only] if a.only else of) for task in of[part]]
+    columns = ['part', 'score', 'kind', 'design', 'method', 'drawn', 'seeds', 'seed_sd', 'truth', 'coverage', 'women_only', 'width', 'sd_ratio', 'sets',
+               'patients', 'breasts', 'draws']
+    before = pd.read_csv(a.out) if a.only and a.out.exists() else pd.DataFrame(columns=columns)
+    table = before[before.part != a.only]
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(a.out, index=False)
+    for found in Parallel(a.jobs, return_as='generator')(tasks):
+        table = pd.concat([table, found.reindex(columns=columns).round(4)], ignore_index=True)
+        table.to_csv(a.out, index=False)
     print(table.to_string(index=False))
 
 
