@@ -168,7 +168,8 @@ def _missing(case, member):
     out = [f'{v} {ENERGY_NAMES[m]} is missing: the network sees black in its place'
            for m, v in wanted(member) if (m, v) not in case.views]
     if member.net.settings.get('other_breast', 'none') != 'none':
-        out.append('the other breast is not looked at: a case is one breast')
+        out.append('the contralateral breast is not used, though the model was trained on pairs: a case '
+                   'is one breast, and scores of single breasts stand beside those of pairs')
     if not member.net.settings['metadata']: return out
     age, density = member.preparation['age_years'], member.preparation['density']
     if np.isnan(case.age_years):

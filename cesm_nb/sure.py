@@ -14,7 +14,7 @@ import pandas as pd
 
 from .choose import apply_validation, heat
 from .data import CLASSES, KEYS, PROBS
-from .intervals import interval_table, patient_share
+from .intervals import SHARE_FORM, interval_table, patient_share
 from .stats import find_threshold
 
 # %% ../nbs/07d_sure.ipynb #5e000007
@@ -105,13 +105,12 @@ def _judge_test(val, test, level):
     return pd.concat(found)
 
 # %% ../nbs/07d_sure.ipynb #5e00002f
-_SHARE = [(None, '[0, 1]')]*3 # value, low, high
 CERTAINTY_FORM = { # of what `describe_certainty` gives, see `cesm_nb.guards.check_form`
-    'temperature': '(0, inf)', 'level': '(0, 1)', 'limit': '[0, 1]', 'covered': _SHARE,
+    'temperature': '(0, inf)', 'level': '(0, 1)', 'limit': '[0, 1]', 'covered': SHARE_FORM,
     'sizes?': ['whole [0, inf)']*len(CLASSES), 'n_val_women': 'whole [0, inf)',
-    'n_test_women': 'whole [1, inf)', 'n_test': 'whole [1, inf)', 'scores': {'*': _SHARE},
-    'pair_scores?': {'*': _SHARE}, 'calls': {k: (None, {
-        'threshold': '[0, 1.001]', 'sensitivity': _SHARE, 'specificity': _SHARE}) for k in CALLS}}
+    'n_test_women': 'whole [1, inf)', 'n_test': 'whole [1, inf)', 'scores': {'*': SHARE_FORM},
+    'pair_scores?': {'*': SHARE_FORM}, 'calls': {k: (None, {
+        'threshold': '[0, 1.001]', 'sensitivity': SHARE_FORM, 'specificity': SHARE_FORM}) for k in CALLS}}
 
 def describe_certainty(
     predictions:pd.DataFrame, # of a run
