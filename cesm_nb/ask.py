@@ -168,8 +168,8 @@ def _missing(case, member):
     out = [f'{v} {ENERGY_NAMES[m]} is missing: the network sees black in its place'
            for m, v in wanted(member) if (m, v) not in case.views]
     if member.net.settings.get('other_breast', 'none') != 'none':
-        out.append('the contralateral breast is not used, though the model was trained on pairs: a case '
-                   'is one breast, and scores of single breasts stand beside those of pairs')
+        out.append('the contralateral breast is not used, though the model was trained on pairs: a '
+                   'case is one breast, and scores of single breasts stand beside those of pairs')
     if not member.net.settings['metadata']: return out
     age, density = member.preparation['age_years'], member.preparation['density']
     if np.isnan(case.age_years):
@@ -220,8 +220,8 @@ def ask_batch(
     prob = predict(member.net, batch, torch.arange(len(batch.label)), dtype).softmax(1).numpy()
     if np.isfinite(prob).all(): return prob
     bad = prob[~np.isfinite(prob).all(1)][0]
-    raise ValueError(f'{member.folder} gives the probabilities {bad.tolist()}, expected finite ones: '
-                     'train or export it again')
+    raise ValueError(f'{member.folder} gives the probabilities {bad.tolist()}, expected finite '
+                     'ones: train or export it again')
 
 def ask(
     member:Member, # the model

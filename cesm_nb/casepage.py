@@ -116,7 +116,8 @@ def _describe(expert):
             f"{known['protocol']}; on {c['n_test']} test breasts of {c['n_test_women']} patients: "
             f"{alone}.")
     if rejected is None: return text
-    return f'{text} Its checks reject {rejected:.0%} of these test breasts, which are of its kind.'
+    return (f'{text} Its checks reject {rejected:.0%} of these test breasts, which are of its '
+            'kind; that a case passes them does not show that it is of that kind (chapter 07c).')
 
 # %% ../nbs/07e_casepage.ipynb #a2fde959
 def _calls(answer):
@@ -133,10 +134,11 @@ def _promise(certain):
     if not certain: return ''
     held = f"{certain['n_test_women']} test patients it held it for {_span(certain['covered'])}."
     if sizes := certain.get('sizes'):
-        held += (f" Of {sum(sizes)} test breasts, {sizes[0]} have a set of one class, {sizes[1]} of "
-                 f"two, and {sizes[2]} of all three, which rules nothing out.")
+        held += (f" Of {sum(sizes)} test breasts, {sizes[0]} have a set of one class, {sizes[1]} "
+                 f"of two, and {sizes[2]} of all three, which rules nothing out.")
     of = f" These figures, and those of the calls, are {certain['of']}." if certain['of'] else ''
-    return f"The set is made to hold the class for {certain['level']:.0%} of patients; on {held}{of}"
+    made = f"The set is made to hold the class for {certain['level']:.0%} of patients"
+    return f'{made}; on {held}{of}'
 
 def _tables(answer, experts):
     "Titles, heads and rows of the tables about breasts like this one and about what is missing."

@@ -74,7 +74,8 @@ def _read_kept(member, path):
     if found['weights'] != digest_weights(member.net):
         raise ValueError(f'{path} is about other weights: {advice}')
     if found['phantom'] is not phantom:
-        raise ValueError(f'{path}: phantom is {found["phantom"]}, the model says {phantom}: {advice}')
+        raise ValueError(
+            f'{path}: phantom is {found["phantom"]}, the model says {phantom}: {advice}')
     try: check_clouds(member, found)
     except ValueError as e: raise ValueError(f'{path}: {e}: {advice}') from e
     return found
@@ -119,7 +120,8 @@ def export_expert(
 # %% ../nbs/07_predict.ipynb #0ab7a807
 _OF = dict(
     alone='', together='of the mean of the models, on breasts held back by all of them',
-    single='of single models, each on breasts it held back: no breasts were held back by all',
+    single='of single models, each on breasts it held back and by limits from other patients: '
+        'no breasts were held back by all',
     first='of the first model alone: exported models do not hold the breasts to measure a mean')
 
 def _held_back(expert):

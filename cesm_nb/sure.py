@@ -94,7 +94,7 @@ def _apply(chosen, test):
 
 def _judge_test(val, test, level):
     "Test breasts by `_apply`, chosen on calibration breasts of other patients than their own."
-    if not len(test): raise ValueError('no test breast to judge: is there a test part in the split?')
+    if not len(test): raise ValueError('no test breast to judge: has the split a test part?')
     women, of = np.unique([*val.patient_id, *test.patient_id], return_inverse=True)
     n = N_GROUPS if set(val.patient_id) & set(test.patient_id) else 1
     group = (np.random.default_rng(0).permutation(len(women)) % n)[of]
@@ -109,8 +109,8 @@ CERTAINTY_FORM = { # of what `describe_certainty` gives, see `cesm_nb.guards.che
     'temperature': '(0, inf)', 'level': '(0, 1)', 'limit': '[0, 1]', 'covered': SHARE_FORM,
     'sizes?': ['whole [0, inf)']*len(CLASSES), 'n_val_women': 'whole [0, inf)',
     'n_test_women': 'whole [1, inf)', 'n_test': 'whole [1, inf)', 'scores': {'*': SHARE_FORM},
-    'pair_scores?': {'*': SHARE_FORM}, 'calls': {k: (None, {
-        'threshold': '[0, 1.001]', 'sensitivity': SHARE_FORM, 'specificity': SHARE_FORM}) for k in CALLS}}
+    'pair_scores?': {'*': SHARE_FORM}, 'calls': dict.fromkeys(CALLS, (None, {
+        'threshold': '[0, 1.001]', 'sensitivity': SHARE_FORM, 'specificity': SHARE_FORM}))}
 
 def describe_certainty(
     predictions:pd.DataFrame, # of a run
