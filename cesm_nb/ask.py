@@ -7,7 +7,6 @@ __all__ = ['PREPARATION', 'describe_preparation', 'Member', 'open_member', 'expo
            'prepare_case', 'stack_prepared', 'ask_batch', 'ask']
 
 # %% ../nbs/07b_ask.ipynb #a5c00004
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -22,8 +21,8 @@ from .devices import limit_threads
 from .dicom import ENERGY_NAMES, Case
 from .finished import export_run, load_run
 from .model import FourStream, load_model
-from .runs import CHECKPOINTS, read_parts, write_json
-from .settings import TensorConfig
+from .runs import CHECKPOINTS, digest_file, read_parts, read_sealed, write_sealed
+from .settings import RANGES, SWITCHES, TensorConfig
 from .tensorize import decode_rows, make_tensor, read_manifest
 from .train import predict
 
@@ -31,6 +30,14 @@ from .train import predict
 PREPARATION = 'preparation.json'
 _TENSORS = ('modality', 'image_size', 'clahe_extent', 'clahe_clip', 'clahe_tiles',
     'align_laterality')
+_FORM = { # of `preparation.json`
+    'tensors': {
+        'modality': {*CHANNELS}, 'image_size': f'whole {RANGES["image_size"]}',
+        'clahe_extent': {'box', 'image'}, 'clahe_clip': RANGES['clahe_clip'],
+        'clahe_tiles': f'whole {RANGES["clahe_tiles"]}', 'align_laterality': bool,
+        'roi_source': {*SWITCHES['roi_source']}},
+    'age_years': '[0, 120]', 'density': '[0, 1]', 'phantom': bool,
+    'precision?': {'float32', 'float16', 'bfloat16'}, 'files?': {'*': str}, 'digest?': str}
 
 def describe_preparation(
     run_dir:str|Path, # a finished run
@@ -69,17 +76,24 @@ def _download(name):
         raise ValueError(
             f'{name} cannot be fetched ({type(e).__name__}: {why}): check its name') from e
 
-def _read_preparation(folder):
-    "`preparation.json` of an exported model; raise ValueError where it is absent or damaged."
-    path = folder/PREPARATION
-    try:
-        found = json.loads(path.read_text())
-        if set(_TENSORS) <= set(found['tensors']) and {'age_years', 'density'} <= set(found):
-            return found
-    except FileNotFoundError:
-        raise ValueError(f'{path} is absent: export the run again with export_for_cases') from None
-    except (OSError, ValueError, TypeError, KeyError): pass
-    raise ValueError(f'{path} cannot be read: export the run again with export_for_cases')
+_EXPORTED = 'config.json', 'model.safetensors' # files whose digests `preparation.json` holds
+_AGAIN = 'export the run again with export_for_cases'
+
+def _read_preparation(folder, net):
+    "`preparation.json` of an exported model; raise where it is absent, damaged or of another one."
+    found = read_sealed(path := folder/PREPARATION, _AGAIN, _FORM)
+    for name, kept in found.get('files', {}).items():
+        if name in _EXPORTED and digest_file(folder/name) != kept:
+            raise ValueError(f'{folder/name} has changed since it was exported: {_AGAIN}')
+    tensors, switches = found['tensors'], net.facts.get('switches')
+    facts = net.facts | (switches if isinstance(switches, dict) else {})
+    facts |= dict(channels=net.settings['channels'])
+    own = tensors | dict(
+        phantom=found['phantom'], channels=','.join(name_channels(tensors['modality'])))
+    for k in ('phantom', 'modality', 'image_size', 'roi_source', 'channels'):
+        if facts.get(k, own[k]) == own[k]: continue
+        raise ValueError(f'{path}: {k} is {own[k]!r}, but {facts[k]!r} in {_EXPORTED[0]}: {_AGAIN}')
+    return found
 
 # %% ../nbs/07b_ask.ipynb #0c28930e
 def open_member(
@@ -98,7 +112,7 @@ def open_member(
         net, config = load_run(folder)
         return Member(folder.name, net, describe_preparation(folder, config), folder, True)
     net = load_model(folder)
-    return Member(folder.name, net, _read_preparation(folder), folder, False)
+    return Member(folder.name, net, _read_preparation(folder, net), folder, False)
 
 # %% ../nbs/07b_ask.ipynb #a5c0000b
 def export_for_cases(
@@ -108,7 +122,8 @@ def export_for_cases(
     "Export a run with what cases need; raise ValueError as `export_run` does."
     found = describe_preparation(run_dir, load_run(run_dir)[1])
     folder = export_run(run_dir, folder)
-    write_json(found, folder/PREPARATION)
+    files = {k: digest_file(folder/k) for k in _EXPORTED}
+    write_sealed(found | dict(files=files), folder/PREPARATION)
     return folder
 
 # %% ../nbs/07b_ask.ipynb #a5c0000e
@@ -155,7 +170,8 @@ def _missing(case, member):
     out = [f'{v} {ENERGY_NAMES[m]} is missing: the network sees black in its place'
            for m, v in wanted(member) if (m, v) not in case.views]
     if member.net.settings.get('other_breast', 'none') != 'none':
-        out.append('the other breast is not looked at: a case is one breast')
+        out.append('the contralateral breast is not used, though the model was trained on pairs: a '
+                   'case is one breast, and scores of single breasts stand beside those of pairs')
     if not member.net.settings['metadata']: return out
     age, density = member.preparation['age_years'], member.preparation['density']
     if np.isnan(case.age_years):
@@ -203,7 +219,11 @@ def ask_batch(
     "Predict breasts in the precision of the training."
     name = member.preparation.get('precision', 'float32')
     dtype = None if name in ('float32', 'float16') else getattr(torch, name) # float16 needs a GPU
-    return predict(member.net, batch, torch.arange(len(batch.label)), dtype).softmax(1).numpy()
+    prob = predict(member.net, batch, torch.arange(len(batch.label)), dtype).softmax(1).numpy()
+    if np.isfinite(prob).all(): return prob
+    bad = prob[~np.isfinite(prob).all(1)][0]
+    raise ValueError(f'{member.folder} gives the probabilities {bad.tolist()}, expected finite '
+                     'ones: train or export it again')
 
 def ask(
     member:Member, # the model

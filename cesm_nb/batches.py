@@ -16,9 +16,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .guards import read_json
 from .runs import check_manifest, compare_rows, read_config, read_status, run_file
-from .tensorize import decode_rows, read_tensor
+from .tensorize import decode_rows, read_tensor, read_tensor_settings
 
 # %% ../nbs/02a_batches.ipynb #3acbf56c
 class Breasts(NamedTuple):
@@ -97,11 +96,11 @@ _OWN = ('clahe_extent', 'clahe_clip', 'clahe_tiles')
 def _check_origin(tensor_dir, run_dir, other):
     "Raise ValueError where tensors were not made for a run; `other`: prepared in another way."
     config = read_config(run_dir)
-    stored = read_json(Path(tensor_dir)/'settings.json',
-                      'make the tensors again with cesm_tensorize')
+    stored = read_tensor_settings(tensor_dir)
     asked = {k: v for k, v in config['settings'].items() if k in _LOOKS or not other and k in _OWN}
     if not other:
-        asked |= dict(data=config['data_fingerprint'], roi_source=config['switches']['roi_source'])
+        asked |= dict(data=config['data_fingerprint'], roi_source=config['switches']['roi_source'],
+                      phantom=config['phantom'])
     wrong = [f'{k}={stored.get(k)!r} there, {v!r} in the run' for k, v in asked.items()
              if stored.get(k) != v]
     if wrong:

@@ -107,11 +107,17 @@ def _describe(expert):
     member, known = expert
     if known is None: return f'{member.name}: nothing is known about its training.'
     c = known['certainty']
-    scores = ', '.join(f'{_NAMES.get(k, k)} {_span(v)}' for k, v in c['scores'].items())
-    return (f"{member.name}: trained on {known['n_train']} breasts, protocol "
-            f"{known['protocol']}; on {c['n_test']} test breasts of {c['n_test_women']} women: "
-            f"{scores}. Its checks doubt {known['false_refusals']:.0%} of these test breasts, "
-            "which are of its kind.")
+    listed = lambda scores: ', '.join(
+        f'{_NAMES.get(k, k)} {_span(v)}' for k, v in scores.items())
+    alone, rejected = listed(c['scores']), known['false_refusals']
+    if pairs := c.get('pair_scores'):
+        alone = f'{alone} for each breast by itself, as here; {listed(pairs)} for pairs of breasts'
+    text = (f"{member.name}: trained on {known['n_train']} breasts, protocol "
+            f"{known['protocol']}; on {c['n_test']} test breasts of {c['n_test_women']} patients: "
+            f"{alone}.")
+    if rejected is None: return text
+    return (f'{text} Its checks reject {rejected:.0%} of these test breasts, which are of its '
+            'kind; that a case passes them does not show that it is of that kind (chapter 07c).')
 
 # %% ../nbs/07e_casepage.ipynb #a2fde959
 def _calls(answer):
@@ -124,11 +130,15 @@ def _calls(answer):
         yield f'Called {k}: {"yes" if yes else "no"} ({worth} on test breasts{votes}).'
 
 def _promise(certain):
-    "Sentences about the set of classes and whose figures these are."
+    "Sentences about the set of classes, how large such sets are, and whose figures these are."
     if not certain: return ''
-    held = f"{certain['n_test_women']} test women it held it for {_span(certain['covered'])}."
+    held = f"{certain['n_test_women']} test patients it held it for {_span(certain['covered'])}."
+    if sizes := certain.get('sizes'):
+        held += (f" Of {sum(sizes)} test breasts, {sizes[0]} have a set of one class, {sizes[1]} "
+                 f"of two, and {sizes[2]} of all three, which rules nothing out.")
     of = f" These figures, and those of the calls, are {certain['of']}." if certain['of'] else ''
-    return f"The set is made to hold the class for {certain['level']:.0%} of women; on {held}{of}"
+    made = f"The set is made to hold the class for {certain['level']:.0%} of patients"
+    return f'{made}; on {held}{of}'
 
 def _tables(answer, experts):
     "Titles, heads and rows of the tables about breasts like this one and about what is missing."
@@ -152,6 +162,8 @@ def summarise(
     answer, # `Answer` of chapter 07
 ) -> str: # one sentence
     "Say what was answered."
+    if answer.classes and not np.isfinite(answer.prob).all():
+        raise ValueError(f'{case.name}: the probabilities {answer.prob.tolist()} are not finite')
     what = f'{case.name}, {SIDES[case.side].lower()} breast'
     if not answer.classes:
         return f'{what}: no answer, since it is unlike what the model was trained on.'
@@ -173,7 +185,7 @@ def page_of(
 ) -> bytes: # HTML
     "Put the page of a case together."
     member = experts[0].member
-    silent = np.isnan(answer.prob).any()
+    silent = not np.isfinite(answer.prob).all()
     target = len(CLASSES) - 1 if silent else int(answer.prob.argmax())
     fig = draw_views(case, member, answer.prepared[0], target)
     picture = embed(fig)
@@ -203,7 +215,7 @@ _WARNING = 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS'
 
 def _picture(case, answer, member):
     "The picture of the page under the warning, (h, w, 3) uint8."
-    silent = np.isnan(answer.prob).any()
+    silent = not np.isfinite(answer.prob).all()
     target = len(CLASSES) - 1 if silent else int(answer.prob.argmax())
     fig = draw_views(case, member, answer.prepared[0], target)
     fig.suptitle(_WARNING, y=1.04, fontsize=11, fontweight='bold', color='#b00000')

@@ -9,7 +9,6 @@ __all__ = ['MODEL_FIELDS', 'ABLATIONS', 'MODELS', 'model_settings', 'split_backb
            'FourStreamParts', 'FourStream', 'name_tokens', 'load_model']
 
 # %% ../nbs/03_model.ipynb #fba90944
-import json
 import warnings
 from difflib import get_close_matches
 from hashlib import sha256
@@ -25,6 +24,7 @@ from timm.models import is_model_in_modules
 from torch import distributed, nn
 
 from .data import CLASSES, VIEWS, name_channels
+from .guards import read_json
 from .settings import PAPER_BACKBONES
 from .share import SharedModel, name_weights, pin_weights
 from .tensorize import decode_rows
@@ -442,9 +442,9 @@ def load_model(
         if not (folder/name).is_file():
             raise ValueError(f'{folder/name} is absent: name a folder that export_model made')
     try:
-        kind = json.loads((folder/'config.json').read_text()).get('model', 'four_stream')
-        if kind not in MODELS: raise ValueError(f'model={kind!r} is none of {list(MODELS)}')
-        return MODELS[kind].from_pretrained(folder, map_location=device)
-    except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as e:
+        names = {'model?': set(MODELS)}
+        made = read_json(folder/'config.json', 'expected what export_model writes', names)
+        return MODELS[made.get('model', 'four_stream')].from_pretrained(folder, map_location=device)
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError) as e:
         cause = ' '.join(str(e).split())[:300]
         raise ValueError(f'{folder} holds no readable model: {cause}; export it again') from e

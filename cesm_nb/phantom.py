@@ -330,8 +330,8 @@ def _claim(
 ) -> None:
     "Make the folders; refuse one that holds real data or another phantom."
     note = root/PHANTOM_NAME
-    if note.exists() and json.loads(note.read_text()) != settings:
-        raise ValueError(f'{root} holds another phantom, {note.read_text()}: '
+    if note.exists() and (found := note.read_bytes()) != json.dumps(settings).encode():
+        raise ValueError(f'{root} holds another phantom, {found[:300]!r}: '
                          'remove it or name another folder')
     if not note.exists() and any((root/o).exists()
                                  for o in (SHEET_NAME, REGIONS_NAME, *FOLDERS.values())):

@@ -7,7 +7,6 @@ __all__ = ['TRAINING', 'Expert', 'digest_weights', 'describe_expert', 'open_expe
            'predict_case', 'list_cases', 'to_row', 'write_answer', 'predict_cases', 'main']
 
 # %% ../nbs/07_predict.ipynb #9ed00004
-import json
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -16,18 +15,26 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .alike import describe_alike, name_groups_of, predict_held, read_own
+from .alike import ALIKE_FORM, describe_alike, name_groups_of, predict_held, read_own
 from .ask import Member, ask, export_for_cases, open_member, prepare_case
 from .casepage import make_dicom, need_highdicom, page_of, to_bytes
 from .data import CLASSES, KEYS, PROBS, read_regions
 from .dicom import Case, read_case
-from .familiar import describe_training, doubts
+from .familiar import CLOUD_FORM, check_clouds, describe_training, doubts
 from .choose import heat
-from .runs import read_config, run_file, write_atomic, write_csv, write_json
-from .sure import CALLS, call_score, describe_certainty, join_members, pick_classes
+from .runs import (
+    Run, read_config, read_sealed, run_file, write_atomic, write_csv, write_json, write_sealed)
+from .sure import (
+    CALLS, CERTAINTY_FORM, call_score, describe_certainty, join_members, pick_classes)
 
 # %% ../nbs/07_predict.ipynb #9ed00009
 TRAINING = 'training.json'
+
+_COUNT = 'whole [0, inf)'
+_FORM = ALIKE_FORM | { # of `training.json`, see `cesm_nb.guards.check_form`
+    'weights': str, 'phantom': bool, 'protocol': str, 'signatures': {'*': CLOUD_FORM},
+    'features': CLOUD_FORM, 'rate': '(0, 1)', 'n_train': _COUNT, 'n_val': _COUNT, 'n_test': _COUNT,
+    'false_refusals': (None, '[0, 1]'), 'certainty': CERTAINTY_FORM, 'digest?': str}
 
 class Expert(NamedTuple):
     "A model and what is known about it."
@@ -50,29 +57,45 @@ def describe_expert(
                          "the test breasts trained: train a model for cases with fit_on='train'")
     print(f'{member.name} is tried on its own breasts first, which takes a while')
     predictions = predict_held(member, own)
+    certain = describe_certainty(predictions)
+    if member.net.settings.get('other_breast', 'none') != 'none': # on the same breasts, as pairs
+        pairs = describe_certainty(Run.open(member.folder).predictions)
+        certain |= dict(pair_scores=pairs['scores'])
     return dict(weights=digest_weights(member.net), phantom=member.preparation['phantom'],
                 protocol=read_config(member.folder)['settings']['protocol'],
-                **describe_training(member, own), certainty=describe_certainty(predictions),
+                **describe_training(member, own), certainty=certain,
                 **describe_alike(member, own, predictions))
 
 # %% ../nbs/07_predict.ipynb #671c4a23
+def _read_kept(member, path):
+    "`training.json` as it is; raise where it is damaged, or about another model."
+    advice = 'it is made again' if member.is_run else 'export the run again with export_expert'
+    found, phantom = read_sealed(path, advice, _FORM), member.preparation['phantom']
+    if found['weights'] != digest_weights(member.net):
+        raise ValueError(f'{path} is about other weights: {advice}')
+    if found['phantom'] is not phantom:
+        raise ValueError(
+            f'{path}: phantom is {found["phantom"]}, the model says {phantom}: {advice}')
+    try: check_clouds(member, found)
+    except ValueError as e: raise ValueError(f'{path}: {e}: {advice}') from e
+    return found
+
 def _read_training(member):
     "`training.json` of a model, made where it can be; None where it cannot."
     path = member.folder/TRAINING
     if path.exists():
-        try: found = json.loads(path.read_text())
-        except ValueError: found = {}
-        if found.get('weights') == digest_weights(member.net):
-            if 'costs' in found or not member.is_run: return found # else of an older version
-        elif not member.is_run:
-            raise ValueError(
-                f'{path} is about other weights: export the run again with export_expert')
+        try: found = _read_kept(member, path)
+        except (ValueError, OSError) as e:
+            if not member.is_run: raise
+            print(e)
+        else: # of an older version?
+            if not member.is_run or 'costs' in found and 'sizes' in found['certainty']: return found
     if not member.is_run: return None
     try: found = describe_expert(member)
     except (ValueError, IndexError) as e: # no tensors, or no breast held out
         print(f'{member.name} predicts without calibration, limits and subgroups: {e}')
         return None
-    try: write_json(found, path)
+    try: write_sealed(found, path)
     except OSError: pass # somebody else's folder: made again next time
     return found
 
@@ -93,13 +116,14 @@ def export_expert(
     "Export a run with all that cases need; raise ValueError as `describe_expert` does."
     found = describe_expert(open_member(run_dir))
     folder = export_for_cases(run_dir, folder)
-    write_json(found, folder/TRAINING)
+    write_sealed(found, folder/TRAINING)
     return folder
 
 # %% ../nbs/07_predict.ipynb #0ab7a807
 _OF = dict(
     alone='', together='of the mean of the models, on breasts held back by all of them',
-    single='of single models, each on breasts it held back: no breasts were held back by all',
+    single='of single models, each on breasts it held back and by limits from other patients: '
+        'no breasts were held back by all',
     first='of the first model alone: exported models do not hold the breasts to measure a mean')
 
 def _held_back(expert):

@@ -26,6 +26,7 @@ from .figures import plot_curves, plot_forest, save_figure
 from cesm_nb.grids import (
     Grid, digest_weights, is_finished, list_finished, make_grid, read_tests, say_seeds,
     shares_tests)
+from .guards import read_json
 from .pooled import (
     binary_table, change_table, confusion_table, grid_table, paired_differences, pool_variants,
     repeats_table, score_repeats, score_variants, summarise_repeats, summary_table)
@@ -443,7 +444,7 @@ def read_results(
     out = {
         f.stem: pd.read_csv(f, index_col=0, keep_default_na=f.stem not in texts)
         for f in sorted(folder.glob('*.csv'))}
-    return out | dict(settings=json.loads((folder/'settings.json').read_text()))
+    return out | dict(settings=read_json(folder/'settings.json', 'restore it'))
 
 # %% ../nbs/05k_results.ipynb #8408cb57
 def say_absent(

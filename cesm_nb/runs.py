@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'CHECKPOINTS', 'BEST', 'STATE', 'run_file', 'write_atomic', 'remove_leftovers', 'clean_run', 'write_csv',
-           'write_json', 'digest_file', 'read_status', 'check_digests', 'seal_run', 'read_config', 'find_folder',
-           'read_rows', 'read_parts', 'read_predictions', 'read_history', 'check_manifest', 'find_commit', 'find_run',
-           'compare_rows', 'Run', 'pool_tests']
+           'write_json', 'digest_file', 'read_status', 'check_digests', 'write_sealed', 'read_sealed', 'seal_run',
+           'read_config', 'find_folder', 'read_rows', 'read_parts', 'read_predictions', 'read_history',
+           'check_manifest', 'find_commit', 'find_run', 'compare_rows', 'Run', 'pool_tests']
 
 # %% ../nbs/04a_runs.ipynb #94c30820
 import hashlib
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from .data import CLASSES, DENSITY, KEYS, PROBS, SIDES
+from .data import CLASSES, DENSITY, KEYS, PHANTOM_NAME, PROBS, SIDES
 from .guards import read_json, reading
 from cesm_nb.settings import (
     SWITCHES, check_ranges, make_config, settings_that_count, switches_of,
@@ -83,13 +83,20 @@ def clean_run(
 
 def write_csv(table, path): write_atomic(path, table.to_csv(index=False).encode())
 
-def write_json(content, path): write_atomic(path, json.dumps(content, indent=1).encode())
+def _without_nan(value): # null in its place, which every program reads
+    if isinstance(value, dict): return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+def write_json(content, path):
+    write_atomic(path, json.dumps(_without_nan(content), indent=1, allow_nan=False).encode())
 
 # %% ../nbs/04a_runs.ipynb #2cf131f0
 _REDO = 'restore it, or delete the run folder and run cesm_train again'
 _WEIGHTS = f'{CHECKPOINTS}/{BEST}'
 _SEALED = (*(RUN_FILES[k] for k in ('config', 'manifest', 'splits', 'history', 'predictions')),
            _WEIGHTS)
+_STATUS = {'best_epoch': 'whole [1, inf)', 'epochs_run': 'whole [1, inf)', 'digests?': {'*': str}}
 
 def digest_file(
     path:str|Path, # a file
@@ -104,14 +111,9 @@ def read_status(
     "Read what a run said when it ended; raise ValueError where that cannot be."
     path = run_file(run_dir, 'status')
     if not path.exists(): return {}
-    status = read_json(path, _REDO)
-    counts = [status.get(k) for k in ('best_epoch', 'epochs_run')]
-    digests = status.get('digests', {})
-    fine = isinstance(digests, dict) and all(isinstance(v, str) for v in digests.values())
-    if not fine or any(type(n) is not int or n < 1 for n in counts) or counts[0] > counts[1]:
-        raise ValueError(f'{path} says best_epoch {counts[0]!r} of epochs_run {counts[1]!r}, '
-                         f'digests {digests!r:.60}; '
-                         f'expected whole numbers from 1 and one text per file: {_REDO}')
+    status = read_json(path, _REDO, _STATUS)
+    best, run = status['best_epoch'], status['epochs_run']
+    if best > run: raise ValueError(f'{path}: best_epoch {best} is above epochs_run {run}: {_REDO}')
     return status
 
 # %% ../nbs/04a_runs.ipynb #55acd6ea
@@ -128,6 +130,28 @@ def check_digests(
                              'where a training was cut off, '
                              'run it to its end')
 
+def _digest(content): # of JSON, its own digest left out
+    plain = json.dumps({k: v for k, v in content.items() if k != 'digest'}, sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+def write_sealed(
+    content:dict, # JSON
+    path:str|Path, # file
+):
+    "Write JSON with a digest of itself."
+    content = json.loads(json.dumps(_without_nan(content)))
+    write_json(content | dict(digest=_digest(content)), path)
+
+def read_sealed(
+    path:str|Path, # from `write_sealed`; older files have no digest
+    advice:str, # what to do where it is damaged
+    form:dict, # see `cesm_nb.guards.check_form`
+) -> dict:
+    "Read JSON as `read_json` does; raise ValueError where it has changed since it was written."
+    found = read_json(path, advice, form)
+    if found.get('digest', own := _digest(found)) == own: return found
+    raise ValueError(f'{path} has changed since it was written: {advice}')
+
 def seal_run(
     run_dir:str|Path, # run folder
     status:dict=None, # what `status.json` says beside digests; None: what it says now
@@ -140,7 +164,9 @@ def seal_run(
     write_json(status | dict(digests=digests), run_file(run_dir, 'status'))
 
 # %% ../nbs/04a_runs.ipynb #b32e2d6d
-_CONFIG = dict(settings=dict, switches=dict, phantom=bool, data_fingerprint=str, weights_source=str)
+_CONFIG = dict(
+    settings=dict, switches={f'{k}?': set(v) for k, v in SWITCHES.items()}, phantom=bool,
+    data_fingerprint=str, weights_source=str)
 _NEEDED = (
     'data_root', 'tensor_dir', 'protocol', 'modality', 'image_size', 'label_scope', 'view_copy',
     'views',
@@ -159,21 +185,26 @@ def _check_finished(config):
         raise ValueError(f'has switches {switches}, but its settings mean {asked}')
     if not isinstance(config.get('precision'), str): raise ValueError("has no 'precision'")
 
+def _check_phantom(config):
+    "Raise ValueError where the data or tensors of a run say otherwise whether they are a phantom."
+    root, tensors = (config['settings'].get(k) for k in ('data_root', 'tensor_dir'))
+    if root and (note := Path(root)/PHANTOM_NAME).exists() and not config['phantom']:
+        raise ValueError(f'phantom is False, but {note} is there')
+    try: made = read_json(path := Path(tensors or '.')/'settings.json', '')
+    except (ValueError, OSError): return # refused where tensors are used
+    of_run = made.get('data') == config['data_fingerprint']
+    if of_run and made.get('phantom', config['phantom']) is not config['phantom']:
+        raise ValueError(f'phantom is {config["phantom"]}, but {made["phantom"]} in {path}')
+
 def read_config(
     run_dir:str|Path, # run folder
 ) -> dict: # settings, switches, phantom, data_fingerprint, ...
     "Read a run's settings and data; raise ValueError, naming file and key, where they cannot be."
     path = run_file(run_dir, 'config')
-    config = read_json(path, 'expected a folder that cesm_train made')
+    config = read_json(path, 'expected a folder that cesm_train made', _CONFIG)
     try:
-        for k, kind in _CONFIG.items():
-            if k not in config: raise ValueError(f'has no {k!r}')
-            if not isinstance(config[k], kind):
-                raise ValueError(f'{k}={config[k]!r:.40} is not of type {kind.__name__}')
         make_config(config['settings'])
-        for k, v in config['switches'].items():
-            if v not in SWITCHES.get(k, ()):
-                raise ValueError(f'{k}={v!r} is none of {SWITCHES.get(k, tuple(SWITCHES))}')
+        _check_phantom(config)
         if read_status(run_dir): _check_finished(config)
     except (ValueError, TypeError) as e: raise ValueError(f'{path}: {e}; {_REDO}') from e
     return config

@@ -6,6 +6,7 @@
 __all__ = ['MODEL_CARD', 'REVISIONS', 'SharedModel', 'pin_weights', 'name_weights', 'export_model']
 
 # %% ../nbs/03a_share.ipynb #be17beda
+import inspect
 import re
 import tempfile
 from contextlib import redirect_stdout
@@ -18,6 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin, try_to_load_from_cache
 from safetensors import SafetensorError
 
 from .data import CLASSES
+from .guards import read_json
 
 # %% ../nbs/03a_share.ipynb #f12a12de
 MODEL_CARD = """---
@@ -49,6 +51,21 @@ Code: {{ repo_url }}
 # %% ../nbs/03a_share.ipynb #bb219bfb
 _COMMIT = re.compile('[0-9a-f]{40}')
 
+_FORMS = {int: int, float: '(-inf, inf)', bool: bool, str: str, Optional[bool]: (None, bool)}
+
+def _check_saved(kind, folder):
+    "Raise ValueError where the `config.json` of a model holds what the model cannot be made of."
+    takes = inspect.signature(kind.__init__).parameters.values()
+    form = {f'{p.name}?': _FORMS[p.annotation] for p in takes if p.annotation in _FORMS}
+    form |= {'weights_source': str, 'facts?': dict}
+    read_json(Path(folder)/'config.json', 'expected what export_model writes', form)
+
+def _check_finite(model, folder):
+    "Raise ValueError where a weight is not finite."
+    for k, v in model.state_dict().items():
+        if v.isfinite().all(): continue
+        raise ValueError(f'{folder}/model.safetensors: {k} has values that are not finite')
+
 class SharedModel(
     PyTorchModelHubMixin, library_name='cesm_nb', license='apache-2.0',
     pipeline_tag='image-classification', repo_url='https://github.com/cesm-nb/cesm_nb',
@@ -71,6 +88,7 @@ class SharedModel(
             raise ValueError(
                 f'{where} is no folder here, and revision={revision!r} is no commit of a hub: '
                 'name an exported folder, or a revision of 40 hexadecimal digits')
+        if Path(where).is_dir(): _check_saved(cls, where)
         return super().from_pretrained(where, revision=revision, **more)
 
     @classmethod
@@ -78,6 +96,7 @@ class SharedModel(
         if config is None: raise ValueError(f'{more["model_id"]} has no config.json')
         more |= dict(strict=True, pretrained=False, weights_dir='')
         with redirect_stdout(StringIO()): model = super()._from_pretrained(**more) # it prints
+        _check_finite(model, more['model_id'])
         model.facts, model.weights_source = config.get('facts', {}), config['weights_source']
         return model
 

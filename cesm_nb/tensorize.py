@@ -88,7 +88,8 @@ def read_tensor_settings(
 ) -> dict: # as from `tensor_settings`
     "Read what the tensors of a folder were made of and with; raise as `read_json`."
     return read_json(Path(tensor_dir)/'settings.json',
-                     f'delete {tensor_dir} and run cesm_tensorize again')
+                     f'delete {tensor_dir} and run cesm_tensorize again',
+                     dict(data=str, phantom=bool))
 
 # %% ../nbs/02_tensorize.ipynb #2b6ca474
 def claim_folder(
@@ -103,9 +104,7 @@ def claim_folder(
             raise ValueError(f'{folder} has tensors but no settings.json: '
                              'choose another tensor_dir')
         return write_atomic(path, json.dumps(settings, indent=1).encode())
-    try: old = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise ValueError(f'{path} cannot be read: delete {folder} and run again') from None
+    old = read_json(path, f'delete {folder} and run again')
     other = '; '.join(
         f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in settings.items()
         if old.get(k) != v)

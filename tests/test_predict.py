@@ -1,5 +1,6 @@
 "One's own case: the run's own predictions again, whatever the protocol, and a sentence where there is no answer."
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case, stack_
 from cesm_nb.commands import cesm_predict
 from cesm_nb.data import PROBS, breasts, read_dataset
 from cesm_nb.dicom import Upload, read_case, read_view
+from cesm_nb.guards import explain_error, is_refusal
 from cesm_nb.familiar import REASONS, count_refusals, false_refusals, features, fit_training
 from cesm_nb.intervals import wilson
 from cesm_nb.phantom import make_phantom
@@ -167,6 +169,49 @@ def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
     assert {'real', 'phantom'} <= set(published.data) and published.groupby(['data', 'model', 'image_size']).size().eq(1 + len(REASONS)).all()
 
 
+def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatch, capsys):
+    "Breasts handed in as they are, and as what they are not; the file published says how many of each are flagged, and so does the chapter."
+    monkeypatch.syspath_prepend(str(ROOT/'tools'))
+    import count_ood as tool
+    run = runs['clinical'].run_dir
+    monkeypatch.setattr(sys, 'argv', ['x', str(run), '--out', str(tmp_path/'f.csv')])
+    tool.main()
+    found, plain = pd.read_csv(tmp_path/'f.csv').set_index('kind'), false_refusals([run])
+    assert set(found.index) == {*tool.KINDS, 'low energy as subtracted'} and 'low energy as subtracted' in capsys.readouterr().out
+    assert found.loc[tool.AS_IT_IS, ['flagged', 'breasts', *REASONS]].tolist() == [plain.refused['any'], plain.breasts['any'], *plain.refused[1:]]
+    assert found.loc['mirrored left to right', 'wrong side'] == found.loc[tool.AS_IT_IS, 'breasts']
+    assert found.loc['one view twice', 'a view twice'] == found.loc['one view twice', 'breasts'] == found.loc['CC and MLO swapped', 'breasts']
+    assert (found.flagged >= found[[*REASONS]].max(axis=1)).all() and (found.flagged <= found[[*REASONS]].sum(axis=1)).all()
+    with pytest.raises(SystemExit, match="is of modality 'DM.CM': name runs of one energy"): tool.judge(runs['paper'].run_dir, '')
+    published = pd.read_csv(ROOT/'results'/'ood.csv')
+    for t in (found, published):
+        assert (t.low <= t.share).all() and (t.share <= t.high).all() and (t.patients <= t.breasts).all()
+        np.testing.assert_allclose(t.share, t.flagged/t.breasts, atol=1e-4)
+    assert {tool.AS_IT_IS, 'low energy as subtracted', 'mirrored left to right', 'upside down'} <= set(published.kind[published.data == 'real'])
+    chapter = (ROOT/'nbs'/'07c_familiar.ipynb').read_text()
+    for r in published.itertuples(): assert f'| {r.kind} | {r.flagged} of {r.breasts} | {r.share:.0%} [{r.low:.0%}, {r.high:.0%}] |'.replace('%', ' %') in chapter
+    assert 'tell energies apart' not in chapter
+
+
+def test_sizes_of_sets_are_counted_beside_coverage(data, runs, tmp_path, monkeypatch, capsys):
+    "Single breasts for any model, pairs for one of pairs; the file published adds up, and the chapter quotes it."
+    monkeypatch.syspath_prepend(str(ROOT/'tools'))
+    import count_sets as tool
+    run = runs['clinical']
+    monkeypatch.setattr(sys, 'argv', ['x', str(run.run_dir), '--out', str(tmp_path/'s.csv')])
+    tool.main()
+    found, published = pd.read_csv(tmp_path/'s.csv'), pd.read_csv(ROOT/'results'/'sets.csv')
+    assert found.predicted.tolist() == ['each breast by itself'] and 'three_classes' in capsys.readouterr().out
+    expected = open_experts([run.run_dir])[0].training['certainty']
+    assert found[['one_class', 'two_classes', 'three_classes']].iloc[0].tolist() == expected['sizes']
+    assert found.coverage[0] == pytest.approx(expected['covered'][0], abs=1e-4) and found.breasts[0] == expected['n_test']
+    chapter = (ROOT/'nbs'/'07d_sure.ipynb').read_text()
+    for t in (found, published): assert (t.one_class + t.two_classes + t.three_classes == t.breasts).all()
+    assert published.predicted.tolist() == ['each breast by itself', 'pairs of breasts']
+    for r in published.itertuples():
+        assert f'| {r.predicted} | {r.coverage:.2f} [{r.coverage_low:.2f}, {r.coverage_high:.2f}] | {r.one_class} | {r.two_classes} | {r.three_classes} | {r.auc:.2f} [' in chapter
+
+
 def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_path):
     experts = open_experts([runs['clinical'].run_dir]*2)
     assert (module_path/'clinical'/TRAINING).exists()
@@ -235,27 +280,126 @@ def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, t
     files = [str(data.root/v.file) if (data.root/v.file).exists() else str(next(data.root.rglob(v.file))) for v in case.views.values()]
     cesm_predict([*files, '--run', str(run.run_dir), '--out', str(tmp_path), '--anyway', '--name', 'one'])
     page = (tmp_path/'001-one.html').read_text()
-    assert 'the other breast is not looked at' in page and 'regions on images of other women taught it' in page and 'one, ' in capsys.readouterr().out + page
+    assert 'the contralateral breast is not used' in page and 'for each breast by itself, as here' in page and 'have a set of one class' in page and 'regions on images of other women taught it' in page and 'one, ' in capsys.readouterr().out + page
     assert max(m.max() for m in looked_at(member, prepare_case(case, member), 2).values()) > .99
     site = make_site([run.run_dir], 8123)
     upload = {f'{m}_{v}': Upload(Path(f).name, Path(f).read_bytes()) for (m, v), f in zip(case.views, files)}
-    assert b'the other breast is not looked at' in answer_form(site, dict(anyway='1'), upload)
+    assert b'the contralateral breast is not used' in answer_form(site, dict(anyway='1'), upload)
 
 
 def test_exported_models_carry_what_cases_need(runs, tmp_path):
     folder = export_expert(runs['clinical'].run_dir, tmp_path/'model')
     assert open_experts([folder])[0].training['n_train'] > 0
     path = folder/TRAINING
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict(weights='another')))
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != 'digest'} | dict(weights='another')))
     with pytest.raises(ValueError, match='training.json is about other weights'): open_experts([folder])
     (folder/'preparation.json').write_text('{}')
-    with pytest.raises(ValueError, match='preparation.json cannot be read: export the run again'): open_member(folder)
+    with pytest.raises(ValueError, match='preparation.json: tensors is absent, expected an object: export the run again'): open_member(folder)
     (folder/'preparation.json').unlink()
-    with pytest.raises(ValueError, match='preparation.json is absent: export the run again'): open_member(folder)
+    with pytest.raises(OSError, match='preparation.json is absent: export the run again'): open_member(folder)
     with pytest.raises(ValueError, match='is absent: name a run folder'): open_member(tmp_path/'nowhere')
     for revision in ('main', '0123abc', 'A'*40, '0'*41): # branches move, short commits may be somebody else's
         with pytest.raises(ValueError, match='with a commit of 40 hexadecimal digits'): open_member(f'somebody/model@{revision}')
     with pytest.raises(ValueError, match='no model: name a run folder'): open_experts([])
+
+
+def put(content, at, value):
+    "Set or, where `value` is DROP, delete a value of JSON at a path of keys."
+    *keys, last = at.split('.')
+    for k in keys: content = content[int(k) if isinstance(content, list) else k]
+    if value is DROP: del content[last]
+    else: content[int(last) if isinstance(content, list) else last] = value
+
+
+DROP, NAN, INF = object(), float('nan'), float('inf')
+DAMAGE = { # file of an export -> (key, value, words of the refusal)
+    TRAINING: [
+        ('certainty.temperature', 0, 'certainty.temperature is 0, expected a number in (0, inf)'), ('certainty.temperature', NAN, 'certainty.temperature is nan'),
+        ('certainty.temperature', '1', "certainty.temperature is '1'"), ('certainty.temperature', None, 'certainty.temperature is None'),
+        ('certainty.limit', NAN, 'certainty.limit is nan'), ('certainty.limit', -.1, 'certainty.limit is -0.1'), ('certainty.limit', .123, 'has changed since it was written'),
+        ('certainty.covered', [.9], 'certainty.covered is [0.9], expected a list of 3'), ('certainty.calls', {}, 'certainty.calls.malignant is absent'),
+        ('certainty.calls.malignant', dict(threshold=NAN), 'certainty.calls.malignant.threshold is nan'), ('certainty', DROP, 'certainty is absent'),
+        ('certainty.scores', 7, 'certainty.scores is 7, expected an object'), ('features.limit', INF, 'features.limit is inf'), ('features.limit', 0, 'features.limit is 0'),
+        ('features.centre.3', NAN, 'features.centre[3] is nan'), ('features.scale.0', 0, 'features.scale[0] is 0'), ('features.axes.0', [1.], 'features holds rows of [1, '),
+        ('signatures', {}, 'signatures.CC is absent'), ('signatures.CC.spread', [1.], 'signatures.CC holds rows of'), ('signatures.CC', [], 'signatures.CC is []'),
+        ('phantom', False, 'phantom is False, the model says True'), ('phantom', 'no', "phantom is 'no'"), ('weights', 'x', 'is about other weights'), ('n_train', 2.5, 'n_train is 2.5')],
+    'preparation.json': [
+        ('age_years', NAN, 'age_years is nan, expected a number in [0, 120]'), ('density', INF, 'density is inf'), ('tensors.image_size', 0, 'tensors.image_size is 0'),
+        ('tensors.image_size', 64, 'image_size is 64, but 32 in config.json'), ('tensors.modality', 'DM', "modality is 'DM', but 'CM' in config.json"),
+        ('tensors.modality', [], 'tensors.modality is []'), ('tensors.clahe_clip', NAN, 'tensors.clahe_clip is nan'), ('tensors.clahe_clip', 3., 'has changed since it was written'),
+        ('phantom', False, 'phantom is False, but True in config.json'), ('phantom', DROP, 'phantom is absent'), ('precision', 'float8', "precision is 'float8'"),
+        ('tensors', None, 'tensors is None, expected an object'), ('files', dict.fromkeys(['config.json'], 'x'), 'config.json has changed since it was exported')],
+    'config.json': [
+        ('width', 'x', "width is 'x'"), ('width', -8, 'holds no readable model'), ('n_heads', 0, 'n_heads=0 does not divide'), ('drop_rate', NAN, 'drop_rate is nan'),
+        ('model', 'gpt', "model is 'gpt', expected one of"), ('model', [], 'model is []'), ('weights_source', DROP, 'weights_source is absent'), ('facts', [], 'facts is []'),
+        ('backbones', 'resnet', "timm has no model 'resnet'"), ('backbones', None, 'backbones is None'), ('views', 'LM', "views='LM'"), ('num_classes', 2, 'holds no readable model'),
+        ('facts.phantom', False, 'has changed since it was exported'), ('mask_missing_views', False, 'has changed since it was exported')]}
+
+
+def refusal(folder, case):
+    "The sentence that ends the use of a folder; an answer or an unforeseen error fails."
+    with pytest.raises((ValueError, OSError)) as e: predict_case(case, open_experts([folder]), anyway=True)
+    assert is_refusal(e.value) and 'unforeseen' not in explain_error(e.value), e.value
+    return explain_error(e.value)
+
+
+def test_damaged_exports_are_refused_in_a_sentence(data, runs, tmp_path):
+    "Values, bytes, weights: each names the file, and a value the key; no damage ends in an answer, or in an error nobody foresaw."
+    good, bad = export_expert(runs['clinical'].run_dir, tmp_path/'good'), tmp_path/'bad'
+    case = next(cases_of(data, 'CM', runs['clinical']))[0]
+    assert np.isfinite(predict_case(case, open_experts([good]), anyway=True).prob).all()
+    for name, values in DAMAGE.items():
+        for key, value, words in values:
+            shutil.copytree(good, bad)
+            content = json.loads((bad/name).read_text())
+            put(content, key, value)
+            if 'was written' not in words: content.pop('digest', None) # as of older versions: the value itself is refused
+            (bad/name).write_text(json.dumps(content))
+            said = refusal(bad, case)
+            assert words in said and (name in said or 'holds no readable model' in said or 'exported' in words), (name, key, said)
+            shutil.rmtree(bad)
+    half = lambda path: path.write_bytes(path.read_bytes()[:path.stat().st_size//2])
+    ways = dict(empty=lambda p: p.write_bytes(b''), half=half, bytes=lambda p: p.write_bytes(b'\xff\xfe\0'*9), list=lambda p: p.write_text('[1]'),
+                deep=lambda p: p.write_text('['*10**5), folder=lambda p: (p.unlink(), p.mkdir()), pipe=lambda p: (p.unlink(), os.mkfifo(p)), loop=lambda p: (p.unlink(), p.symlink_to(p)))
+    for name in (*DAMAGE, 'model.safetensors'):
+        for how, damage in ways.items():
+            shutil.copytree(good, bad)
+            damage(bad/name)
+            if (name, how) == (TRAINING, 'loop'): assert 'nothing is known' in predict_case(case, open_experts([bad])).doubts[0] # absent
+            else: assert str(bad) in refusal(bad, case), (name, how)
+            shutil.rmtree(bad)
+
+
+def test_weights_that_are_not_finite_name_no_class(data, runs, tmp_path):
+    from safetensors.torch import load_file, save_file
+    folder = export_for_cases(runs['clinical'].run_dir, tmp_path/'export')
+    case, member = next(cases_of(data, 'CM', runs['clinical']))[0], open_member(folder)
+    weights = load_file(folder/'model.safetensors')
+    weights['head.4.bias'][1] = NAN
+    save_file(weights, folder/'model.safetensors')
+    with pytest.raises(ValueError, match='model.safetensors: head.4.bias has values that are not finite'): open_member(folder)
+    member.net.head[4].bias.data[1] = NAN # however it came to be
+    with pytest.raises(ValueError, match='gives the probabilities .*nan.*, expected finite ones'): ask(member, [prepare_case(case, member)])
+
+
+def test_a_damaged_description_of_a_run_is_made_again(data, runs, tmp_path, capsys):
+    folder = shutil.copytree(runs['clinical'].run_dir, tmp_path/'run')
+    case = next(cases_of(data, 'CM', runs['clinical']))[0]
+    own, path = predict_case(case, open_experts([folder]), anyway=True), folder/TRAINING
+    content, sound = json.loads(path.read_text()), path.read_bytes()
+    put(content, 'certainty.temperature', 0)
+    path.write_text(json.dumps(content))
+    again = predict_case(case, open_experts([folder]), anyway=True)
+    assert 'training.json: certainty.temperature is 0, expected a number in (0, inf): it is made again' in capsys.readouterr().out
+    assert (again.prob == own.prob).all() and again.classes == own.classes and path.read_bytes() == sound
+    config, status = folder/'config.json', folder/'status.json'
+    config.write_text(config.read_text().replace('"phantom": true', '"phantom": false'))
+    with pytest.raises(ValueError, match='config.json has changed since the run finished'): open_member(folder)
+    status.unlink() # nothing says what the file was; the data and the tensors do
+    with pytest.raises(ValueError, match='config.json: phantom is False, but .*phantom.json is there'): open_member(folder)
+    stored = json.loads(config.read_text())
+    config.write_text(json.dumps(stored | dict(settings=stored['settings'] | dict(data_root=''))))
+    with pytest.raises(ValueError, match='config.json: phantom is False, but True in .*settings.json'): open_member(folder)
 
 
 def test_an_export_answers_where_the_run_is_gone(data, runs, tmp_path):

@@ -19,7 +19,7 @@ def describe(runs, table):
     if len(about) > 1: raise SystemExit(f'the runs are of several kinds, {sorted(about)}: name those of one')
     names = ('data', 'model', 'backbones', 'image_size')
     front = pd.DataFrame([dict(zip(names, about.pop()), runs=len(runs))]*len(table))
-    return pd.concat([front, table.rename_axis('reason').reset_index()], axis=1).round(4)
+    return pd.concat([front, table.rename_axis(table.index.name or 'reason').reset_index()], axis=1).round(4)
 
 
 def write(found, path):

@@ -1,0 +1,124 @@
+"""Hand in test breasts of runs as what they are not, and count how many the checks of chapter 07c flag, beside false rejections.
+
+    python tools/count_ood.py RUN [RUN ...] [--data FOLDER] [--sample N] [--out results/ood.csv]
+
+Each test breast is read from its files like a case and handed in as it is (a flag is a false rejection), with its images of the other
+energy where they are there, and altered in each way of `KINDS`, of which --sample takes N test breasts of each run alone. Several runs of one setting, such as the folds of a cross-validation, count together. With --out the rows of that model and
+data are written, or written anew, among those of others: counts of breasts and patients, and nothing of a single one."""
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from count_refusals import describe, write
+from tqdm import tqdm
+
+from cesm_nb.alike import read_own
+from cesm_nb.ask import open_member, prepare_case
+from cesm_nb.data import breasts, read_dataset
+from cesm_nb.dicom import read_case
+from cesm_nb.familiar import REASONS, doubts, fit_training
+from cesm_nb.intervals import patient_share
+from cesm_nb.runs import read_config
+
+AS_IT_IS, OTHER_ENERGY = 'as it is', 'the other energy'
+NAMES = dict(CM='low energy as subtracted', DM='subtracted as low energy')
+
+
+def each(change): return lambda own: {k: np.ascontiguousarray(change(v)) for k, v in own.items()}
+
+
+def pairs(change): return lambda own: change(own) if len(own) == 2 else None
+
+
+def swap(own):
+    one, two = own
+    return {one: own[two], two: own[one]}
+
+
+def crop(image, share):
+    "The middle of an image, as one who zooms in keeps it."
+    h, w = image.shape
+    y, x = int(h*(1 - share)/2), int(w*(1 - share)/2)
+    return image[y:h - y, x:w - x]
+
+
+KINDS = { # what is handed in -> function of the images by view; None where it does not apply
+    AS_IT_IS: each(lambda v: v),
+    'mirrored left to right': each(lambda v: v[:, ::-1]), 'upside down': each(lambda v: v[::-1]),
+    'on its side': each(lambda v: np.rot90(v)), 'CC and MLO swapped': pairs(swap),
+    'one view twice': pairs(lambda own: dict.fromkeys(own, next(iter(own.values())))),
+    'upper half alone': each(lambda v: v[:v.shape[0]//2]), 'middle 70 % of each side': each(lambda v: crop(v, .7)),
+    'grey levels inverted': each(lambda v: 255 - v),
+    'twice as bright': each(lambda v: cv2.convertScaleAbs(v, alpha=2))}
+
+
+def list_paths(images, modality):
+    "(patient_id, side) -> view -> path of the images that are there, the first copy of each."
+    t = images[(images.modality == modality) & images.path.notna()].sort_values('copy')
+    return {k: dict(zip(g.view[::-1], g.path[::-1])) for k, g in t.groupby(['patient_id', 'side'])}
+
+
+def read_images(paths): return {v.view: v.image for v in read_case([*paths.values()]).views.values()}
+
+
+def hand_in(case, images):
+    "The case with other images: view -> image."
+    return case._replace(views={k: v._replace(image=images[v.view]) for k, v in case.views.items()})
+
+
+def alter(case, other):
+    "Kind -> altered case; `other`: paths of the images of the other energy by view."
+    own = {v.view: v.image for v in case.views.values()}
+    found = {k: change(own) for k, change in KINDS.items()}
+    if set(own) <= set(other): found[OTHER_ENERGY] = read_images({v: other[v] for v in own})
+    return {k: hand_in(case, images) for k, images in found.items() if images is not None}
+
+
+def judge(run, data_root, sample=None):
+    "A row per test breast and kind of a run: kind, patient_id, and a bool for each of `REASONS`; `sample`: breasts that are altered."
+    member = open_member(run)
+    modality = member.preparation['tensors']['modality']
+    if modality not in NAMES: raise SystemExit(f'{run} is of modality {modality!r}: name runs of one energy')
+    own = read_own(member)
+    about, images = fit_training(member, own), read_dataset(data_root or read_config(run)['settings']['data_root']).images
+    of_run, others = (list_paths(images, m) for m in (modality, 'CM' if modality == 'DM' else 'DM'))
+    table, rows = breasts(images, modality).merge(own.table.query("split == 'test'")[['patient_id', 'side']]), []
+    altered = set(table.sample(min(len(table), len(table) if sample is None else sample), random_state=0).index)
+    for i, b in enumerate(tqdm(table.to_dict('records'), Path(run).name, unit='breast')):
+        key, density = (b['patient_id'], b['side']), b['density'] if isinstance(b['density'], str) else ''
+        case = read_case([*of_run[key].values()], age_years=b['age_years'], density=density)
+        cases = {k: c for k, c in alter(case, others.get(key, {})).items() if i in altered or k in (AS_IT_IS, OTHER_ENERGY)}
+        prepared = [prepare_case(c, member) for c in cases.values()]
+        for kind, (said, _) in zip(cases, doubts(member, about, prepared, [case.side]*len(cases))):
+            found = {k: any(words in s for s in said) for k, words in REASONS.items()}
+            rows.append(dict(kind=NAMES[modality] if kind == OTHER_ENERGY else kind, patient_id=key[0]) | found)
+    return pd.DataFrame(rows)
+
+
+def count(judged):
+    "Kind -> breasts, patients, how many were flagged with an interval by patient, and by which check."
+    out = {}
+    for kind, t in judged.groupby('kind', sort=False):
+        flagged = t[[*REASONS]].any(axis=1)
+        share, low, high = patient_share(flagged.to_numpy(), t.patient_id)
+        out[kind] = dict(breasts=len(t), patients=t.patient_id.nunique(), flagged=int(flagged.sum()), share=share, low=low, high=high)
+        out[kind] |= {k: int(t[k].sum()) for k in REASONS}
+    kinds = dict.fromkeys(('breasts', 'patients', 'flagged', *REASONS), int) | dict.fromkeys(('share', 'low', 'high'), float)
+    return pd.DataFrame(out).T.rename_axis('kind').astype(kinds)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument('runs', nargs='+', type=Path, help='run folders, their tensors in place')
+    ap.add_argument('--data', default='', help='data set; by default the one of each run')
+    ap.add_argument('--sample', type=int, help='test breasts of each run that are altered; by default all')
+    ap.add_argument('--out', type=Path, help='CSV file')
+    o = ap.parse_args()
+    found = describe(o.runs, count(pd.concat([judge(r, o.data, o.sample) for r in o.runs])))
+    print(found.to_string(index=False))
+    if o.out: write(found, o.out)
+
+
+if __name__ == '__main__': main()

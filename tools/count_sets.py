@@ -1,0 +1,55 @@
+"""Count how many conformal sets hold one, two or three classes, beside how often they hold the true one: for each breast by itself, as a case is predicted, and for pairs.
+
+    python tools/count_sets.py RUN [RUN ...] [--out results/sets.csv]
+
+Several runs of one setting, such as the folds of a cross-validation, are joined as in chapter 07d: each patient is judged by limits from
+others. With --out the rows of that model and data are written, or written anew: counts, and nothing of a single patient."""
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from count_refusals import describe, write
+
+from cesm_nb.alike import predict_held, read_own
+from cesm_nb.ask import open_member
+from cesm_nb.choose import heat
+from cesm_nb.data import PROBS
+from cesm_nb.runs import Run
+from cesm_nb.sure import describe_certainty, join_members
+
+
+def calibrate(table):
+    "Predictions after the temperature of their run, those of training left out."
+    t = table[table.split != 'train'].copy()
+    t[PROBS] = heat(t[PROBS].to_numpy(), describe_certainty(t)['temperature'])
+    return t
+
+
+def summarise(tables):
+    "One row about the joined predictions of runs."
+    c, ends = describe_certainty(join_members([calibrate(t) for t in tables])[0]), ('', '_low', '_high')
+    out = dict(breasts=c['n_test'], patients=c['n_test_women']) | {f'coverage{e}': v for e, v in zip(ends, c['covered'])}
+    out |= dict(zip(('one_class', 'two_classes', 'three_classes'), c['sizes']))
+    return out | {f'{k}{e}': v for k, three in c['scores'].items() for e, v in zip(ends, three)}
+
+
+def count(runs):
+    "A row for single breasts, and one for pairs where the model was trained on pairs."
+    members = [open_member(r) for r in runs]
+    rows = {'each breast by itself': summarise([predict_held(m, read_own(m)) for m in members])}
+    if all(m.net.settings.get('other_breast', 'none') != 'none' for m in members):
+        rows['pairs of breasts'] = summarise([Run.open(r).predictions for r in runs])
+    return pd.DataFrame(rows).T.rename_axis('predicted').convert_dtypes()
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument('runs', nargs='+', type=Path, help='run folders, their tensors in place')
+    ap.add_argument('--out', type=Path, help='CSV file')
+    o = ap.parse_args()
+    found = describe(o.runs, count(o.runs))
+    print(found.to_string(index=False))
+    if o.out: write(found, o.out)
+
+
+if __name__ == '__main__': main()
