@@ -77,7 +77,7 @@ def _who(table, key, path):
         raise ValueError(f'{path} line {bad.idxmax() + 2}: {text[bad].iloc[0]!r}: expected {form}')
     return out.assign(patient_id=out.patient_id.astype(int))
 
-# %% ../nbs/06e_leaks.ipynb #961e5ead
+# %% ../nbs/06e_leaks.ipynb #4f0d6b38
 def _read_lists(folder):
     "Join lists of image names, a text file a part; raise ValueError where parts are unclear."
     rows, found = [], {}
@@ -95,6 +95,7 @@ def _read_lists(folder):
             'text file for each part of one fold, such as train.txt and test.txt')
     return pd.DataFrame(rows, columns=['image_name', 'split'])
 
+# %% ../nbs/06e_leaks.ipynb #961e5ead
 def read_foreign(
     path:str|Path, # CSV: split, and image_name or patient_id (and side); or a folder of lists
 ) -> pd.DataFrame: # patient_id, side ('' for a split by patient), image ('' else), split
