@@ -50,7 +50,9 @@ def reading(
 
 
 # %% ../nbs/00l_guards.ipynb #3f1c07a2
-_WORDS = {bool: 'true or false', str: 'a text', dict: 'an object', list: 'a list', None: 'null'}
+_WORDS = {
+    bool: 'true or false', int: 'a whole number', str: 'a text', dict: 'an object', list: 'a list',
+    None: 'null'}
 
 def _describe(form):
     "The words for a form, for a message."
