@@ -20,8 +20,8 @@ NAMES = ('accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant'
          'auc_abnormal', 'sensitivity_abnormal', 'specificity_abnormal', 'brier', 'log_loss')
 LINE = ('calibration_slope', 'calibration_intercept') # a fit for every draw: fewer draws
 REPEATED = ('accuracy', 'auc')
-RETRAINED = [ # patients, seeds, whether every seed deals other folds
-    (260, 3, True), (150, 3, True), (280, 3, True), (260, 3, False), (260, 2, True), (260, 5, True)]
+RETRAINED = [ # patients, seeds, whether every seed deals other folds, share of the sets
+    (260, 3, True, 1), (150, 3, True, .6), (280, 3, True, .6), (260, 3, False, .6)]
 SIMPLE, DEALT, SAME = 'predictions drawn', 'trained, folds dealt anew', 'trained, same folds and other weights'
 
 
@@ -38,10 +38,11 @@ def repeated(a, n, seeds, spread):
     return found.assign(part='repeated', design=SIMPLE, drawn=drawn, seeds=seeds, sets=a.repeated_sets, patients=n, breasts=2*n, draws=200)
 
 
-def retrained(a, n, seeds, dealt):
+def retrained(a, n, seeds, dealt, share):
     "Cross-validations with training: patients drawn, folds dealt by every seed or once."
-    found = coverage_retrained(a.retrained_sets, n, 5, seeds, dealt, 100).reset_index()
-    return found.assign(part='retrained', design=DEALT if dealt else SAME, drawn='patients and seeds', seeds=seeds, sets=a.retrained_sets,
+    sets = round(share*a.retrained_sets)
+    found = coverage_retrained(sets, n, 5, seeds, dealt, 100).reset_index()
+    return found.assign(part='retrained', design=DEALT if dealt else SAME, drawn='patients and seeds', seeds=seeds, sets=sets,
                         patients=n, breasts=2*n, draws=100)
 
 
@@ -52,7 +53,7 @@ def main():
     ap.add_argument('--patients', type=int, nargs='+', default=[43, 150, 283],
                     help='patients in a set, two breasts each: a test set of the paper, a larger one, all of CDD-CESM')
     ap.add_argument('--seeds', type=int, nargs='+', default=[3, 5], help='trainings of each set')
-    ap.add_argument('--retrained-sets', type=int, default=500, help='sets on which models are trained')
+    ap.add_argument('--retrained-sets', type=int, default=500, help='sets on which models are trained, most of them for one design')
     ap.add_argument('--only', choices=['single', 'repeated', 'retrained'], help='make these rows alone, and keep the others of --out')
     ap.add_argument('--draws', type=int, default=1000)
     ap.add_argument('--jobs', type=int, default=1, help='processes')
