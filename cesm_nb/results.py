@@ -215,14 +215,15 @@ def repeat_tables(grid, tests, n_draws):
 def _caption(grid, title, phantom, seeds):
     "What a reader has to know of every table."
     how = f'{grid.n_folds} folds' if grid.n_folds else 'one 70/15/15 split for each seed'
+    if grid.test_patients: how = f'tested on {len(grid.test_patients)} held-out patients'
     for k, v in grid.variants.items():
         if (own := v.get('n_folds', grid.n_folds)) != grid.n_folds: how += f' ({k}: {own})'
-    folds = ('95 % intervals over women and seeds; changes are paired, on the same breasts; '
+    folds = ('95 % intervals over patients and seeds; changes are paired, on the same breasts; '
              'p values are corrected for the number of pairs (Holm)')
-    split = ('95 % intervals of a run are over its women, those of the mean are corrected for runs '
-             'that share breasts')
+    split = ('95 % intervals of a run are over its patients, those of the mean are corrected for '
+             'runs that share breasts')
     start = 'PHANTOM. ' if phantom else ''
-    return f'{start}{title}: {how}, {seeds}; {folds if grid.n_folds else split}'
+    return f'{start}{title}: {how}, {seeds}; {folds if shares_tests(grid) else split}'
 
 # %% ../nbs/05k_results.ipynb #3be10f03
 PREDICTIONS = 'predictions.csv.gz'
