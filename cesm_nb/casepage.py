@@ -95,6 +95,7 @@ _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 {% endfor %}
 <h2>The models</h2>{% for m in models %}<p>{{ m }}</p>{% endfor %}'''
 
+# %% ../nbs/07e_casepage.ipynb #ca5e0010
 def _span(v): # [value, low, high] -> text
     if not v or v[0] is None: return 'not known'
     text = f'{v[0]:.2f}' + (f' [{v[1]:.2f}, {v[2]:.2f}]' if None not in v[1:] else '')

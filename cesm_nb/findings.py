@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEAD', 'MORE', 'CONTROL', 'READER', 'NOT_RUN', 'NOT_SCORED', 'OUTLINES', 'TESTED', 'DRAWN', 'NOT_DRAWN', 'lead_rows',
-           'lead_table', 'say_outcome', 'say_replication', 'confirmation_table', 'say_confirmation', 'say_reach',
-           'lead_scores', 'plot_lead', 'say_finding']
+           'lead_table', 'say_outcome', 'say_replication', 'confirmation_table', 'say_confirmation', 'say_composition',
+           'say_reach', 'lead_scores', 'plot_lead', 'say_finding']
 
 # %% ../nbs/05l_findings.ipynb #21694d6c
 import matplotlib.pyplot as plt
@@ -184,6 +184,23 @@ def say_confirmation(
         f'{row(found, "regions").value:.3f}, a difference of '
         f'{say_change(found["differences"], "clinical -> regions")}. Without outlines, the linear '
         f'probe reaches {" and ".join(probes)}.')
+
+def say_composition(
+    roots:tuple=('.', '..'), # where `results/` may be
+) -> str: # some sentences; empty where it is not published
+    "Say how much of the difference between held-out and out-of-fold scores is the mix of labels."
+    found, honest = read_results('confirmation', roots), read_results(_HONEST[0], roots)
+    if not (found and honest and 'composition' in found): return ''
+    t, parts = found['composition'].loc[_HONEST[1]], []
+    for title, k in (('macro AUC', 'auc'), ('malignant against rest', 'auc_malignant'),
+                     ('abnormal against normal', 'auc_abnormal')):
+        own = t[t.score == k].set_index('mix').value
+        before = honest['scores'].loc[_HONEST[1]].set_index('score').value[k]
+        parts.append(f'{title} {own["as it is"]:.3f} as it is, {own["weighted"]:.3f} weighted, '
+                     f'{before:.3f} out of fold')
+    return ('The held-out patients have more pairs of benign breasts. Weighted to the mix of labels '
+            'of the other patients (own and contralateral breast), the linear probe on both breasts '
+            f'has: {"; ".join(parts)}.')
 
 
 # %% ../nbs/05l_findings.ipynb #b0095029

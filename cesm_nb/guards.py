@@ -106,6 +106,7 @@ def check_form(
     if not _fits(value, form):
         raise ValueError(f'{at} is {value!r:.60}, expected {_describe(form)}')
 
+# %% ../nbs/00l_guards.ipynb #3f1c07a5
 def read_json(
     path:str|Path, # a file that holds one object
     advice:str, # what to do where it does not

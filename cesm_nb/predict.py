@@ -122,8 +122,7 @@ def export_expert(
 # %% ../nbs/07_predict.ipynb #0ab7a807
 _OF = dict(
     alone='', together='of the mean of the models, on breasts held back by all of them',
-    single='of single models, each on breasts it held back and by limits from other patients: '
-        'no breasts were held back by all',
+    single='of single models, each on breasts it held back: no breasts were held back by all',
     first='of the first model alone: exported models do not hold the breasts to measure a mean')
 
 def _held_back(expert):

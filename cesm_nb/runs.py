@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'CHECKPOINTS', 'BEST', 'STATE', 'run_file', 'write_atomic', 'remove_leftovers', 'clean_run', 'write_csv',
-           'write_json', 'digest_file', 'read_status', 'check_digests', 'write_sealed', 'read_sealed', 'seal_run',
+           'write_json', 'digest_file', 'read_status', 'write_sealed', 'read_sealed', 'check_digests', 'seal_run',
            'read_config', 'find_folder', 'read_rows', 'read_parts', 'read_predictions', 'read_history',
            'check_manifest', 'find_commit', 'find_run', 'compare_rows', 'Run', 'pool_tests']
 
@@ -83,6 +83,7 @@ def clean_run(
 
 def write_csv(table, path): write_atomic(path, table.to_csv(index=False).encode())
 
+# %% ../nbs/04a_runs.ipynb #4fd9e0dc
 def _without_nan(value): # null in its place, which every program reads
     if isinstance(value, dict): return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_without_nan(v) for v in value]
@@ -116,20 +117,7 @@ def read_status(
     if best > run: raise ValueError(f'{path}: best_epoch {best} is above epochs_run {run}: {_REDO}')
     return status
 
-# %% ../nbs/04a_runs.ipynb #55acd6ea
-def check_digests(
-    run_dir:str|Path, # run folder
-    *names:str, # files in it
-):
-    "Raise ValueError where a file is not the one that the run wrote when it ended."
-    digests = read_status(run_dir).get('digests', {})
-    for name in names:
-        path = Path(run_dir)/name
-        if name in digests and path.exists() and digest_file(path) != digests[name]:
-            raise ValueError(f'{path} has changed since the run finished: {_REDO}; '
-                             'where a training was cut off, '
-                             'run it to its end')
-
+# %% ../nbs/04a_runs.ipynb #55acd6eb
 def _digest(content): # of JSON, its own digest left out
     plain = json.dumps({k: v for k, v in content.items() if k != 'digest'}, sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()
@@ -152,6 +140,20 @@ def read_sealed(
     if found.get('digest', own := _digest(found)) == own: return found
     raise ValueError(f'{path} has changed since it was written: {advice}')
 
+# %% ../nbs/04a_runs.ipynb #55acd6ea
+def check_digests(
+    run_dir:str|Path, # run folder
+    *names:str, # files in it
+):
+    "Raise ValueError where a file is not the one that the run wrote when it ended."
+    digests = read_status(run_dir).get('digests', {})
+    for name in names:
+        path = Path(run_dir)/name
+        if name in digests and path.exists() and digest_file(path) != digests[name]:
+            raise ValueError(f'{path} has changed since the run finished: {_REDO}; '
+                             'where a training was cut off, '
+                             'run it to its end')
+
 def seal_run(
     run_dir:str|Path, # run folder
     status:dict=None, # what `status.json` says beside digests; None: what it says now
@@ -162,6 +164,18 @@ def seal_run(
     present = [k for k in (*_SEALED, *more) if (Path(run_dir)/k).exists()]
     digests = status.get('digests', {}) | {k: digest_file(Path(run_dir)/k) for k in present}
     write_json(status | dict(digests=digests), run_file(run_dir, 'status'))
+
+# %% ../nbs/04a_runs.ipynb #b32e2d6e
+def _check_phantom(config):
+    "Raise ValueError where the data or tensors of a run say otherwise whether they are a phantom."
+    root, tensors = (config['settings'].get(k) for k in ('data_root', 'tensor_dir'))
+    if root and (note := Path(root)/PHANTOM_NAME).exists() and not config['phantom']:
+        raise ValueError(f'phantom is False, but {note} is there')
+    try: made = read_json(path := Path(tensors or '.')/'settings.json', '')
+    except (ValueError, OSError): return # refused where tensors are used
+    of_run = made.get('data') == config['data_fingerprint']
+    if of_run and made.get('phantom', config['phantom']) is not config['phantom']:
+        raise ValueError(f'phantom is {config["phantom"]}, but {made["phantom"]} in {path}')
 
 # %% ../nbs/04a_runs.ipynb #b32e2d6d
 _CONFIG = dict(
@@ -184,17 +198,6 @@ def _check_finished(config):
     if asked != switches:
         raise ValueError(f'has switches {switches}, but its settings mean {asked}')
     if not isinstance(config.get('precision'), str): raise ValueError("has no 'precision'")
-
-def _check_phantom(config):
-    "Raise ValueError where the data or tensors of a run say otherwise whether they are a phantom."
-    root, tensors = (config['settings'].get(k) for k in ('data_root', 'tensor_dir'))
-    if root and (note := Path(root)/PHANTOM_NAME).exists() and not config['phantom']:
-        raise ValueError(f'phantom is False, but {note} is there')
-    try: made = read_json(path := Path(tensors or '.')/'settings.json', '')
-    except (ValueError, OSError): return # refused where tensors are used
-    of_run = made.get('data') == config['data_fingerprint']
-    if of_run and made.get('phantom', config['phantom']) is not config['phantom']:
-        raise ValueError(f'phantom is {config["phantom"]}, but {made["phantom"]} in {path}')
 
 def read_config(
     run_dir:str|Path, # run folder

@@ -48,9 +48,7 @@ It started from: {{ weights_source }}.
 Code: {{ repo_url }}
 """
 
-# %% ../nbs/03a_share.ipynb #bb219bfb
-_COMMIT = re.compile('[0-9a-f]{40}')
-
+# %% ../nbs/03a_share.ipynb #bb219c01
 _FORMS = {int: int, float: '(-inf, inf)', bool: bool, str: str, Optional[bool]: (None, bool)}
 
 def _check_saved(kind, folder):
@@ -65,6 +63,9 @@ def _check_finite(model, folder):
     for k, v in model.state_dict().items():
         if v.isfinite().all(): continue
         raise ValueError(f'{folder}/model.safetensors: {k} has values that are not finite')
+
+# %% ../nbs/03a_share.ipynb #bb219bfb
+_COMMIT = re.compile('[0-9a-f]{40}')
 
 class SharedModel(
     PyTorchModelHubMixin, library_name='cesm_nb', license='apache-2.0',

@@ -189,7 +189,9 @@ def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatc
         np.testing.assert_allclose(t.share, t.flagged/t.breasts, atol=1e-4)
     assert {tool.AS_IT_IS, 'low energy as subtracted', 'mirrored left to right', 'upside down'} <= set(published.kind[published.data == 'real'])
     chapter = (ROOT/'nbs'/'07c_familiar.ipynb').read_text()
-    for r in published.itertuples(): assert f'| {r.kind} | {r.flagged} of {r.breasts} | {r.share:.0%} [{r.low:.0%}, {r.high:.0%}] |'.replace('%', ' %') in chapter
+    percent = lambda v: f'{100*v:.0f} %'
+    for r in published.itertuples():
+        assert f'| {r.kind} | {r.flagged} of {r.breasts} | {percent(r.share)} [{percent(r.low)}, {percent(r.high)}] |' in chapter
     assert 'tell energies apart' not in chapter
 
 

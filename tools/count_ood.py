@@ -3,8 +3,9 @@
     python tools/count_ood.py RUN [RUN ...] [--data FOLDER] [--sample N] [--out results/ood.csv]
 
 Each test breast is read from its files like a case and handed in as it is (a flag is a false rejection), with its images of the other
-energy where they are there, and altered in each way of `KINDS`, of which --sample takes N test breasts of each run alone. Several runs of one setting, such as the folds of a cross-validation, count together. With --out the rows of that model and
-data are written, or written anew, among those of others: counts of breasts and patients, and nothing of a single one."""
+energy where they are there, and altered in each way of `KINDS`; with --sample, N random breasts of the first run are altered. Several
+runs of one setting, such as the folds of a cross-validation, count together. With --out the rows of that model and data are written, or
+written anew, among those of others: counts of breasts and patients, and nothing of a single one."""
 import argparse
 from pathlib import Path
 
@@ -113,10 +114,10 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument('runs', nargs='+', type=Path, help='run folders, their tensors in place')
     ap.add_argument('--data', default='', help='data set; by default the one of each run')
-    ap.add_argument('--sample', type=int, help='test breasts of each run that are altered; by default all')
+    ap.add_argument('--sample', type=int, help='how many random test breasts of the first run are altered; by default all of all runs')
     ap.add_argument('--out', type=Path, help='CSV file')
     o = ap.parse_args()
-    found = describe(o.runs, count(pd.concat([judge(r, o.data, o.sample) for r in o.runs])))
+    found = describe(o.runs, count(pd.concat([judge(r, o.data, 0 if i and o.sample is not None else o.sample) for i, r in enumerate(o.runs)])))
     print(found.to_string(index=False))
     if o.out: write(found, o.out)
 

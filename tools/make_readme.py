@@ -11,7 +11,9 @@ from pathlib import Path
 
 from cesm_nb.figures import save_figure
 from cesm_nb.findings import (
-    MORE, lead_scores, lead_table, plot_lead, say_confirmation, say_finding, say_outcome, say_reach, say_replication)
+    MORE, confirmation_table, lead_scores, lead_table, plot_lead, say_composition, say_confirmation,
+    say_finding, say_outcome, say_reach, say_replication)
+from cesm_nb.results import read_results
 from cesm_nb.tables import to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +26,11 @@ def make_blocks(
     "Word the finding and its confirmation; put the tables, the primary outcome and its power under each other."
     found = '\n\n'.join(filter(None, (say_finding((root,)), say_confirmation((root,)))))
     words = ' '.join(filter(None, (say_outcome((root,)), say_reach((root,)), say_replication((root,)))))
-    tables = '\n\n'.join(to_markdown(lead_table((root,), *which)) for which in ((), (MORE,)))
+    tables = [lead_table((root,), *which) for which in ((), (MORE,))]
+    if read_results('confirmation', (root,)):
+        tables.append(confirmation_table((root,), ('auc', 'auc_malignant', 'auc_abnormal')).reset_index(level=1))
+    tables = '\n\n'.join(map(to_markdown, tables))
+    words += '\n\n' + say_composition((root,)) if say_composition((root,)) else ''
     return dict(finding=f'\n\n{found}\n\n', results=f'\n\n{tables}\n\n{words}\n\n')
 
 
