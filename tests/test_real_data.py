@@ -1,12 +1,14 @@
 "Facts of the real annotation files, as published and as measured; skipped, visibly, where the files are not there."
+import json
 from itertools import islice
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
-from cesm_nb import data, quality, roi, splits
-from conftest import REAL
+from cesm_nb import data, quality, results, roi, splits, stats
+from conftest import REAL, ROOT
 
 pytestmark = pytest.mark.skipif(not REAL.exists(), reason=f'real images are not at {REAL}')
 
@@ -115,3 +117,14 @@ def plain_clahe(image, outlines):
         box = roi._box(points, image.shape)
         np.copyto(out[box], cv2.createCLAHE(2., (8, 8)).apply(image[box].copy()), where=roi.roi_mask([points], image.shape)[box] > 0)
     return out
+
+
+@pytest.mark.parametrize('folder', sorted(f.parent for f in (ROOT/'results').rglob('predictions.csv.gz')), ids=lambda f: f.name)
+def test_published_scores_follow_from_published_predictions(folder):
+    "Whoever has the sheet computes the published scores from the published probabilities; the images are not needed."
+    tests = results.read_predictions_of_grid(folder, data.read_dataset(REAL), json.loads((folder/'settings.json').read_text()))
+    stored = pd.read_csv(folder/'scores.csv').set_index(['variant', 'score'])
+    for variant, seeds in tests.items():
+        for name in ('auc', 'accuracy', 'auc_malignant', 'macro_f1'):
+            values = [stats.weighted_scores(t.label.to_numpy(), t[data.PROBS].to_numpy(), np.ones((1, len(t))))[name][0] for t in seeds.values()]
+            assert np.mean(values) == pytest.approx(stored.value[variant, name], abs=1e-9)

@@ -23,6 +23,7 @@ from cesm_nb.data import PROBS
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
+from describe_confirmation import name_strata, weigh
 from make_readme import fill, make_blocks
 
 PUBLISHED = sorted((ROOT/'results').rglob('settings.json'))
@@ -77,6 +78,26 @@ def odd_audit(s, folder):
 
 @pytest.mark.parametrize('path', PUBLISHED, ids=names)
 def test_published_results_are_fit_to_quote(path): assert find_odd(path) == []
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'results').rglob('predictions.csv.gz')), ids=names)
+def test_published_predictions_hold_probabilities_alone(path):
+    "No label, age, density or text; each test breast once per variant and seed; the seeds that settings.json names."
+    t, s = pd.read_csv(path), json.loads((path.parent/'settings.json').read_text())
+    assert [*t] == ['variant', 'seed', 'fold', 'patient_id', 'side', 'split', *PROBS]
+    assert not t.duplicated(['variant', 'seed', 'patient_id', 'side']).any() and set(t.split) == {'test'}
+    np.testing.assert_allclose(t[PROBS].sum(axis=1), 1, atol=1e-5)
+    assert {v: sorted(seeds.unique()) for v, seeds in t.groupby('variant').seed} == {v: n for v, n in s['seeds'].items() if n}
+    if s['grid'].get('test_patients'): assert set(t.patient_id) == set(s['grid']['test_patients'])
+
+
+def test_strata_are_weighted_to_another_mix():
+    table = pd.DataFrame([(1, 'L', 1), (1, 'R', 1), (2, 'L', 0), (2, 'R', 2), (3, 'L', 0)], columns=['patient_id', 'side', 'label'])
+    strata = name_strata(table)
+    assert strata.tolist() == ['Benign, Benign', 'Benign, Benign', 'Normal, Malignant', 'Malignant, Normal', 'Normal, none']
+    others = pd.Series(['Benign, Benign', 'Normal, none', 'Normal, none', 'Normal, none'])
+    weights = weigh(strata, others) # strata that the others lack weigh nothing
+    np.testing.assert_allclose(weights/weights.sum(), [.125, .125, 0, 0, .75])
 
 
 def test_every_folder_says_what_made_it():

@@ -21,8 +21,9 @@ def main():
     (ROOT/'nbs'/'favicon.svg').write_text(ICON)
     fig = plot_lead(lead_scores((ROOT,))).figure
     fig.set_size_inches(8, 4.2)
-    fig.suptitle('cesm_nb: who draws the lesion?', fontweight='bold')
-    fig.tight_layout()
+    fig.suptitle('cesm_nb: with lesions outlined, and without', fontweight='bold')
+    fig.tight_layout(rect=(0, .06, 1, 1))
+    fig.legends[0].set_bbox_to_anchor((.5, .09))
     fig.savefig(ROOT/'nbs'/'social.png', dpi=150, metadata={'Software': None})
 
 

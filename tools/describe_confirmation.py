@@ -1,9 +1,10 @@
-"""How much of the difference between two sets of breasts is their mix of labels: published predictions, weighted to another mix.
+"""What published predictions are worth beside the mix of labels they were tested on, and beside the radiologist's BI-RADS.
 
-usage: python tools/compare_composition.py results/confirmation DATA [--out results/confirmation/composition.csv]
-DATA is a copy of the data set, whose sheet holds the labels. A breast belongs to a stratum by its own label and the label of its
+usage: python tools/describe_confirmation.py results/confirmation DATA [--write]
+`--write` writes composition.csv, strata.csv and reader.csv beside the predictions. DATA is a copy of the data set, whose sheet holds the labels. A breast belongs to a stratum by its own label and the label of its
 contralateral breast (or that there is none). The test breasts of the results are weighted so that the strata have the shares that
 they have among all other breasts of DATA; beside it stands the unweighted score. Intervals are 95 %, over test patients.
+The comparison with BI-RADS is paired, on the same breasts, and circular: reader and reference standard share information.
 """
 import argparse
 import json
@@ -12,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cesm_nb.controls import beside_reader
 from cesm_nb.data import CLASSES, KEYS, PROBS, breasts, read_dataset
 from cesm_nb.intervals import bootstrap_weights, interval_ends
-from cesm_nb.results import read_predictions_of_grid
+from cesm_nb.results import PREDICTIONS, read_predictions_of_grid
 from cesm_nb.stats import weighted_scores
 
+READ = ('best', 'best, each breast by itself') # variants that are compared with the radiologist
 SCORES = ('auc', 'auc_malignant', 'auc_abnormal', 'accuracy')
 
 
@@ -69,15 +72,19 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('folder', type=Path)
     ap.add_argument('data', type=Path)
-    ap.add_argument('--out', type=Path)
+    ap.add_argument('--write', action='store_true', help='write the tables beside the predictions')
     a = ap.parse_args()
     table, shares = compare(a.folder, read_dataset(a.data))
     print(shares.to_string(), '\n')
     text = table.assign(text=table.apply(lambda r: f'{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]', axis=1))
-    print(text.pivot(index=['variant', 'mix'], columns='score', values='text')[list(SCORES)].to_string())
-    if a.out:
-        a.out.write_text(table.round(6).to_csv(index=False))
-        shares.to_csv(a.out.with_name('strata.csv'))
+    print(text.pivot(index=['variant', 'mix'], columns='score', values='text')[list(SCORES)].to_string(), '\n')
+    reader = pd.concat([beside_reader(a.folder/PREDICTIONS, a.data, v).assign(variant=v) for v in READ])
+    reader = reader.reset_index().set_index(['variant', 'score'])
+    print(reader.to_string())
+    if not a.write: return
+    (a.folder/'composition.csv').write_text(table.round(6).to_csv(index=False))
+    shares.to_csv(a.folder/'strata.csv')
+    reader.to_csv(a.folder/'reader.csv')
 
 
 if __name__ == '__main__': main()
