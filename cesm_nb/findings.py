@@ -179,8 +179,8 @@ def say_confirmation(
         probes.append(f'{with_interval(row(found, v))} on {title}{before}')
     mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
     return (
-        f'{mark}**Confirmation** on {n.breasts} breasts of {n.patients} patients whose images were '
-        f'opened once, after everything was fixed: outlines change macro AUC from {n.value:.3f} to '
+        f'{mark}**Confirmation** on {n.breasts} breasts of {n.patients} patients on whom no recipe '
+        f'was developed: outlines change macro AUC from {n.value:.3f} to '
         f'{row(found, "regions").value:.3f}, a difference of '
         f'{say_change(found["differences"], "clinical -> regions")}. Without outlines, the linear '
         f'probe reaches {" and ".join(probes)}.')
