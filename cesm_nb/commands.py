@@ -92,8 +92,8 @@ def cesm_audit(
     import tyro # only commands need it
     @dataclass(frozen=True)
     class Audit(AuditConfig):
-        "Measure, without a pixel, whether the drawn regions in annotation files give the label away."
-        data:tyro.conf.Positional[Path] = Path('data/CDD-CESM') # sheet, or its folder; breasts with images there are also scored apart
+        "Measure, without a pixel, whether the regions in annotation files reveal the label."
+        data:tyro.conf.Positional[Path] = Path('data/CDD-CESM') # sheet, or its folder
         regions:str = '' # region file (VIA export, CSV); empty: the one beside the sheet
         out:Path = Path('runs/cesm_audit') # folder for index.html, controls.csv, controls.png
         splits:Optional[Path] = None # CSV that splits images, breasts or patients: audit it instead

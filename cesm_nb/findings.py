@@ -198,9 +198,10 @@ def say_composition(
         before = honest['scores'].loc[_HONEST[1]].set_index('score').value[k]
         parts.append(f'{title} {own["as it is"]:.3f} as it is, {own["weighted"]:.3f} weighted, '
                      f'{before:.3f} out of fold')
-    return ('The held-out patients have more pairs of benign breasts. Weighted to the mix of labels '
-            'of the other patients (own and contralateral breast), the linear probe on both breasts '
-            f'has: {"; ".join(parts)}.')
+    return (
+        'The held-out patients have more pairs of benign breasts. Weighted to the mix of labels of '
+        'the other patients (own and contralateral breast), the linear probe on both breasts has: '
+        f'{"; ".join(parts)}.')
 
 
 # %% ../nbs/05l_findings.ipynb #b0095029
@@ -302,8 +303,8 @@ def say_finding(
     return (
         f"{'PHANTOM. ' if phantom else ''}**No model that we trained without a radiologist's "
         f"outlines of the lesions came near the published AUC of {PAPER['auc']:.4f}.** In our "
-        f're-run on subtracted images, outlines raise macro AUC by {gain} over the same architecture '
-        f'trained without them, from {plain.value:.3f} to {outlined.value:.3f}, and by about '
+        f're-run on subtracted images, outlines raise macro AUC by {gain} over the same '
+        f'architecture trained without them, from {plain.value:.3f} to {outlined.value:.3f}, and by about '
         f'{more} over the best model we found without them ({alone.value:.3f} on a single breast, '
         f'{best.value:.3f} on both). For malignant against rest they add nothing over that model '
         f'({outlined_m:.3f} and {best_m:.3f}). Without a single pixel, nine numbers that describe '

@@ -74,7 +74,8 @@ def confusion_table(
         called = p.prob.argmax(2)
         for i, c in enumerate(CLASSES):
             counts = [(called[:, p.label == i] == j).sum(1).mean() for j in range(len(CLASSES))]
-            called_as = {f'called {k}': f'{n:.1f}'.removesuffix('.0') for k, n in zip(CLASSES, counts)}
+            called_as = {
+                f'called {k}': f'{n:.1f}'.removesuffix('.0') for k, n in zip(CLASSES, counts)}
             rows.append({'variant': name, 'true class': c} | called_as)
     return pd.DataFrame(rows).set_index('variant')
 

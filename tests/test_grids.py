@@ -260,7 +260,7 @@ def test_settings_say_everything_and_no_path(ran, tmp_path):
 
 
 def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
-    "Runs whose `config.json` says that they are of real images: one commit for each variant, which may differ."
+    "Runs recorded as real: one commit for each variant and seed, which may differ."
     grid, plan, runs = ran
     present = copy_runs(runs, tmp_path/'runs')
     plan = plan_runs(grid, plan[0].cfg.data_root, present)
@@ -268,12 +268,13 @@ def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
         for p, commit in zip(plan, commits):
             path = Path(p.cfg.run_dir)/'config.json'
             config = json.loads(path.read_text()) | dict(phantom=False, commit=commit)
+            config['settings'] |= dict(data_root='', tensor_dir='') # else the phantom's own files contradict
             for s in config['sessions']: s['commit'] = commit
             path.write_text(json.dumps(config))
             seal_run(p.cfg.run_dir)
     for commits, why in [
             (['a1+changes'] + ['a1']*11, "runs were made at commit 'a1\\+changes', which nobody can check out: commit first and run again"),
-            (['a1'] + ['b2']*11, f'{plan[0].variant}: runs were made at 2 commits, a1, b2: run all of a variant at one')]:
+            (['a1'] + ['b2']*11, f'{plan[0].variant}: runs of one seed were made at 2 commits, a1, b2: run all of a variant and seed at one')]:
         say(commits)
         with pytest.raises(ValueError, match=why): write_results(grid, plan, tmp_path/'out')
         assert not (tmp_path/'out').exists()
@@ -297,6 +298,7 @@ def test_published_results_are_of_a_clean_commit():
     if not published: pytest.skip('no grid is published yet')
     for s in published:
         commits = [s['commit']] if isinstance(s['commit'], str) else [s['commit'][v] for v in s['variants']]
+        commits = [c for of in commits for c in (of.values() if isinstance(of, dict) else [of])]
         assert s['phantom'] is False and all(re.fullmatch('[0-9a-f]{40}', c) for c in commits), s['command']
         assert '/' not in str([s['settings'].get('weights_dir'), s['grid']['base'].get('weights_dir')])
 
@@ -306,7 +308,7 @@ def test_results_are_read_where_they_are(ran, tmp_path, monkeypatch):
     write_results(grid, plan, tmp_path/'results'/'small', 'a trial', 'some command', n_draws=50)
     monkeypatch.chdir(tmp_path)
     found = read_results('small')
-    assert {'table', 'binary', 'changes', 'scores', 'differences', 'curves', 'settings'} == set(found)
+    assert {'table', 'binary', 'changes', 'confusion', 'scores', 'differences', 'curves', 'settings'} == set(found)
     assert show_results('small').loc['regions', 'compared with'] == '' # no NaN where a cell is empty
     assert show_results('small', 'changes').index.tolist() == ['regions -> none', 'none -> not at test']
     assert 'Made by `some command`' in say_settings('small') and 'weights: scratch' in say_settings('small')
