@@ -304,8 +304,8 @@ def say_finding(
         f"{'PHANTOM. ' if phantom else ''}**No model that we trained without a radiologist's "
         f"outlines of the lesions came near the published AUC of {PAPER['auc']:.4f}.** In our "
         f're-run on subtracted images, outlines raise macro AUC by {gain} over the same '
-        f'architecture trained without them, from {plain.value:.3f} to {outlined.value:.3f}, and by about '
-        f'{more} over the best model we found without them ({alone.value:.3f} on a single breast, '
+        f'architecture trained without them, from {plain.value:.3f} to {outlined.value:.3f}, and '
+        f'by about {more} over the best model we found without them ({alone.value:.3f} on a single breast, '
         f'{best.value:.3f} on both). For malignant against rest they add nothing over that model '
         f'({outlined_m:.3f} and {best_m:.3f}). Without a single pixel, nine numbers that describe '
         f"the outlines reach {shapes}, the radiologist's BI-RADS category of the same images "
