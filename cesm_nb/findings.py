@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAD', 'MORE', 'CONTROL', 'READER', 'NOT_RUN', 'NOT_SCORED', 'OUTLINES', 'TESTED', 'DRAWN', 'NOT_DRAWN', 'lead_rows',
            'lead_table', 'say_outcome', 'say_replication', 'confirmation_table', 'say_confirmation', 'say_composition',
-           'say_reach', 'lead_scores', 'plot_lead', 'say_finding']
+           'say_reach', 'lead_scores', 'plot_lead', 'say_finding', 'say_references']
 
 # %% ../nbs/05l_findings.ipynb #21694d6c
 import matplotlib.pyplot as plt
@@ -261,7 +261,7 @@ def plot_lead(
 ) -> plt.Axes:
     "Draw what separates the scores: whether lesions are outlined in the test images."
     colors, y = {DRAWN: '#D55E00', NOT_DRAWN: '#0072B2'}, np.arange(len(scores))[::-1]
-    ax = plt.subplots(figsize=(7, 1.3 + .42*len(scores)), facecolor='white')[1]
+    ax = plt.subplots(figsize=(7, 1.1 + .36*len(scores)), facecolor='white')[1]
     ax.axvline(PAPER['auc'], color='.3', ls='--', lw=1)
     ax.annotate(f"the paper: {PAPER['auc']:.4f}", (PAPER['auc'], len(scores) - .4), fontsize=9,
                 ha='center', va='bottom', annotation_clip=False)
@@ -283,32 +283,48 @@ def plot_lead(
 
 
 # %% ../nbs/05l_findings.ipynb #93aaad56
+def _read_finding(roots):
+    "Read primary, best_grid, the controls of outlines and reader; None where one is absent."
+    parts = (*(read_results(k, roots) for k in ('primary', _HONEST[0])),
+             *(_control_scores(roots, k) for k in (CONTROL, READER)))
+    return None if any(p is None for p in parts) else parts
+
+def _row(found, variant, score='auc'):
+    return found['scores'].loc[variant].set_index('score').loc[score]
+
 def say_finding(
     roots:tuple=('.', '..'), # where `results/` may be
 ) -> str: # some sentences; empty where a row that they need is not published
     "Word what the compendium found, from the files."
-    primary, honest = (read_results(k, roots) for k in ('primary', _HONEST[0]))
-    control, reader = _control_scores(roots), _control_scores(roots, READER)
-    if control is None or not (primary and honest): return ''
-    row = lambda f, v, k='auc': f['scores'].loc[v].set_index('score').loc[k]
-    outlined, plain = row(primary, 'regions'), row(primary, 'clinical')
-    best, alone = row(honest, _HONEST[1]), row(honest, _ALONE)
-    outlined_m, best_m = (
-        row(f, v, 'auc_malignant').value for f, v in ((primary, 'regions'), (honest, _HONEST[1])))
+    if (parts := _read_finding(roots)) is None: return ''
+    primary, honest = parts[:2]
+    outlined, plain = (_row(primary, v).value for v in ('regions', 'clinical'))
+    best, alone = (_row(honest, v).value for v in (_HONEST[1], _ALONE))
     d = primary['differences']
     gain = with_interval(d[d.score == 'auc'].loc['clinical -> regions'])
-    more = f'{outlined.value - best.value:.2f}'
-    shapes, birads = (with_interval(t.loc['auc']) for t in (control, reader))
     phantom = primary['settings']['phantom'] or honest['settings']['phantom']
     return (
         f"{'PHANTOM. ' if phantom else ''}**No model that we trained without a radiologist's "
         f"outlines of the lesions came near the published AUC of {PAPER['auc']:.4f}.** In our "
         f're-run on subtracted images, outlines raise macro AUC by {gain} over the same '
-        f'architecture trained without them, from {plain.value:.3f} to {outlined.value:.3f}, and '
-        f'by about {more} over the best model we found without them ({alone.value:.3f} on a single breast, '
-        f'{best.value:.3f} on both). For malignant against rest they add nothing over that model '
-        f'({outlined_m:.3f} and {best_m:.3f}). Without a single pixel, nine numbers that describe '
-        f"the outlines reach {shapes}, the radiologist's BI-RADS category of the same images "
-        f'{birads}. The latter is circular, since reader and reference standard share information; '
-        "that all three values lie so close together does not show where the paper's comes from.")
+        f'architecture trained without them, from {plain:.3f} to {outlined:.3f}, and by about '
+        f'{outlined - best:.2f} over the best model we found without them ({alone:.3f} on a single '
+        f'breast, {best:.3f} on both).')
+
+def say_references(
+    roots:tuple=('.', '..'), # where `results/` may be
+) -> str: # some sentences; empty where a row that they need is not published
+    "Word what qualifies the finding: malignant against rest, and two references without pixels."
+    if (parts := _read_finding(roots)) is None: return ''
+    primary, honest, control, reader = parts
+    outlined = _row(primary, 'regions', 'auc_malignant').value
+    best = _row(honest, _HONEST[1], 'auc_malignant').value
+    shapes, birads = (with_interval(t.loc['auc']) for t in (control, reader))
+    return (
+        'For malignant against rest the outlines add nothing over the best model without them '
+        f'({outlined:.3f} and {best:.3f}). Without a single pixel, nine numbers that describe the '
+        f"outlines reach a macro AUC of {shapes}, the radiologist's BI-RADS category of the same "
+        f'images {birads}. The latter is circular, since reader and reference standard share '
+        'information; that all three values lie so close together does not show where the '
+        "paper's comes from.")
 

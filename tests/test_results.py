@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from cesm_nb.findings import LEAD, MORE, NOT_RUN, READER, lead_scores, lead_table, say_finding, say_outcome, say_replication
+from cesm_nb.findings import LEAD, MORE, NOT_RUN, READER, lead_scores, lead_table, say_finding, say_outcome, say_references, say_replication
 from cesm_nb.grids import make_grid
 from cesm_nb.results import fold_tables, repeat_tables, write_tables, find_results
 from cesm_nb.simulate import simulate
@@ -221,7 +221,7 @@ def test_blocks_stand_between_their_marks(tmp_path):
 
 def test_the_finding_is_worded_from_the_files(tmp_path):
     root = made_up(tmp_path)
-    text, t = say_finding((root,)), lead_table((root,))['AUC-ROC']
+    text, t = f'{say_finding((root,))} {say_references((root,))}', lead_table((root,))['AUC-ROC']
     for row in ROWS[7:]: assert t[row] in text
     for row in (ROWS[2], *ROWS[4:7]): assert t[row].split()[0] in text
     assert '0.150 [0.100, 0.200]' in text and t.iloc[0] in text and 'by about 0.10 over' in text
@@ -229,7 +229,7 @@ def test_the_finding_is_worded_from_the_files(tmp_path):
     assert f'{scores.value.iloc[0]:.3f}' == t[ROWS[7]].split()[0] and len(scores) == 6
     for name in ('audit', 'best_grid'):
         shutil.rmtree(root/'results'/name)
-        assert say_finding((root,)) == ''
+        assert say_finding((root,)) == say_references((root,)) == ''
 
 
 def test_replication_is_compared_with_the_paper_score_by_score(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from cesm_nb.figures import save_figure
 from cesm_nb.findings import (
     MORE, confirmation_table, lead_scores, lead_table, plot_lead, say_composition, say_confirmation,
-    say_finding, say_outcome, say_reach, say_replication)
+    say_finding, say_outcome, say_reach, say_references, say_replication)
 from cesm_nb.results import read_results
 from cesm_nb.tables import to_markdown
 
@@ -24,7 +24,7 @@ def make_blocks(
     root:Path, # folder with `results/`
 ) -> dict: # mark -> what stands between its two comments
     "Word the finding and its confirmation; put the tables, the primary outcome and its power under each other."
-    found = '\n\n'.join(filter(None, (say_finding((root,)), say_confirmation((root,)))))
+    found = '\n\n'.join(filter(None, (say_finding((root,)), say_confirmation((root,)), say_references((root,)))))
     words = ' '.join(filter(None, (say_outcome((root,)), say_reach((root,)), say_replication((root,)))))
     tables = [lead_table((root,), *which) for which in ((), (MORE,))]
     if read_results('confirmation', (root,)):
