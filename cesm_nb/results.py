@@ -24,7 +24,7 @@ from .data import KEYS, PROBS, DataSet, breasts, read_dataset
 from .evaluate import find_best_epoch
 from .figures import plot_curves, plot_forest, save_figure
 from cesm_nb.grids import (
-    Grid, digest_weights, is_finished, list_finished, make_grid, read_tests, say_seeds,
+    Grid, digest_weights, is_finished, list_finished, read_tests, say_seeds,
     shares_tests)
 from .guards import read_json
 from .pooled import (
@@ -395,7 +395,7 @@ def recompute_results(
 ) -> tuple: # (tables for reading, largest difference of a value or end to `scores.csv`)
     "Compute the published tables again from published probabilities and the sheet's labels."
     facts = json.loads((Path(folder)/'settings.json').read_text())
-    grid = make_grid(facts['grid'])
+    grid = Grid(**facts['grid']) # not checked: its weights may not be here
     tests = read_predictions_of_grid(folder, read_dataset(root), facts)
     read, numbers, _ = _make_tables(grid, tests, n_draws)
     key = ['variant', 'score'] if shares_tests(grid) else ['variant', 'seed', 'score']
