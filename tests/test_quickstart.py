@@ -45,7 +45,7 @@ INSTALL = (r'!\[ ! -d /content/sample_data \] \|\| pip install -q "cesm_nb\[note
 
 def colab_cells():
     "Name -> the cell that installs the package in Colab, of each notebook that runs anything."
-    books = {p.stem: nbformat.read(p, 4).cells for p in sorted((ROOT/'nbs').glob('*.ipynb')) if p != QUICKSTART}
+    books = {p.stem: nbformat.read(p, 4).cells for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if p != QUICKSTART}
     return {name: next(c.source for c in cells if c.cell_type == 'code')
             for name, cells in books.items() if any(c.cell_type == 'code' for c in cells)}
 

@@ -70,7 +70,7 @@ def lines_of(text):
 def every_line():
     "(where, command) of all shell lines that a reader meets."
     out = [(f, line) for f in ('README.md', 'data/README.md', 'CONTRIBUTING.md') for line in lines_of((ROOT/f).read_text())]
-    for path in sorted((ROOT/'nbs').glob('*.ipynb')):
+    for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == 'markdown': out += [(path.name, line) for line in lines_of(cell.source)]
             if cell.cell_type == 'code': out += [(path.name, m) for m in re.findall(r'^\s*!.*', cell.source, re.M)]
