@@ -192,6 +192,8 @@ def say_composition(
     found, honest = read_results('confirmation', roots), read_results(_HONEST[0], roots)
     if not (found and honest and 'composition' in found): return ''
     t, parts = found['composition'].loc[_HONEST[1]], []
+    benign = found['strata'].loc['Benign, Benign']
+    of = found['strata'].sum()
     for title, k in (('macro AUC', 'auc'), ('malignant against rest', 'auc_malignant'),
                      ('abnormal against normal', 'auc_abnormal')):
         own = t[t.score == k].set_index('mix').value
@@ -199,7 +201,8 @@ def say_composition(
         parts.append(f'{title} {own["as it is"]:.3f} as it is, {own["weighted"]:.3f} weighted, '
                      f'{before:.3f} out of fold')
     return (
-        'The held-out patients have more pairs of benign breasts. Weighted to the mix of labels of '
+        f'Of the held-out breasts, {benign.tested} of {of.tested} belong to a pair of benign '
+        f'breasts, of the others {benign.others} of {of.others}. Weighted to the mix of labels of '
         'the other patients (own and contralateral breast), the linear probe on both breasts has: '
         f'{"; ".join(parts)}.')
 

@@ -161,7 +161,7 @@ def test_bad_link_in_the_readme_is_found(url, tmp_path, check):
 
 
 def test_site_without_notebooks_is_found(tmp_path, check):
-    for path in (toy(tmp_path)/'nbs').glob('*.ipynb'): path.unlink()
+    for path in (toy(tmp_path)/'nbs').rglob('*.ipynb'): path.unlink()
     status, lines = check(tmp_path)
     assert status == 1 and lines[-1] == f'{tmp_path}: no notebooks'
 

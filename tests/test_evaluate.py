@@ -142,7 +142,7 @@ def test_without_tensors_or_data(runs, tmp_path):
 
 
 def test_a_renamed_run_keeps_its_maps(tmp_path):
-    "Tensors and data that lay inside a run folder move along with it; where they are gone, a sentence lists where it looked."
+    "Tensors and data that lay inside a run folder move along with it; where they are gone, a sentence lists the places that were searched."
     run = fit(make_config(dict(
         run_dir=str(tmp_path/'run'), phantom_patients=24, phantom_signal=2., protocol='clinical', image_size=32, epochs=1, batch_size=8,
         mixed_precision='no', backbones='lcnet_035')))

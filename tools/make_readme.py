@@ -30,7 +30,7 @@ def make_blocks(
     if read_results('confirmation', (root,)):
         tables.append(confirmation_table((root,), ('auc', 'auc_malignant', 'auc_abnormal')).reset_index(level=1))
     tables = '\n\n'.join(map(to_markdown, tables))
-    words += '\n\n' + say_composition((root,)) if say_composition((root,)) else ''
+    words = '\n\n'.join(filter(None, (words, say_composition((root,)))))
     return dict(finding=f'\n\n{found}\n\n', results=f'\n\n{tables}\n\n{words}\n\n')
 
 
