@@ -19,12 +19,11 @@ from .batches import Breasts
 from .data import CHANNELS, DENSITY, name_channels, to_column
 from .devices import limit_threads
 from .dicom import ENERGY_NAMES, Case
-from .finished import export_run, load_run
+from .finished import export_run, load_run, predict_breasts
 from .model import FourStream, load_model
 from .runs import CHECKPOINTS, digest_file, read_parts, read_sealed, write_sealed
 from .settings import RANGES, SWITCHES, TensorConfig
 from .tensorize import decode_rows, make_tensor, read_manifest
-from .train import predict
 
 # %% ../nbs/07b_ask.ipynb #a5c00009
 PREPARATION = 'preparation.json'
@@ -219,7 +218,7 @@ def ask_batch(
     "Predict breasts in the precision of the training."
     name = member.preparation.get('precision', 'float32')
     dtype = None if name in ('float32', 'float16') else getattr(torch, name) # float16 needs a GPU
-    prob = predict(member.net, batch, torch.arange(len(batch.label)), dtype).softmax(1).numpy()
+    prob = predict_breasts(member.net, batch, dtype).softmax(1).numpy()
     if np.isfinite(prob).all(): return prob
     bad = prob[~np.isfinite(prob).all(1)][0]
     raise ValueError(f'{member.folder} gives the probabilities {bad.tolist()}, expected finite '

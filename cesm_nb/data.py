@@ -19,7 +19,6 @@ from typing import NamedTuple, Optional
 from urllib.parse import unquote
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -424,6 +423,7 @@ def plot_contact_sheet(
     seed:int=0, # which breasts are drawn
 ): # the figure
     "Show examples of each class, both views of each breast side by side."
+    import matplotlib.pyplot as plt # training draws nothing
     fig, axs = plt.subplots(len(CLASSES), 2*n_per_class, figsize=(2.2*n_per_class, 5.5), squeeze=False)
     for row, (i, c) in zip(axs, enumerate(CLASSES)):
         cases = table[(table.label == i) & (table.n_views > 0)]

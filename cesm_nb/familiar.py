@@ -18,9 +18,8 @@ import torch
 
 from .alike import Own, read_own
 from .ask import Member, Prepared, open_member, stack_prepared, wanted
-from .batches import Breasts, assemble
+from .batches import Breasts, assemble, breasts_at_once
 from .data import CHANNELS, name_channels
-from .learning import breasts_at_once
 from .roi import segment_breast
 
 # %% ../nbs/07c_familiar.ipynb #fa300008

@@ -6,7 +6,7 @@
 __all__ = ['MODEL_FIELDS', 'ABLATIONS', 'MODELS', 'model_settings', 'split_backbones', 'list_ablations', 'check_mixer',
            'check_model', 'name_streams', 'find_weights', 'make_backbone', 'normalise_views', 'make_backbones',
            'check_batch', 'look_at', 'Streams', 'TokenMixer', 'tokens_seen', 'mean_seen', 'make_streams',
-           'FourStreamParts', 'FourStream', 'name_tokens', 'load_model']
+           'FourStreamParts', 'FourStream', 'name_tokens', 'count_parameters', 'load_model']
 
 # %% ../nbs/03_model.ipynb #fba90944
 import warnings
@@ -25,6 +25,7 @@ from torch import distributed, nn
 
 from .data import CLASSES, VIEWS, name_channels
 from .guards import read_json
+from .recipes import find_recipe
 from .settings import PAPER_BACKBONES
 from .share import SharedModel, name_weights, pin_weights
 from .tensorize import decode_rows
@@ -421,7 +422,7 @@ class FourStream(FourStreamParts, SharedModel):
     def forward_attention(self, x, real=None): # -> (B, n_heads, n, n): row looks at column
         return self.mixer.forward_attention(*self.forward_tokens(x, real))
 
-MODELS = dict(four_stream=FourStream) # name -> class; chapter 03c adds its own
+MODELS = dict(four_stream=FourStream) # name -> class; the probe adds its own
 
 # %% ../nbs/03_model.ipynb #61e7b816
 def name_tokens(
@@ -430,6 +431,16 @@ def name_tokens(
     "Say which backbone and view each token comes from."
     backbones = model.settings['backbones'].split(',')
     return [f'{k} {v}' for k, v in product(backbones, model.streams.views)]
+
+# %% ../nbs/03_model.ipynb #e1204c12
+def count_parameters(
+    model:nn.Module, # any module
+) -> dict: # part -> number of trainable weights, and 'all'
+    "Count the trainable weights of each part of a model, streams singly."
+    def n(module): return sum(p.numel() for p in module.parameters() if p.requires_grad)
+    parts = {k: n(m) for k, m in model.named_children() if k != 'streams'}
+    streams = {k: n(m) for k, m in getattr(model, 'streams', {}).items()}
+    return streams | parts | {'all': n(model)}
 
 # %% ../nbs/03_model.ipynb #7e16940a
 def load_model(
@@ -442,8 +453,11 @@ def load_model(
         if not (folder/name).is_file():
             raise ValueError(f'{folder/name} is absent: name a folder that export_model made')
     try:
-        names = {'model?': set(MODELS)}
+        names = {'model?': {*MODELS, 'probe', 'lesion_map'}}
         made = read_json(folder/'config.json', 'expected what export_model writes', names)
+        if made.get('model') == 'lesion_map' and not made.get('probe'):
+            raise ValueError('it was trained in steps, which was removed after version 0.1.0')
+        if made.get('model', 'four_stream') not in MODELS: find_recipe('probe') # which adds it
         return MODELS[made.get('model', 'four_stream')].from_pretrained(folder, map_location=device)
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError) as e:
         cause = ' '.join(str(e).split())[:300]

@@ -9,7 +9,6 @@ __all__ = ['MAX_POINTS', 'SEGMENT_PX', 'CLIP_TOLERANCE', 'TILE_PX', 'scaled_outl
 
 # %% ../nbs/01_roi_clahe.ipynb #c8079200
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 
 from .decode import MAX_PIXELS, read_image
@@ -293,6 +292,7 @@ def plot_histogram(
     ax=None, # matplotlib axes; None makes one
 ): # the axes
     "Draw the distribution of grey levels inside `mask` of each image."
+    import matplotlib.pyplot as plt # training draws nothing
     ax = ax or plt.subplots(figsize=(5, 3))[1]
     style = dict(bins=np.arange(0, 257, 4), histtype='step', density=True)
     for name, im in images.items(): ax.hist(im[mask > 0], label=name, **style)

@@ -193,7 +193,7 @@ def _check_finished(config):
     absent = [k for k in _NEEDED if k not in settings]
     absent += [k for k in SWITCHES if k not in switches]
     if absent: raise ValueError(f'has no {absent}')
-    check_ranges(cfg := make_config(settings))
+    check_ranges(cfg := make_config(with_defaults(settings)))
     asked = switches_of(cfg)
     if asked != switches:
         raise ValueError(f'has switches {switches}, but its settings mean {asked}')
@@ -206,7 +206,7 @@ def read_config(
     path = run_file(run_dir, 'config')
     config = read_json(path, 'expected a folder that cesm_train made', _CONFIG)
     try:
-        make_config(config['settings'])
+        make_config(with_defaults(config['settings']))
         _check_phantom(config)
         if read_status(run_dir): _check_finished(config)
     except (ValueError, TypeError) as e: raise ValueError(f'{path}: {e}; {_REDO}') from e
@@ -347,10 +347,7 @@ def find_commit():
 # %% ../nbs/04a_runs.ipynb #e32eb399
 def _facts(config):
     "What of a `config.json` decides the numbers; more epochs are the same run, longer."
-    settings = with_defaults(config['settings'])
-    # a cycle is as long as the run
-    longer = ('epochs',) if settings['schedule'] == 'plateau' else ()
-    settings = settings_that_count(settings, longer)
+    settings = settings_that_count(with_defaults(config['settings']), ('epochs',))
     return settings | {k: config[k] for k in ('data_fingerprint', 'switches')}
 
 # %% ../nbs/04a_runs.ipynb #f90dd087

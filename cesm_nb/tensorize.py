@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Optional
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -72,14 +71,16 @@ _TENSOR_FIELDS = (
     'clahe_tiles',
     'align_laterality')
 
+def _keeps_regions(cfg): return getattr(cfg, 'region_teacher', False) # a setting of the probe
+
 def tensor_settings(
     cfg:TensorConfig, # settings
     data:DataSet, # what they are applied to
 ) -> dict: # everything that a tensor's content depends on
     "Collect the settings that decide what is in a tensor."
     switches = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)
-    taught = dict(region_teacher=True) if cfg.region_teacher else {} # settings of before lack it
-    return dict(format=3, data=data.fingerprint, phantom=data.phantom, **taught,
+    kept = dict(region_teacher=True) if _keeps_regions(cfg) else {}
+    return dict(format=3, data=data.fingerprint, phantom=data.phantom, **kept,
                 roi_source=switches['roi_source'], **{k: getattr(cfg, k) for k in _TENSOR_FIELDS})
 
 # %% ../nbs/02_tensorize.ipynb #4dd2971c
@@ -332,7 +333,7 @@ def list_tasks(
     "Breasts of a data set as tasks; raise ValueError where none is there, or no region needed."
     root = cfg.data_root
     roi_source = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)['roi_source']
-    if roi_source == 'annotation' or cfg.region_teacher:
+    if roi_source == 'annotation' or _keeps_regions(cfg):
         data.need_regions(cfg.modality, '' if roi_source == 'annotation' else 'region_teacher=True')
         lost = data.unmatched.image_name
         if cfg.strict and len(lost):
@@ -416,6 +417,7 @@ def plot_tensor_sheet(
     seed:int=0, # which ones
 ): # the figure
     "Show CC beside MLO of some breasts of each class, framed in the colour of the class."
+    import matplotlib.pyplot as plt # training draws nothing
     manifest = read_manifest(tensor_dir)
     fig, axs = plt.subplots(len(CLASSES), n_per_class, figsize=(2.6*n_per_class, 4.4),
                             squeeze=False)

@@ -8,10 +8,7 @@ __all__ = ['in_notebook', 'ShowEpochs']
 # %% ../nbs/04d_watch.ipynb #cda8049f
 import sys
 
-import matplotlib.pyplot as plt
 import pandas as pd
-
-from .figures import plot_curves
 
 # %% ../nbs/04d_watch.ipynb #1749f5d4
 def in_notebook():
@@ -36,7 +33,9 @@ class ShowEpochs:
         elif not sys.stderr.isatty(): print(line, flush=True)
 
     def _draw(self, history, line):
-        from IPython.display import display # there is one where there is a notebook
+        import matplotlib.pyplot as plt # a training without a notebook draws nothing
+        from IPython.display import display
+        from cesm_nb.figures import plot_curves
         fig, axs = plt.subplots(1, 2, figsize=(9, 3))
         for ax, what in zip(axs, ('loss', 'accuracy')):
             plot_curves([pd.DataFrame(history)], what, ax=ax)

@@ -37,7 +37,8 @@ run = trainer.fit(make_config(settings))
 cfg = make_config(settings | dict(tensor_dir=f'{out}/tensors', metadata=False)) # age and density are single precision
 data = read_breasts(cfg.tensor_dir, read_manifest(cfg.tensor_dir))
 torch.set_default_dtype(torch.float64)
-t = trainer.Training(cfg, dict(mask_missing_views=False), torch.device('cpu'))
+torch.manual_seed(0)
+t = trainer.Training(trainer.build_network(vars(cfg), dict(mask_missing_views=False)), cfg, torch.device('cpu'))
 t.model.train()
 generator, losses = torch.Generator().manual_seed(0), []
 for idx in trainer.epoch_batches(torch.arange(len(data.label)), 16, generator)[:5]:

@@ -1,4 +1,4 @@
-"The second model in a run: resumed exactly, predicted alike by all who ask it, blind to test labels, refused where settings clash."
+"The linear probe in a run: predicted alike from a run, its reload and its export, independent of test labels, refused where settings clash."
 import json
 import shutil
 
@@ -13,7 +13,7 @@ from cesm_nb.choose import POINTS, apply_validation
 from cesm_nb.commands import cesm_train
 from cesm_nb.data import PROBS, REGIONS_NAME, SHEET_NAME
 from cesm_nb.evaluate import evaluate
-from cesm_nb.finished import export_run, load_run, predict_run
+from cesm_nb.finished import export_run, load_run, predict_breasts, predict_run
 from cesm_nb.inside import look_inside
 from cesm_nb.model import load_model
 from cesm_nb.phantom import make_phantom
@@ -21,16 +21,13 @@ from cesm_nb.predict import certainty_of, export_expert, open_experts
 from cesm_nb.runs import Run, read_parts, seal_run
 from cesm_nb.settings import make_config
 from cesm_nb.tensorize import read_manifest
-from cesm_nb.train import check_config, fit, predict
+from cesm_nb.train import check_config, fit
 
 SMALL = dict(
-    model='lesion_map', backbones='test_efficientnet', protocol='clinical', roi_source='none', align_laterality=True, image_size=32,
-    epochs=3, batch_size=8, lr=1e-3, device='cpu', mixed_precision='no')
-ALL = dict(
-    other_breast='pair', schedule='one_cycle', keep='last', average_decay=.9, flip_test=True, backbone_lr=.3, target='ordinal',
-    frozen_stages=2, pooling='top')
-PROBE = dict(
-    probe=True, epochs=1, keep='last', other_breast='pair', also_size=24, class_weights=False, root_features=True, probe_order=.1)
+    model='probe', backbones='test_efficientnet', protocol='clinical', roi_source='none', align_laterality=True, image_size=32,
+    device='cpu', mixed_precision='no')
+PAIR = dict(other_breast='pair', also_size=24, class_weights=False)
+PROBE = PAIR | dict(root_features=True, probe_order=.1)
 
 
 @pytest.fixture(scope='module')
@@ -45,75 +42,46 @@ def small(data, module_path):
 
 @pytest.fixture(scope='module')
 def run(small, module_path):
-    "A run with all of it."
-    return fit(make_config(small | ALL | dict(run_dir=str(module_path/'run'))))
-
-
-def left(run_dir):
-    return {f: (run_dir/f).read_bytes() for f in ('checkpoints/best.safetensors', 'history.csv', 'predictions.csv')}
-
-
-def test_cut_off_it_goes_on_to_the_same_bytes(small, run, tmp_path):
-    class Cut(Exception): pass
-
-    def cut(history, epochs): raise Cut
-
-    cfg = make_config(small | ALL | dict(run_dir=str(tmp_path/'cut')))
-    for _ in range(2):
-        with pytest.raises(Cut): fit(cfg, cut) # after one epoch each
-    assert len(torch.load(tmp_path/'cut'/'checkpoints'/'last'/'state.pt', weights_only=True)['history']) == 2
-    fit(cfg)
-    assert left(tmp_path/'cut') == left(run.run_dir)
-
-
-def test_a_cycle_is_as_long_as_its_run(small, run):
-    with pytest.raises(ValueError, match='other settings .*epochs=3 there, 4 asked for'):
-        fit(make_config(small | ALL | dict(run_dir=str(run.run_dir), epochs=4)))
-
-
-def test_the_last_epoch_is_kept_and_the_rate_falls(run):
-    status = json.loads((run.run_dir/'status.json').read_text())
-    assert (status['best_epoch'], status['epochs_run']) == (3, 3)
-    assert run.history.lr.iloc[-1] < run.history.lr.iloc[1]
+    "A run on pairs of breasts."
+    return fit(make_config(small | PROBE | dict(run_dir=str(module_path/'run'))))
 
 
 @pytest.mark.parametrize('change', [
-    *({k: ALL[k]} for k in ('schedule', 'average_decay', 'flip_test', 'backbone_lr', 'target', 'frozen_stages', 'pooling')),
-    dict(also_size=24), dict(stretch_greys=True), dict(train_share=.5), dict(other_breast='pair'), dict(other_breast='difference'), dict(view_fusion='max'), dict(view_fusion='attention')], ids=str)
-def test_each_setting_changes_the_predictions(small, tmp_path, change, plain):
-    "And nothing else: the same breasts in the same parts."
-    other = fit(make_config(small | dict(run_dir=str(tmp_path), epochs=2) | change)).predictions
+    dict(target='ordinal'), dict(pooling='mean'), dict(also_size=24), dict(stretch_greys=True), dict(train_share=.5), dict(other_breast='pair'),
+    dict(view_fusion='max'), dict(root_features=True), dict(probe_order=.1)], ids=str)
+def test_each_setting_changes_predictions_and_nothing_else(small, tmp_path, change, plain):
+    other = fit(make_config(small | dict(run_dir=str(tmp_path)) | change)).predictions
     pd.testing.assert_frame_equal(other.drop(columns=PROBS), plain.drop(columns=PROBS))
     assert np.abs(other[PROBS] - plain[PROBS]).to_numpy().max() > 1e-6
 
 
 @pytest.fixture(scope='module')
 def plain(small, module_path):
-    return fit(make_config(small | dict(run_dir=str(module_path/'plain'), epochs=2))).predictions
+    return fit(make_config(small | dict(run_dir=str(module_path/'plain')))).predictions
 
 
-def test_all_who_ask_get_the_same(run, tmp_path):
-    "The run's table, the run read back, and chapter 07, which knows no other breast, for a woman who has none."
+def test_run_reload_and_export_agree(run, tmp_path):
+    "For breasts without a contralateral one the prediction of a single case agrees too."
     written = Run.open(run.run_dir).predictions
     assert predict_run(run.run_dir, device='cpu').to_csv(index=False) == (run.run_dir/'predictions.csv').read_text()
     manifest, (net, config) = read_manifest(run.run_dir), load_run(run.run_dir)
     batch = load_inputs(config['settings']['tensor_dir'], manifest, read_parts(run.run_dir), 'median', run.run_dir)
-    alone = predict(net, batch._replace(mate=None), torch.arange(len(batch.label))).softmax(1).numpy()
-    none = (batch.mate < 0).numpy()
+    alone = predict_breasts(net, batch._replace(contralateral=None)).softmax(1).numpy()
+    none = (batch.contralateral < 0).numpy()
     assert none.any() and not none.all()
     np.testing.assert_allclose(written[PROBS][none], alone[none], atol=1e-6)
     assert np.abs(written[PROBS].to_numpy() - alone)[~none].max() > 1e-4
     export_run(run.run_dir, tmp_path/'m')
-    assert type(load_model(tmp_path/'m')).__name__ == 'LesionMap'
+    assert type(load_model(tmp_path/'m')).__name__ == 'LinearProbe'
     cases = [Prepared(*(t[i] for t in batch[:3]), []) for i in range(len(manifest))]
     np.testing.assert_allclose(ask(open_member(run.run_dir), cases), alone, atol=1e-6)
 
 
 def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
     "One minimum: another seed, the same predictions; another strength, others."
-    probe = dict(probe=True, epochs=1, keep='last', other_breast='pair', also_size=24, class_weights=False, split_seed=0)
+    probe = PAIR | dict(split_seed=0)
     a, b, c = (fit(make_config(small | probe | dict(run_dir=str(tmp_path/str(i))) | k)).predictions
-               for i, k in enumerate((dict(seed=1, weight_decay=.1), dict(seed=1), dict(seed=1, probe_strength=.1))))
+               for i, k in enumerate((dict(seed=1), dict(seed=2), dict(seed=1, probe_strength=.1))))
     pd.testing.assert_frame_equal(a, b)
     assert np.abs(a[PROBS] - c[PROBS]).to_numpy().max() > 1e-3
     assert predict_run(tmp_path/'0', device='cpu').to_csv(index=False) == (tmp_path/'0'/'predictions.csv').read_text()
@@ -121,22 +89,21 @@ def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
 
 def test_features_are_computed_once_and_shared(small, data, tmp_path, monkeypatch):
     "By folds, other last layers and whoever reads the run; the whole network says the same; other images have features of their own."
-    probe = small | dict(probe=True, epochs=1, keep='last', other_breast='pair', also_size=24, stretch_greys=True, class_weights=False,
-                         mask_missing_views=True, tensor_dir=str(tmp_path/'tensors'), n_folds=3)
+    probe = small | PAIR | dict(stretch_greys=True, mask_missing_views=True, tensor_dir=str(tmp_path/'tensors'), n_folds=3)
     run = fit(make_config(probe | dict(run_dir=str(tmp_path/'a'))))
-    kept = [*(tmp_path/'tensors').glob('seen-*.safetensors')]
+    kept = [*(tmp_path/'tensors').glob('features-*.safetensors')]
     assert len(kept) == 1
     net, config = load_run(tmp_path/'a')
     batch = load_inputs(tmp_path/'tensors', read_manifest(tmp_path/'a'), read_parts(tmp_path/'a'), 'median', tmp_path/'a')
-    there = batch.mate >= 0
-    other = Breasts(*(t[batch.mate.clamp(min=0)] for t in batch[:5]))
+    there = batch.contralateral >= 0
+    other = Breasts(*(t[batch.contralateral.clamp(min=0)] for t in batch[:5]))
     x, mate = (assemble(t.views/255, t.rows) for t in (batch, other))
     with torch.no_grad(): whole = net(x, batch.real, mate*there[:, None, None, None], other.real & there[:, None]).softmax(1)
     np.testing.assert_allclose(run.predictions[PROBS], whole.numpy(), atol=1e-6)
     assert predict_run(tmp_path/'a', device='cpu').to_csv(index=False) == (tmp_path/'a'/'predictions.csv').read_text()
-    def looks(*_): raise AssertionError('it looked again')
+    def compute(*_): raise AssertionError('computed again')
     with monkeypatch.context() as m:
-        m.setattr(type(net), 'forward_images', looks)
+        m.setattr(type(net), 'forward_images', compute)
         for i, change in enumerate((dict(fold=1), dict(split_seed=1), dict(other_breast='none'), dict(metadata=False))):
             fit(make_config(probe | change | dict(run_dir=str(tmp_path/f'b{i}'))))
         with pytest.raises(AssertionError, match='again'): fit(make_config(probe | dict(pooling='mean', run_dir=str(tmp_path/'c'))))
@@ -151,8 +118,8 @@ def test_maps_show_where_it_looked(run):
     assert all(m.isfinite().all() and m.shape[1:] == (32, 32) for m in inside.maps.values())
 
 
-@pytest.mark.parametrize('learned', [ALL, PROBE, PROBE | dict(fit_on='train+val'), PROBE | dict(fit_on='train+val', region_teacher=True, image_size=128)],
-                         ids=['all', 'probe', 'validation women train', 'regions teach'])
+@pytest.mark.parametrize('learned', [PROBE, PROBE | dict(fit_on='train+val'), PROBE | dict(fit_on='train+val', region_teacher=True, image_size=128)],
+                         ids=['train', 'train and val', 'region attention'])
 def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, plain, module_path, learned):
     "Unseen women named by a file: other labels of theirs, the same predictions."
     manifest = read_manifest(module_path/'tensors')
@@ -216,8 +183,8 @@ def test_a_taught_model_needs_nothing_but_pixels_later(taught, small, module_pat
     net, config = load_run(taught.run_dir)
     assert net.taught.weight.any()
     batch = load_inputs(config['settings']['tensor_dir'], read_manifest(taught.run_dir), read_parts(taught.run_dir), 'median', taught.run_dir)
-    there = batch.mate >= 0
-    other = Breasts(*(t[batch.mate.clamp(min=0)] for t in batch[:5]))
+    there = batch.contralateral >= 0
+    other = Breasts(*(t[batch.contralateral.clamp(min=0)] for t in batch[:5]))
     x, mate = (assemble(t.views/255, t.rows) for t in (batch, other))
     with torch.no_grad():
         whole = net(x, batch.real, mate*there[:, None, None, None], other.real & there[:, None]).softmax(1)
@@ -227,7 +194,7 @@ def test_a_taught_model_needs_nothing_but_pixels_later(taught, small, module_pat
     np.testing.assert_allclose(ask(open_member(taught.run_dir), cases), alone, atol=1e-6)
     export_run(taught.run_dir, tmp_path/'m')
     with torch.no_grad(): np.testing.assert_allclose(load_model(tmp_path/'m')(x, batch.real).softmax(1), alone, atol=1e-6)
-    assert len([*(module_path/'taught tensors').glob('seen-*')]) == 1
+    assert len([*(module_path/'taught tensors').glob('features-*')]) == 1
     maps = look_inside(taught.run_dir).maps
     assert all(m.isfinite().all() for m in maps.values())
 
@@ -240,7 +207,7 @@ def test_no_regions_no_teacher(small, data, tmp_path, plain):
     for f in tmp_path.glob('bare/*egment*'): f.unlink()
     with pytest.raises(ValueError, match='has no region file, which region_teacher=True needs: add it or leave region_teacher=True out'):
         fit(make_config(small | TAUGHT | dict(data_root=str(tmp_path/'bare'), tensor_dir=str(tmp_path/'t'), run_dir=str(tmp_path/'b'))))
-    with pytest.raises(ValueError, match='no region of a woman who trains fills 0.3 of a cell: .* larger images'):
+    with pytest.raises(ValueError, match='no region of a training patient fills 0.3 of a cell: .* larger images'):
         fit(make_config(small | TAUGHT | dict(image_size=32, tensor_dir=str(tmp_path/'t32'), run_dir=str(tmp_path/'c'))))
 
 
@@ -284,47 +251,65 @@ def test_a_history_without_validation_is_read_only_where_nobody_validates(whole,
     with pytest.raises(ValueError, match='has no val_loss, though breasts validate'): Run.open(tmp_path/'run')
 
 
-def test_a_file_of_settings_and_options_beside_it(small, tmp_path):
+def test_settings_file_and_options_beside_it(small, tmp_path):
     import yaml
-    (tmp_path/'mine.yaml').write_text(yaml.safe_dump(small | dict(epochs=9)))
+    (tmp_path/'mine.yaml').write_text(yaml.safe_dump(small | dict(model='four_stream', epochs=9)))
     cesm_train(['-f', str(tmp_path/'mine.yaml'), '--epochs', '1', '--run-dir', str(tmp_path/'run')])
     assert len(Run.open(tmp_path/'run').history) == 1
+    (tmp_path/'probe.yaml').write_text(yaml.safe_dump(small))
+    cesm_train(['-f', str(tmp_path/'probe.yaml'), '--other-breast', 'pair', '--run-dir', str(tmp_path/'probe')])
+    assert json.loads((tmp_path/'probe'/'config.json').read_text())['settings']['other_breast'] == 'pair'
     (tmp_path/'bad.yaml').write_text('epocs: 3')
     with pytest.raises(SystemExit, match='bad.yaml: .*did you mean epochs'): cesm_train(['-f', str(tmp_path/'bad.yaml')])
 
 
-def test_a_run_of_before_is_read(small, tmp_path):
-    "Without the settings that came later, in the folder of a four-stream run."
-    old = {k: v for k, v in small.items() if k != 'model'}
-    cfg = make_config(old | dict(run_dir=str(tmp_path), epochs=1))
+def test_old_config_still_loads(small, tmp_path):
+    "Of version 0.1.0: without the settings that came later, and with those that were removed since."
+    cfg = make_config(small | dict(model='four_stream', run_dir=str(tmp_path), epochs=1))
     before = fit(cfg).predictions
     config = json.loads((tmp_path/'config.json').read_text())
-    later = ('model', 'pooling', 'pool_share', 'view_fusion', 'other_breast', 'frozen_stages', 'flip_test', 'backbone_lr', 'schedule',
-             'keep', 'average_decay', 'target', 'also_size', 'probe', 'probe_strength', 'stretch_greys', 'train_share',
-             'root_features', 'probe_order', 'region_teacher', 'fit_on')
-    for k in later: config['settings'].pop(k)
+    later = {'model', 'keep'}
+    gone = dict(pool_share=.02, frozen_stages=0, flip_test=False, backbone_lr=1., schedule='plateau', average_decay=0., probe=False, pooling='mean_std')
+    config['settings'] = {k: v for k, v in config['settings'].items() if k not in later} | gone
     (tmp_path/'config.json').write_text(json.dumps(config))
     seal_run(tmp_path)
     pd.testing.assert_frame_equal(predict_run(tmp_path, device='cpu'), before)
-    assert len(fit(make_config(vars(cfg) | dict(epochs=2))).history) == 2 # it goes on
+    assert len(fit(make_config(vars(cfg) | dict(epochs=2))).history) == 2 # it resumes
+
+
+def test_old_probe_is_read_under_its_new_name(small, run, tmp_path):
+    "A run and an export that version 0.1.0 called `lesion_map`; one that was trained in steps is refused."
+    old = shutil.copytree(run.run_dir, tmp_path/'run')
+    export_run(run.run_dir, tmp_path/'m')
+    names = dict(model='lesion_map', probe=True, pool_share=.02, frozen_stages=0, flip_test=False)
+    config = json.loads((old/'config.json').read_text())
+    config['settings'] |= names | dict(schedule='plateau', average_decay=0., backbone_lr=1., batch_size=8)
+    (old/'config.json').write_text(json.dumps(config))
+    seal_run(old)
+    pd.testing.assert_frame_equal(predict_run(old, device='cpu'), predict_run(run.run_dir, device='cpu'))
+    path = tmp_path/'m'/'config.json'
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps(made | names))
+    assert load_model(tmp_path/'m').settings['model'] == 'probe'
+    path.write_text(json.dumps(made | names | dict(probe=False)))
+    with pytest.raises(ValueError, match='trained in steps, which was removed after version 0.1.0'): load_model(tmp_path/'m')
 
 
 @pytest.mark.parametrize('change, says', [
     (dict(other_breast='pair', align_laterality=False), 'set align_laterality=True'),
     (dict(other_breast='pair', split_unit='breast'), "use split_unit='patient'"),
-    (dict(attention=False), "attention=False means nothing to model='lesion_map'"),
-    (dict(probe=True), 'probe=True is fitted in one pass, set epochs=1'),
-    (dict(probe=True, epochs=1, average_decay=.9), 'probe=True takes none: set it to 0'),
+    (dict(attention=False), 'attention=False does not apply to the linear probe'),
+    (dict(lr=1e-3), 'lr=0.001 does not apply to the linear probe: leave it at 0.0001'),
+    (dict(epochs=5), 'epochs=5: the linear probe is fitted in one pass'),
     (dict(train_share=0.), 'train_share=0.0 is not in'),
-    (dict(root_features=True), 'root_features=True is of a fitted layer: set probe=True'),
-    (dict(fit_on='train+val'), "leaves no women to choose the epoch by: set keep='last' instead of 'accuracy'"),
-    (dict(fit_on='train+val', keep='last'), "leaves no women to say when the rate is cut: set schedule='one_cycle'"),
     (dict(PROBE, probe_order=0.), 'probe_order=0.0 is not in'),
-    (dict(probe=True, epochs=1, pooling='top'), "pooling='top' is learned in steps"),
+    (dict(pooling='top'), "pooling='top' is not one of 'mean', 'mean_std'"),
     (dict(also_size=32), 'also_size=32 is not below image_size=32'),
-    (dict(region_teacher=True), 'region_teacher=True is of a fitted layer: set probe=True'),
-    (dict(PROBE, region_teacher=True, views='CC'), "region_teacher=True learns from all views: use views='both' instead of 'CC'"),
-    (dict(PROBE, region_teacher=True, model='four_stream'), "means nothing to model='four_stream'"),
-    (dict(model='four_stream', flip_test=True), "use model='lesion_map'")])
-def test_what_cannot_be_is_refused(change, says):
+    (dict(backbones='test_efficientnet,test_vit'), 'the linear probe has one backbone'),
+    (dict(PROBE, region_teacher=True, views='CC'), "region_teacher=True needs both views: use views='both' instead of 'CC'"),
+    (dict(PROBE, model='four_stream'), "only applies to the linear probe: set model='probe'"),
+    (dict(model='four_stream', fit_on='train+val'), "fit_on='train.val' only applies to the linear probe"),
+    (dict(model='lesion_map'), 'was removed after version 0.1.0'),
+    (dict(flip_test=True), 'flip_test=True was removed after version 0.1.0')])
+def test_contradicting_settings_are_refused(change, says):
     with pytest.raises(ValueError, match=says): check_config(make_config(SMALL | change))

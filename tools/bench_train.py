@@ -22,7 +22,7 @@ from cesm_nb.tensorize import read_manifest
 from cesm_nb.batches import read_breasts
 from cesm_nb.settings import make_config
 from cesm_nb.train import check_config
-from cesm_nb.train import Training, predict, train_epoch
+from cesm_nb.train import Training, build_network, predict, train_epoch
 
 
 def make_breasts(
@@ -50,7 +50,7 @@ def ours(
     cfg = make_config(dict(batch_size=batch, device=device, epochs=1))
     switches, device, dtype = check_config(cfg)
     data = read_breasts(folder, read_manifest(folder)).to(device)
-    t = Training(cfg, switches, device, dtype)
+    t = Training(build_network(vars(cfg), switches), cfg, device, dtype)
     index = torch.arange(len(data.label)).repeat(1 + batch*steps//len(data.label))[:batch*steps].to(device)
     weight = torch.ones(3, device=device)
     step = lambda which: train_epoch(t, data, which, weight, cfg, 1)
