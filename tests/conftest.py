@@ -17,10 +17,20 @@ import torch
 from cesm_nb.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
-REAL = ROOT.parent/'shared'/'data'/'CDD-CESM'
 PATIENCE = 1700 # seconds after which a command hangs: a bound beyond what a slow, busy machine takes, never a claim
 
 
+def folder_of(variable):
+    "The folder that a variable of the environment names, or none; one that is not there ends all tests, for they would skip unseen."
+    named = os.environ.get(variable)
+    if named and not Path(named).is_dir(): pytest.exit(f'{variable}={named} is no folder: correct it, or unset it to skip these tests', 4)
+    return Path(named).resolve() if named else None
+
+
+REAL, WEIGHTS = folder_of('CESM_DATA'), folder_of('CESM_WEIGHTS')
+needs_data = pytest.mark.skipif(not REAL, reason='set CESM_DATA to a folder with CDD-CESM, laid out as in data/README.md')
+needs_weights = pytest.mark.skipif(
+    not WEIGHTS, reason='set CESM_WEIGHTS to a folder with mobilenetv2_100.safetensors and efficientnet_lite0.safetensors')
 DEAR = 'grids', 'audit', 'audit_ladder', 'runs', 'train', 'results', 'evaluate', 'model', 'bad_input' # in CPU seconds
 
 

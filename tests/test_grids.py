@@ -122,9 +122,9 @@ def test_primary_compares_clinical_with_regions():
 @needs_fields
 def test_other_backbones_take_the_place_of_the_files(tmp_path):
     "A stand-in is called by its name everywhere, in variants that name one backbone too."
-    changes = ['backbones=mobilenetv2_100,efficientnet_lite0', 'weights_dir=../shared/weights']
+    changes = ['backbones=mobilenetv2_100,efficientnet_lite0', 'weights_dir=elsewhere/weights']
     g = read_grid(ROOT/'configs'/'ablations.yaml', read_changes(changes))
-    assert g.base['backbones'] == 'mobilenetv2_100,efficientnet_lite0' and g.base['weights_dir'] == '../shared/weights'
+    assert g.base['backbones'] == 'mobilenetv2_100,efficientnet_lite0' and g.base['weights_dir'] == 'elsewhere/weights'
     assert g.variants['efficientnet_lite0 only'] == dict(backbones='efficientnet_lite0')
     assert ('full', 'efficientnet_lite0 only') in g.pairs and 'efficientnet_b0' not in str(g)
     assert write_command('ablations', g.seeds, Path('CDD-CESM'), changes) == (

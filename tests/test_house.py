@@ -101,6 +101,15 @@ def test_nothing_of_a_patient_is_tracked():
     assert named == []
 
 
+AUTHORS = re.compile(r"\.\./shared|parent/'shared'|/work/(main|shared|pinned)") # folders that only the authors have
+
+
+def test_no_folder_of_the_authors_is_named():
+    "CESM_DATA and CESM_WEIGHTS name the folders; only the script of the authors' CI looks for them beside the checkout."
+    texts = {f: (ROOT/f).read_bytes().decode(errors='replace') for f in tracked() if (ROOT/f).is_file()}
+    assert {f for f, text in texts.items() if AUTHORS.search(text)} == {'.ci/run', 'tests/test_house.py'}
+
+
 CLOCKS = {'time', 'perf_counter', 'process_time', 'monotonic', 'thread_time', 'sleep', 'getrusage', 'timeit'}
 STARTS, WAITS = {'run', 'call', 'check_call', 'check_output', 'communicate'}, {'wait', 'join', 'communicate'}
 

@@ -1,10 +1,5 @@
 "The ledger of definitions: a pure move leaves it as it was, a change of one definition is found."
-import sys
-
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT/'tools'/'dev'))
-import ledger  # noqa: E402
+import ledger
 
 FIRST = '"""One."""\n__all__ = ["one"]\nimport os\nA = 1 # one\n\ndef one(): return A\n'
 SECOND = '"""Two."""\nclass Two:\n    x: int = 1\n\ndef late():\n    from .first import one\n    return one()\n'

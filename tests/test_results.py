@@ -6,7 +6,6 @@ import ast
 import json
 import re
 import shutil
-import sys
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -22,7 +21,6 @@ from cesm_nb.simulate import simulate
 from cesm_nb.data import PROBS
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT/'tools'))
 from describe_confirmation import name_strata, weigh
 from make_readme import fill, make_blocks
 

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html import escape, unescape
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from bs4 import BeautifulSoup
 
 from conftest import PATIENCE, ROOT
 
-sys.path.insert(0, str(ROOT/'tools'))
-from check_docs import option_re  # noqa: E402
-from quarto_filter import joined, processed, tidied  # noqa: E402
+from check_docs import option_re
+from quarto_filter import joined, processed, tidied
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 BUILT = ROOT/'_docs' # by `nbdev_docs`, where Quarto is there
