@@ -192,7 +192,8 @@ def test_split_of_somebody_else(phantom, tmp_path):
 
 PUBLISHED = REAL and REAL.parent/'splits'/'versamammo.csv'
 needs_published = pytest.mark.skipif(
-    not (PUBLISHED and PUBLISHED.exists()), reason='set CESM_DATA and put versamammo.csv (chapter 06e) into splits/ beside that folder')
+    not (PUBLISHED and PUBLISHED.exists()),
+    reason='set CESM_DATA and put versamammo.csv (chapter 06e) into splits/ beside that folder')
 
 
 @needs_published

@@ -2,7 +2,14 @@
 import ledger
 
 FIRST = '"""One."""\n__all__ = ["one"]\nimport os\nA = 1 # one\n\ndef one(): return A\n'
-SECOND = '"""Two."""\nclass Two:\n    x: int = 1\n\ndef late():\n    from .first import one\n    return one()\n'
+SECOND = '''"""Two."""
+class Two:
+    x: int = 1
+
+def late():
+    from .first import one
+    return one()
+'''
 
 
 def write(folder, **modules):
@@ -18,13 +25,15 @@ def test_pure_move_leaves_the_ledger_as_it_was(tmp_path):
     before = ledger.ledger(write(tmp_path/'a', first=FIRST, second=SECOND))
     assert {line.split()[1] for line in before} == {'A', 'one', 'Two', 'late'}
     moved = SECOND.replace('.first', '..core.first')
-    after = ledger.ledger(write(tmp_path/'b', core__first='A = 1', sub__rest=moved + '\n\ndef one():\n    return A\n'))
+    rest = moved + '\n\ndef one():\n    return A\n'
+    after = ledger.ledger(write(tmp_path/'b', core__first='A = 1', sub__rest=rest))
     assert ledger.differences(before, after) == []
 
 
 def test_changed_and_doubled_definitions_are_found(tmp_path):
     before = ledger.ledger(write(tmp_path/'a', first=FIRST, second=SECOND))
-    changed = ledger.ledger(write(tmp_path/'b', first=FIRST, second=SECOND.replace('int = 1', 'int = 2')))
+    other = SECOND.replace('int = 1', 'int = 2')
+    changed = ledger.ledger(write(tmp_path/'b', first=FIRST, second=other))
     assert ledger.differences(before, changed) == ['gone: Two', 'new: Two']
     doubled = ledger.ledger(write(tmp_path/'c', first=FIRST, second=SECOND + 'A = 1\n'))
     assert ledger.differences(before, doubled) == ['new: A']

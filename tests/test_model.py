@@ -18,7 +18,7 @@ from cesm_nb.data import VIEWS
 from cesm_nb.model import ABLATIONS, FourStream, load_model, split_backbones
 from cesm_nb.settings import PAPER_BACKBONES
 from cesm_nb.share import export_model
-from conftest import PATIENCE, ROOT
+from conftest import PATIENCE, ROOT, WEIGHTS, needs_weights
 
 FACTS = dict(phantom=True, image_size=32)
 

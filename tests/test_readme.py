@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cesm_nb import commands
-from cesm_nb.grids import make_grid
+from cesm_nb.grids import make_grid, read_grid_file
 from cesm_nb.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
@@ -231,7 +231,7 @@ def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
                     if args == ['--help']: continue # test of chapter 00h
                     rest = [] if program != 'cesm_grid' or '--data' in args else ['configs/primary.yaml', '--data', 'data'] # a fragment
                     parse(m, program, args + rest)
-                    if program == 'cesm_grid' and args[0].endswith('.yaml'): make_grid(yaml.safe_load((ROOT/args[0]).read_text()))
+                    if program == 'cesm_grid' and args[0].endswith('.yaml'): make_grid(read_grid_file(ROOT/args[0]))
                 else:
                     rest = parse_other(program, args)
                     if rest: parse(m, 'cesm_train', rest)

@@ -1,4 +1,4 @@
-"Facts of the real annotation files, as published and as measured, whatever part of the images is there."
+"Facts of the real annotation files, as published and as measured; any part of the images."
 import json
 from itertools import islice
 
@@ -46,7 +46,8 @@ def test_fact(report, fact): assert report[0][fact] == FACTS[fact]
 @pytest.mark.parametrize('modality', ['CM', 'DM'])
 def test_each_image_is_present_or_named_as_absent(report, modality):
     facts = report[0]
-    assert facts[f'image files present ({modality})'] + facts.get(f'names: file absent ({modality})', 0) == 1003
+    present, absent = f'image files present ({modality})', f'names: file absent ({modality})'
+    assert facts[present] + facts.get(absent, 0) == 1003
 
 
 def test_odd_names(report):

@@ -122,7 +122,8 @@ def test_nbdev_keeps_our_sidebar():
     assert 'custom_sidebar = True' in (ROOT/'settings.ini').read_text(), 'nbdev writes its own sidebar over ours'
     kept = subprocess.run(['git', 'check-ignore', 'nbs/sidebar.yml'], cwd=ROOT, capture_output=True, timeout=PATIENCE)
     assert kept.returncode != 0, 'nbs/sidebar.yml is not under version control'
-    for name in re.findall(r'(?:favicon|image): (\S+)', (ROOT/'sidebar.yml').read_text()): assert (ROOT/name).exists()
+    pictures = re.findall(r'(?:favicon|image): (\S+)', (ROOT/'sidebar.yml').read_text())
+    assert len(pictures) == 3 and [p for p in pictures if not (ROOT/p).exists()] == []
 
 
 def test_number_file_title_and_sidebar_name_a_page_alike():

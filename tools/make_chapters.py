@@ -1,9 +1,9 @@
-"""Write both sidebars and the chapters of the first page from one list, `nbs/chapters.yml`, and from what each notebook claims.
+"""Write both sidebars and the chapters of the first page from one list, `nbs/chapters.yml`.
 
 usage: python tools/make_chapters.py [--check]
-The list holds the sections, the order and each page's title in a few words; what a notebook claims (the line `> ...` of its first
-cell) is read from there. `--check` writes nothing and fails where a file differs. Give the command after a notebook is added, moved
-or renamed, or claims something else.
+The list holds the sections, the order and each page's title in a few words; what a notebook claims
+is read from the line `> ...` of its first cell. `--check` writes nothing and fails where a file
+differs. Give the command after a notebook is added, moved or renamed, or its claim is changed.
 """
 import argparse
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = '''# Written by tools/make_chapters.py from nbs/chapters.yml: the order of reading, and the pictures of the site.
+HEAD = '''# Written by tools/make_chapters.py from nbs/chapters.yml: order and pictures of the site.
 # {other} differs only in the folder before a name.
 website:
   favicon: {folder}favicon.svg
@@ -36,7 +36,9 @@ def read_list(
     "Flatten the list of chapters; raise ValueError for an item of another form."
     rows = []
     for item in items:
-        if not isinstance(item, dict) or len(item) != 1: raise ValueError(f'nbs/chapters.yml: {item!r} is not one `page: title` or `section: list`')
+        if not isinstance(item, dict) or len(item) != 1:
+            raise ValueError(
+                f'nbs/chapters.yml: {item!r} is not one `page: title` or `section: list`')
         (name, content), = item.items()
         if isinstance(content, list): rows += read_list(content, (*sections, name))
         elif isinstance(content, str): rows.append((sections, name, content))
@@ -52,16 +54,16 @@ def read_chapters(
     listed = Counter(page for _, page, _ in rows)
     there = {p.relative_to(nbs).with_suffix('').as_posix() for p in nbs.rglob('*.ipynb')}
     there = {p for p in there if not re.search(r'(^|/)[._]', p)}
-    faults = {' twice': [p for p, n in listed.items() if n > 1], ', which is no notebook': sorted(set(listed) - there)}
-    faults = [f'nbs/chapters.yml lists {p}{how}' for how, pages in faults.items() for p in pages]
-    faults += [f'nbs/chapters.yml does not list {p}' for p in sorted(there - set(listed))]
-    if faults: raise ValueError('; '.join(faults))
+    faults = [f'lists {p} twice' for p, n in listed.items() if n > 1]
+    faults += [f'lists {p}, which is no notebook' for p in sorted(set(listed) - there)]
+    faults += [f'does not list {p}' for p in sorted(there - set(listed))]
+    if faults: raise ValueError(f'nbs/chapters.yml {"; ".join(faults)}')
     return rows
 
 
 def name_of(
     page:str, # such as 06_leakage_audit or api/core.settings
-) -> str: # such as `06 leakage audit` or `core.settings`; the first page has the name of the package
+) -> str: # such as `06 leakage audit` or `core.settings`; the first page is named as the package
     "Name a page as its number and title do."
     name = page.rpartition('/')[2]
     return 'cesm_nb' if name == 'index' else name.replace('_', ' ')
@@ -70,10 +72,12 @@ def name_of(
 def read_claim(
     notebook:Path,
 ) -> str: # one sentence
-    "Read what a notebook claims; raise ValueError where its first cell is not `# name` and `> claim`."
+    "Read a notebook's claim; raise ValueError where its first cell is not `# name` and `> claim`."
     first = ''.join(json.loads(notebook.read_text(encoding='utf-8'))['cells'][0]['source'])
     found = re.fullmatch(r'# .+\n\n> ([^|\n]+)\n?', first)
-    if not found: raise ValueError(f'{notebook.name}: the first cell is not `# name`, a blank line and `> claim` without a |')
+    if not found:
+        raise ValueError(f'{notebook.name}: the first cell is not `# name`, a blank line and '
+                         '`> claim` without a |')
     return found[1].strip()
 
 
@@ -82,13 +86,14 @@ def make_sidebar(
     folder:str='', # before the name of a notebook, such as nbs/
 ) -> str: # YAML
     "Word a sidebar."
-    other = 'sidebar.yml at the root, for a plain `quarto render` there,' if not folder else 'nbs/sidebar.yml, for nbdev,'
-    lines, open_ = [HEAD.format(folder=folder, other=other)], ()
+    other = 'nbs/sidebar.yml (nbdev)' if folder else 'sidebar.yml (`quarto render` at the root)'
+    lines, before = [HEAD.format(folder=folder, other=other)], ()
     for sections, page, title in rows:
-        same = next((i for i, (a, b) in enumerate(zip(sections, open_)) if a != b), min(len(sections), len(open_)))
-        for depth, name in enumerate(sections[same:], same):
-            lines.append(f'{" "*(6 + 4*depth)}- section: {name}\n{" "*(8 + 4*depth)}contents:\n')
-        open_, at = sections, ' '*(6 + 4*len(sections))
+        for depth, name in enumerate(sections):
+            if before[:depth + 1] == sections[:depth + 1]: continue # this section is open
+            at = ' '*(6 + 4*depth)
+            lines.append(f'{at}- section: {name}\n{at}  contents:\n')
+        before, at = sections, ' '*(6 + 4*len(sections))
         text = json.dumps(f'{name_of(page)}: {title}', ensure_ascii=False)
         lines.append(f'{at}- href: {folder}{page}.ipynb\n{at}  text: {text}\n')
     return ''.join(lines)
@@ -102,7 +107,9 @@ def make_tables(
     lines, before = [CHAPTERS], ()
     for sections, page, _ in rows:
         if not sections: continue # the first page itself
-        if sections != before: lines.append(f'\n### {": ".join(sections)}\n\n| chapter | in one sentence |\n| --- | --- |\n')
+        if sections != before:
+            lines.append(f'\n### {": ".join(sections)}\n\n'
+                         '| chapter | in one sentence |\n| --- | --- |\n')
         before = sections
         lines.append(f'| [{name_of(page)}]({page}.ipynb) | {read_claim(nbs/f"{page}.ipynb")} |\n')
     return ''.join(lines).rstrip('\n')
@@ -115,7 +122,9 @@ def fill_index(
     "Put the tables into the first page."
     nb = json.loads(text)
     cells = [c for c in nb['cells'] if ''.join(c['source']).startswith(CHAPTERS)]
-    if len(cells) != 1: raise ValueError(f'nbs/index.ipynb has {len(cells)} cells that begin with {CHAPTERS.strip()}, expected one')
+    if len(cells) != 1:
+        raise ValueError(f'nbs/index.ipynb has {len(cells)} cells that begin with '
+                         f'{CHAPTERS.strip()!r}, expected one')
     cells[0]['source'] = tables.splitlines(keepends=True)
     return json.dumps(nb, indent=1, ensure_ascii=False) + '\n'
 
@@ -133,12 +142,15 @@ def make_files(
 def main():
     "Write, or compare."
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    ap.add_argument('--check', action='store_true', help='write nothing; fail where a file differs from the list')
+    ap.add_argument('--check', action='store_true', help='write nothing; fail where a file differs')
     check = ap.parse_args().check
     try: files = make_files(ROOT)
     except (ValueError, OSError) as e: sys.exit(f'make_chapters: {e}')
-    stale = [p for p, text in files.items() if not p.exists() or p.read_text(encoding='utf-8') != text]
-    if check and stale: sys.exit(f'make_chapters: {", ".join(p.name for p in stale)} differ from nbs/chapters.yml: run python tools/make_chapters.py')
+    read = lambda p: p.read_text(encoding='utf-8') if p.exists() else ''
+    stale = [p for p, text in files.items() if read(p) != text]
+    if check and stale:
+        sys.exit(f'make_chapters: {", ".join(str(p.relative_to(ROOT)) for p in stale)}: not as '
+                 'nbs/chapters.yml has it, run python tools/make_chapters.py')
     for p in stale: p.write_text(files[p], encoding='utf-8')
 
 

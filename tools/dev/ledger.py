@@ -1,8 +1,9 @@
-"""List the definitions of the package, so that a change that only moves them between modules can be shown to do only that.
+"""List the definitions of the package, to show that a commit only moves them between modules.
 
-usage: python tools/dev/ledger.py > before.txt   # a line per top-level definition, assignment or other statement: its hash, its name
-       python tools/dev/ledger.py before.txt     # compare; exits with 1 where something is gone, new or changed
-The hash is of `ast.unparse`, so comments and line breaks do not count; nor do modules, imports, `__all__` and module docstrings.
+usage: python tools/dev/ledger.py > before.txt   # a line per top-level statement: hash and name
+       python tools/dev/ledger.py before.txt     # compare; exits with 1 where one differs
+The hash is of `ast.unparse`, so comments and line breaks do not count; nor do modules, imports,
+`__all__` and module docstrings.
 """
 import ast
 import sys
@@ -49,7 +50,8 @@ def differences(
 ) -> list: # `gone: NAME` and `new: NAME`; a changed definition is both
     "Compare as multisets."
     gone, new = Counter(before) - Counter(after), Counter(after) - Counter(before)
-    return [f'{kind}: {line.partition(" ")[2]}' for kind, lines in (('gone', gone), ('new', new)) for line in sorted(lines.elements())]
+    names = lambda lines: sorted(line.partition(' ')[2] for line in lines.elements())
+    return [*(f'gone: {n}' for n in names(gone)), *(f'new: {n}' for n in names(new))]
 
 
 def main(
