@@ -15,21 +15,23 @@ import joblib
 import yaml
 
 from .data import read_dataset
-from .guards import one_way_out, read_json, reading
-from .grids import Grid, join_jobs, list_jobs, make_grid, plan_runs, run_jobs
+from .guards import one_way_out, read_json
+from .grids import (
+    Grid, join_jobs, list_jobs, make_grid, plan_runs, read_grid_file, run_jobs)
 from .reproduce import CHAPTERS, find_checkout, read_changes
 from .results import drop_published, read_published, write_results
 from .settings import make_config
 
 # %% ../nbs/05n_experiments.ipynb #978b2219
-def _rename_backbones(text, base, changes):
-    "The text of a grid, with the backbones that a command names in place of the file's own."
-    old = str(base.get('backbones') or '').split(',')
+def _rename_backbones(content, changes):
+    "A grid with the backbones that a command names in place of its own, in names too."
+    old = str(content['base'].get('backbones') or '').split(',')
     new = str(changes.get('backbones') or '').split(',')
-    if len(old) != len(new) or not all(old + new): return text
+    if len(old) != len(new) or not all(old + new): return content
+    text = yaml.safe_dump(content, sort_keys=False, width=10**6)
     for i, name in enumerate(old): text = re.sub(rf'\b{re.escape(name)}\b', f'<{i}>', text)
     for i, name in enumerate(new): text = text.replace(f'<{i}>', name)
-    return text
+    return yaml.safe_load(text)
 
 def read_grid(
     path:Path, # YAML file
@@ -38,14 +40,9 @@ def read_grid(
     n_folds:int=0, # 0: that of the file
 ) -> Grid:
     "Read a grid as a command changes it; raise ValueError as `make_grid` does, naming the file."
-    with reading(path, 'grid', 'see configs/primary.yaml for one') as file:
-        text = file.read_text('utf-8')
-        content = yaml.safe_load(text)
+    content = read_grid_file(path)
     try:
-        if not isinstance(content, dict) or not isinstance(content.get('base'), dict):
-            raise ValueError('no mapping `base` of settings that all runs share')
-        text = _rename_backbones(text, content['base'], changes)
-        content = yaml.safe_load(text)
+        content = _rename_backbones(content, changes)
         content['base'] |= changes
         given = dict(seeds=list(seeds), n_folds=n_folds)
         return make_grid(content | {k: v for k, v in given.items() if v})

@@ -17,11 +17,29 @@ import torch
 from cesm_nb.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
-REAL = ROOT.parent/'shared'/'data'/'CDD-CESM'
 PATIENCE = 1700 # seconds after which a command hangs: a bound beyond what a slow, busy machine takes, never a claim
 
 
+def folder_of(variable):
+    "The folder that a variable of the environment names, or none."
+    named = os.environ.get(variable)
+    return Path(named).resolve() if named else None
+
+
+REAL, WEIGHTS = folder_of('CESM_DATA'), folder_of('CESM_WEIGHTS')
+needs_data = pytest.mark.skipif(
+    not REAL, reason='set CESM_DATA to a folder with CDD-CESM, laid out as in data/README.md')
+needs_weights = pytest.mark.skipif(
+    not WEIGHTS, reason='set CESM_WEIGHTS to a folder with mobilenetv2_100.safetensors and '
+    'efficientnet_lite0.safetensors')
 DEAR = 'grids', 'audit', 'audit_ladder', 'runs', 'train', 'results', 'evaluate', 'model', 'bad_input' # in CPU seconds
+
+
+def pytest_configure():
+    "A mistyped folder ends all tests with a sentence; otherwise those that need it would skip."
+    for variable, folder in dict(CESM_DATA=REAL, CESM_WEIGHTS=WEIGHTS).items():
+        if folder and not folder.is_dir():
+            raise pytest.UsageError(f'{variable}={folder} is no folder: correct it or unset it')
 
 
 def pytest_collection_modifyitems(items):

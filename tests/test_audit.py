@@ -13,10 +13,9 @@ import pytest
 
 from cesm_nb.commands import cesm_audit as main
 from cesm_nb.data import read_dataset
-from conftest import PATIENCE, REAL, ROOT
+from conftest import PATIENCE, REAL, ROOT, needs_data
 
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
-SIZES = REAL/'image_sizes.csv'
 QUICK = ('--n-repeats', 1, '--n-trees', 10, '--n-draws', 100)
 CODE = 'from cesm_nb.commands import cesm_audit; cesm_audit()'
 
@@ -89,7 +88,7 @@ def test_refusals(phantom, tmp_path):
         assert not (tmp_path/'out').exists()
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f'{REAL} is absent')
+@needs_data
 def test_real_annotations(tmp_path):
     "What was measured on CDD-CESM before, within noise; `tools/bench_commands.py` times it."
     code, said = audit(REAL, '--out', tmp_path)
@@ -109,7 +108,7 @@ def test_real_annotations(tmp_path):
     bare = table[table.low.isna()] # an interval for all but what is 0.5 in every fold by construction
     assert set(bare.score) <= {'auc_folds'} and (bare.value == .5).all() and table['seed 2'].notna().all()
     assert set(table.score) == {'accuracy', 'auc', 'auc_folds', 'auc_malignant', 'auc_abnormal', 'log_loss'}
-    if SIZES.exists():
+    if (REAL/'image_sizes.csv').exists():
         sized = 'image size, CM', 'CM rows, size known'
         assert auc.low[sized] < .52 and auc.high[sized] > .48 and auc.value[sized] < .55 # the sizes at hand tell no class
         assert auc.breasts[sized] < 566
@@ -191,18 +190,20 @@ def test_split_of_somebody_else(phantom, tmp_path):
     assert code != 0 and "odd.csv line 2: part 'holdout': expected one of train" in said
 
 
-PUBLISHED = REAL.parent/'splits'/'versamammo.csv'
+PUBLISHED = REAL and REAL.parent/'splits'/'versamammo.csv'
+needs_published = pytest.mark.skipif(
+    not (PUBLISHED and PUBLISHED.exists()),
+    reason='set CESM_DATA and put versamammo.csv (chapter 06e) into splits/ beside that folder')
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason=f'{PUBLISHED} is absent')
+@needs_published
 def test_published_split(tmp_path):
     assert audit_here(REAL, '--splits', PUBLISHED, '--out', tmp_path)[1].startswith('versamammo.csv: 140 of its 158 test patients are in its training part')
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason=f'{PUBLISHED} is absent')
+@needs_published
 def test_public_splits_are_counted_again(tmp_path, monkeypatch):
     "The published table comes out of the tool, and a split it does not know is refused."
-    sys.path.insert(0, str(ROOT/'tools'))
     import count_public_splits as tool
     run = lambda *args: (monkeypatch.setattr(sys, 'argv', ['count_public_splits.py', str(REAL), *map(str, args)]), tool.main())
     run('--list', f'VersaMammo={PUBLISHED}', '--out', tmp_path/'public_splits.csv')

@@ -15,9 +15,8 @@ from cesm_nb.intervals import interval_table
 from cesm_nb.data import PROBS
 from cesm_nb.settings import make_config
 from cesm_nb.train import fit
-from conftest import ROOT
+from conftest import ROOT, WEIGHTS, needs_weights
 
-WEIGHTS = ROOT.parent/'shared'/'weights'
 CLOSES = dict(twin='split_unit', region='roi_source', density='density_missing', view='mask_missing_views')
 PHANTOMS = {'none': dict(leaks=(), signal=0., clinical=0.), **{k: dict(leaks=(k,), signal=0., clinical=0.) for k in LEAKS},
             'blind': dict(signal=0., clinical=0.), 'clear': dict(signal=2.)}
@@ -88,7 +87,7 @@ def test_a_leak_put_into_clinical_is_caught(tried):
         assert steps.low['clinical -> clinical with regions'] > .1
 
 
-@pytest.mark.skipif(not WEIGHTS.exists(), reason='no ImageNet weights beside the repository')
+@needs_weights
 def test_the_network_reads_regions_where_nothing_else_is(tmp_path):
     "The four streams, pretrained, paper's protocol, no lesion visible; test_signal.py has the clinical side."
     root = make_phantom(tmp_path/'phantom', 160, signal=0., clinical=0., size_px=100, progress=False)

@@ -296,8 +296,7 @@ def test_damaged_files_are_refused_or_read_alike(picture, tmp_path):
 
 
 def test_the_judge_of_damaged_files(monkeypatch):
-    "A small sample of tools/mutate_dicom.py; its judge must see an error, a hang and a wrong picture."
-    monkeypatch.syspath_prepend(str(ROOT/'tools'))
+    "A small sample of tools/dev/mutate_dicom.py; its judge must see an error, a hang and a wrong picture."
     import mutate_dicom as tool
     counts = tool.run(24, 0)
     assert counts.total() == 24 and not [k for k in counts if k.startswith('DEFECT')] and counts['refused'] > 4

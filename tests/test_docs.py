@@ -14,8 +14,7 @@ from nbformat.v4 import new_notebook, new_output
 
 from conftest import PATIENCE, ROOT
 
-sys.path.insert(0, str(ROOT/'tools'))
-import check_docs  # noqa: E402
+import check_docs
 
 COLAB = 'https://colab.research.google.com/'
 FILES = 'https://github.com/cesm-nb/cesm_nb/blob/main'

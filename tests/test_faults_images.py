@@ -22,9 +22,8 @@ from cesm_nb.phantom import make_phantom
 from cesm_nb.roi import MAX_POINTS, SEGMENT_PX, enhance, fit_tiles, region_problem, segment_breast
 from cesm_nb.settings import TensorConfig
 from cesm_nb.tensorize import read_tensor, tensorize
-from conftest import PATIENCE, REAL, ROOT
+from conftest import PATIENCE, REAL, ROOT, needs_data
 
-sys.path.insert(0, str(ROOT/'tools'))
 import mutate
 
 
@@ -122,7 +121,7 @@ def test_no_phantom_is_taken_for_a_negative(tmp_path, signal_, size):
     assert {image_problem(255 - im).partition(':')[0] for im in images} == {'negative'}
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f'{REAL} is absent')
+@needs_data
 def test_no_real_image_is_taken_for_a_negative():
     "Every fifth of the images at hand; all 1,070 were tried once, with the same result."
     images = [read_image(f) for f in sorted(REAL.glob('* images of */*.jpg'))[::5]]
@@ -324,7 +323,7 @@ def mutations(): return mutate.mutate(12, seed=0)
 
 
 def test_random_faults_are_named_or_refused(mutations):
-    "The command `tools/mutate.py` does hundreds of them."
+    "The command `tools/dev/mutate.py` does hundreds of them."
     assert set(mutations.outcome) <= {'same', 'named', 'refused'} and mutations.fault.nunique() == len(mutate.MUTATIONS)
 
 

@@ -7,7 +7,6 @@ import psutil
 
 from conftest import PATIENCE, ROOT
 
-sys.path.insert(0, str(ROOT/'tools'))
 from attack import run_attacks
 
 HOLD = 'import sys; from cesm_nb.guards import lock_folder\nwith lock_folder(sys.argv[1]): print("held", flush=True); sys.stdin.read()'
@@ -40,7 +39,7 @@ def test_nothing_half_written_under_a_size_limit(tmp_path):
 
 
 def test_a_sample_of_attacks(tmp_path):
-    "All of them: python tools/attack.py"
+    "All of them: python tools/dev/attack.py"
     counts, bad = run_attacks(tmp_path, 12, 0)
     assert bad == [] and counts['refused'] >= 6, counts
 

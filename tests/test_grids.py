@@ -19,7 +19,8 @@ from cesm_nb import experiments
 from cesm_nb.commands import cesm_grid
 from cesm_nb.settings import PROTOCOLS, SWITCHES, WHERE
 from cesm_nb.grids import (
-    list_finished, make_grid, own_settings, plan_rescoring, plan_runs, rescored_path, run_grid)
+    list_finished, make_grid, own_settings, plan_rescoring, plan_runs, read_grid_file,
+    rescored_path, run_grid)
 from cesm_nb.results import find_results, read_results, say_settings, show_results, write_results
 from cesm_nb.ladder import WALK, ladder
 from cesm_nb.settings import TrainConfig, make_config
@@ -36,10 +37,32 @@ NEW = {'split_seed', 'normalise_input'} - {f.name for f in fields(TrainConfig)}
 needs_fields = pytest.mark.skipif(bool(NEW), reason=f'TrainConfig has no {sorted(NEW)} yet')
 
 
-def read_yaml(name): return yaml.safe_load((ROOT/'configs'/f'{name}.yaml').read_text())
+PUBLISHED = [p for p in sorted(ROOT.glob('results/*/settings.json'))
+             if 'grid' in json.loads(p.read_text())]
+
+
+def read_yaml(name):
+    "A file of `configs`, with what it extends where it is a grid."
+    path = ROOT/'configs'/f'{name}.yaml'
+    content = yaml.safe_load(path.read_text())
+    return read_grid_file(path) if 'base' in content else content
 
 
 # --- the files
+
+@pytest.mark.parametrize('path', PUBLISHED, ids=lambda p: p.parent.name)
+def test_published_settings_are_those_of_the_file(path):
+    "Seeds can be added to published results only where the file asks for what was run."
+    facts = json.loads(path.read_text())
+    command = facts['command'] if isinstance(facts['command'], str) else facts['command'][0]
+    changes = read_changes(command.partition(' --set ')[2].split())
+    changes.pop('weights_dir', None) # a folder of the machine that ran it
+    grid, there = read_grid(ROOT/'configs'/f'{path.parent.name}.yaml', changes), facts['grid']
+    assert set(there['variants']) <= set(grid.variants) and there['n_folds'] == grid.n_folds
+    for name, change in there['variants'].items():
+        ran = {k: v for k, v in (there['base'] | change).items() if k != 'weights_dir'}
+        assert ran == grid.base | grid.variants[name], name
+
 
 @needs_fields
 def test_ladder_grid_is_the_ladder(phantom, tmp_path):
@@ -122,9 +145,13 @@ def test_primary_compares_clinical_with_regions():
 @needs_fields
 def test_other_backbones_take_the_place_of_the_files(tmp_path):
     "A stand-in is called by its name everywhere, in variants that name one backbone too."
-    changes = ['backbones=mobilenetv2_100,efficientnet_lite0', 'weights_dir=../shared/weights']
+    weights = tmp_path/'weights'
+    weights.mkdir()
+    for name in ('mobilenetv2_100', 'efficientnet_lite0'): (weights/f'{name}.safetensors').touch()
+    changes = ['backbones=mobilenetv2_100,efficientnet_lite0', f'weights_dir={weights}']
     g = read_grid(ROOT/'configs'/'ablations.yaml', read_changes(changes))
-    assert g.base['backbones'] == 'mobilenetv2_100,efficientnet_lite0' and g.base['weights_dir'] == '../shared/weights'
+    assert g.base['backbones'] == 'mobilenetv2_100,efficientnet_lite0'
+    assert g.base['weights_dir'] == str(weights)
     assert g.variants['efficientnet_lite0 only'] == dict(backbones='efficientnet_lite0')
     assert ('full', 'efficientnet_lite0 only') in g.pairs and 'efficientnet_b0' not in str(g)
     assert write_command('ablations', g.seeds, Path('CDD-CESM'), changes) == (

@@ -101,6 +101,16 @@ def test_nothing_of_a_patient_is_tracked():
     assert named == []
 
 
+AUTHORS = re.compile(r"\.\./shared|'shared'/|/work/(main|shared|pinned)") # folders of the authors
+
+
+def test_no_folder_of_the_authors_is_named():
+    "CESM_DATA and CESM_WEIGHTS name them; only the authors' CI looks beside the checkout."
+    found = [f for f in tracked() if (ROOT/f).is_file()
+             and AUTHORS.search((ROOT/f).read_bytes().decode(errors='replace'))]
+    assert found == ['.ci/run', 'tests/test_house.py']
+
+
 CLOCKS = {'time', 'perf_counter', 'process_time', 'monotonic', 'thread_time', 'sleep', 'getrusage', 'timeit'}
 STARTS, WAITS = {'run', 'call', 'check_call', 'check_output', 'communicate'}, {'wait', 'join', 'communicate'}
 

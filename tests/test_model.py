@@ -18,7 +18,7 @@ from cesm_nb.data import VIEWS
 from cesm_nb.model import ABLATIONS, FourStream, load_model, split_backbones
 from cesm_nb.settings import PAPER_BACKBONES
 from cesm_nb.share import export_model
-from conftest import PATIENCE, ROOT
+from conftest import PATIENCE, ROOT, WEIGHTS, needs_weights
 
 FACTS = dict(phantom=True, image_size=32)
 
@@ -192,7 +192,7 @@ def test_weights_of_version_0_1_0_load():
     with torch.no_grad(): assert torch.equal(again(breasts()), net(breasts()))
 
 
-@pytest.mark.skipif(not (ROOT.parent/'shared'/'weights').exists(), reason='no ImageNet weights beside the repository')
+@needs_weights
 def test_one_epoch_from_imagenet_weights(phantom, tmp_path):
     "The pretrained path: one epoch at 64 px on a phantom, read back with normalised input; a mistyped folder is refused."
     from cesm_nb.finished import load_run
@@ -200,11 +200,10 @@ def test_one_epoch_from_imagenet_weights(phantom, tmp_path):
     from cesm_nb.train import fit
     settings = dict(data_root=str(phantom), image_size=64, epochs=1, mixed_precision='no', device='cpu', pretrained=True,
                     backbones='mobilenetv2_100,efficientnet_lite0')
-    weights = str(ROOT.parent/'shared'/'weights')
     with pytest.raises(ValueError, match='typo/mobilenetv2_100.safetensors is absent'):
-        fit(make_config(settings | dict(weights_dir=f'{weights}/typo', run_dir=str(tmp_path/'none'))))
+        fit(make_config(settings | dict(weights_dir=f'{WEIGHTS}/typo', run_dir=str(tmp_path/'none'))))
     assert not (tmp_path/'none').exists()
-    run = fit(make_config(settings | dict(weights_dir=weights, run_dir=str(tmp_path/'run'))))
-    assert run.config['weights_source'].startswith('files in weights: efficientnet_lite0 ')
+    run = fit(make_config(settings | dict(weights_dir=str(WEIGHTS), run_dir=str(tmp_path/'run'))))
+    assert run.config['weights_source'].startswith(f'files in {WEIGHTS.name}: efficientnet_lite0 ')
     net, _ = load_run(tmp_path/'run')
     assert net.settings['normalise_input'] and len(run.history) == 1

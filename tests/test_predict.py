@@ -146,7 +146,6 @@ def test_false_refusals_are_counted(runs):
 
 def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
     "The command writes rows of a model once, beside those of others, and refuses to mix models; the file published holds shares that fit."
-    monkeypatch.syspath_prepend(str(ROOT/'tools'))
     import count_refusals as tool
     ask = lambda *names: monkeypatch.setattr(sys, 'argv', ['x', *(str(runs[n].run_dir) for n in names), '--out', str(tmp_path/'f.csv')])
     other = pd.DataFrame([dict(data='real', model='x', backbones='y', image_size=1, runs=1, reason='any')])
@@ -171,7 +170,6 @@ def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
 
 def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatch, capsys):
     "Breasts handed in as they are, and as what they are not; the file published says how many of each are flagged, and so does the chapter."
-    monkeypatch.syspath_prepend(str(ROOT/'tools'))
     import count_ood as tool
     run = runs['clinical'].run_dir
     monkeypatch.setattr(sys, 'argv', ['x', str(run), '--out', str(tmp_path/'f.csv')])
@@ -197,7 +195,6 @@ def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatc
 
 def test_sizes_of_sets_are_counted_beside_coverage(data, runs, tmp_path, monkeypatch, capsys):
     "Single breasts for any model, pairs for one of pairs; the file published adds up, and the chapter quotes it."
-    monkeypatch.syspath_prepend(str(ROOT/'tools'))
     import count_sets as tool
     run = runs['clinical']
     monkeypatch.setattr(sys, 'argv', ['x', str(run.run_dir), '--out', str(tmp_path/'s.csv')])

@@ -6,23 +6,20 @@ import ast
 import json
 import re
 import shutil
-import sys
 
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from cesm_nb.findings import LEAD, MORE, NOT_RUN, READER, lead_scores, lead_table, say_finding, say_outcome, say_references, say_replication
-from cesm_nb.grids import make_grid
+from cesm_nb.grids import make_grid, read_grid_file
 from cesm_nb.results import fold_tables, repeat_tables, write_tables, find_results
 from cesm_nb.simulate import simulate
 from cesm_nb.data import PROBS
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT/'tools'))
 from describe_confirmation import name_strata, weigh
 from make_readme import fill, make_blocks
 
@@ -256,7 +253,7 @@ def test_results_are_found_from_the_root_and_from_nbs(monkeypatch):
 
 def simulate_grid(root, name):
     "Results of a grid of `configs/` with predictions that no network made."
-    grid = make_grid(yaml.safe_load((ROOT/'configs'/f'{name}.yaml').read_text()))
+    grid = make_grid(read_grid_file(ROOT/'configs'/f'{name}.yaml'))
     def draw(k, seed):
         t = simulate(40, 0 if grid.n_folds else seed, signal=.5 + .1*k, twin=9*seed + k)
         table = pd.DataFrame(t.prob, columns=PROBS).assign(label=t.label, patient_id=t.patient_id, side=['L', 'R']*40)

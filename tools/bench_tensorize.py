@@ -1,6 +1,6 @@
 """Measure tensorisation against decoding alone and against a plain script, on full-size JPEGs, all in one run.
 
-usage: python tools/bench_tensorize.py --data FULLSIZE [--rounds 5] [--peer ../shared/bench/peer_tensorize.py]
+usage: python tools/bench_tensorize.py --data FULLSIZE [--rounds 5] [--peer SCRIPT]
 First the tensors are held against a plain reference, then the contestants take turns; a ratio is the median over rounds.
 """
 import argparse
@@ -96,7 +96,8 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('--data', required=True, help='full-size images in the TCIA layout')
     ap.add_argument('--rounds', type=int, default=5, help='turns of each contestant')
-    ap.add_argument('--peer', default='../shared/bench/peer_tensorize.py', help='script to compare with; skipped where absent')
+    ap.add_argument('--peer', help='script to compare with: called with the data and an empty '
+                    'folder, it prints JSON with images_per_s')
     a = ap.parse_args()
     cv2.setNumThreads(1)
     cfg = TensorConfig(data_root=a.data, image_size=224)
@@ -110,9 +111,9 @@ def main():
         print(f'largest difference from the plain reference: {255*largest_difference(tasks, settings, Path(d)):.3f} of 255')
         size = sum(f.stat().st_size for f in Path(d).glob('*.pt'))/n
     with tempfile.TemporaryDirectory() as d: start_up = seconds(lambda: save_tensors(tasks, settings, d, 2)) # and warm the processes
-    peer = a.peer if Path(a.peer).exists() else None
-    if not peer: print(f'SKIPPED the peer: {a.peer} is absent')
-    turns = [{k: f() for k, f in contestants(tasks, settings, a.data, peer).items()} for _ in range(a.rounds)]
+    if a.peer and not Path(a.peer).is_file():
+        sys.exit(f'bench_tensorize: --peer {a.peer} is no file')
+    turns = [{k: f() for k, f in contestants(tasks, settings, a.data, a.peer).items()} for _ in range(a.rounds)]
     for k in turns[0]: print(f'{k:14s} {median(t[k] for t in turns):7.1f} images/s')
     for k, base in [('one process', 'decode only'), ('one process', 'peer'), ('two processes', 'one process')]:
         if base in turns[0]: print(f'{k} / {base}: {median(t[k]/t[base] for t in turns):.2f}')

@@ -79,13 +79,14 @@ def ours(
 def main():
     "Alternate peer and ours, print each and the median ratio."
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    ap.add_argument('--peer', type=Path, default=Path('../shared/bench/peer_train.py'))
+    ap.add_argument('--peer', type=Path, help='plain training loop that prints JSON with samples_per_s')
     for name, default in [('size', 224), ('batch', 16), ('steps', 6), ('rounds', 3)]: ap.add_argument(f'--{name}', type=int, default=default)
     ap.add_argument('--device', default='auto')
     ap.add_argument('--ours', type=Path, help='time ours only, on this tensor folder, and print JSON')
     a = ap.parse_args()
     if a.ours: return print(json.dumps(ours(a.ours, a.batch, a.steps, a.device)))
-    if not a.peer.exists(): sys.exit(f'{a.peer} is absent: name a plain training loop with --peer')
+    if not (a.peer and a.peer.is_file()):
+        sys.exit(f'bench_train: --peer {a.peer} is no file: name a plain training loop')
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if a.device == 'auto' else a.device
     last = lambda *args: json.loads(subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     common = ('--batch', a.batch, '--steps', a.steps, '--device', device)

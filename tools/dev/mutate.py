@@ -1,6 +1,6 @@
 """Damage a small phantom at random, run `cesm_check` and `cesm_tensorize` on it, and count what comes of it.
 
-usage: python tools/mutate.py [--n 500] [--seed 123] [--only 17]
+usage: python tools/dev/mutate.py [--n 500] [--seed 123] [--only 17]
 Each mutation is one fault that happens to data: image bytes, sizes, turns, kinds of grey, files that are no files, names,
 regions, sheet cells. An outcome is `same` (every tensor as without it), `named` (another tensor, and the page of the check
 or problems.csv says why), `refused` (in one sentence), or bad: TRACEBACK, HANG (over 20 CPU seconds in one command) or

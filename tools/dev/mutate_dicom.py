@@ -1,6 +1,6 @@
 """Damage DICOM files in every way and judge what is made of them.
 
-    python tools/mutate_dicom.py [--n 300] [--seed SEED]
+    python tools/dev/mutate_dicom.py [--n 300] [--seed SEED]
 
 Files of three vendors' habits and six transfer syntaxes are cut, their bytes flipped, lengths made hostile, tags taken away or given
 other values. Each must end in one sentence or in a picture: that of the whole file, or the one that the damaged header itself
@@ -20,7 +20,7 @@ import numpy as np
 import pydicom
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]/'tests'))
 import test_dicom
 from cesm_nb import dicom
 

@@ -1,6 +1,6 @@
 """Attack run and tensor folders of a small phantom, read them, and count what came of it.
 
-usage: python tools/attack.py [--n 300] [--seed 1]
+usage: python tools/dev/attack.py [--n 300] [--seed 1]
 Each attack alters one file of a copy: rows, values, keys, bytes, or a file of another run. Then the run is read by the functions that
 commands read with. `TRACEBACK`, `HANG` and `WRONG` (another result without a word) must stay at zero.
 """

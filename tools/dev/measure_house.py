@@ -1,7 +1,7 @@
 """Measure the size of the house: lines per module, code lines per exported cell without signature and docstring.
 
-usage: python tools/measure_house.py [--modules 5]
-Prints the longest modules, the longest exported cell and the median cell; `tests/test_house.py` holds them to their bounds.
+usage: python tools/dev/measure_house.py [--modules 5]
+Prints the longest modules, the longest exported cell and the median cell.
 """
 import argparse
 import ast
@@ -11,7 +11,7 @@ from statistics import median
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def count_body(
@@ -41,8 +41,8 @@ def read_cells(
 
 def measure() -> tuple: # ({module: lines}, {(notebook, position): lines}, {(notebook, position): lines of its body})
     "Measure every module and every exported cell."
-    modules = {p.stem: len(p.read_text().splitlines()) for p in (ROOT/'cesm_nb').glob('[!_]*.py')}
-    cells = {(p.stem, i): s for p in sorted((ROOT/'nbs').glob('*.ipynb')) for i, s in read_cells(p)}
+    modules = {p.stem: len(p.read_text().splitlines()) for p in (ROOT/'cesm_nb').rglob('[!_]*.py')}
+    cells = {(p.stem, i): s for p in sorted((ROOT/'nbs').rglob('*.ipynb')) for i, s in read_cells(p)}
     whole = {k: len(s.splitlines()) for k, s in cells.items()}
     return modules, whole, {k: count_body(s) for k, s in cells.items()}
 

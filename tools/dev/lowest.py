@@ -1,12 +1,12 @@
 """Print the lowest release that `settings.ini` allows of each package, as constraints for pip.
 
-usage: python tools/lowest.py > lowest.txt
+usage: python tools/dev/lowest.py > lowest.txt
 """
 import re
 from configparser import ConfigParser
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SETS = 'requirements', 'dev_requirements', 'dicom_requirements', 'notebooks_requirements', 'dask_requirements'
 
 
