@@ -276,11 +276,11 @@ def group_settings(
     return out
 
 def explain_settings(
-    kind:type, # `TensorConfig` or `TrainConfig`
-) -> dict: # field name -> the comment beside it
+    kind:type, # a dataclass of settings or options
+) -> dict: # field name -> the comment beside it; None where there is none
     "Comments beside the fields, as tyro reads them for `--help`."
-    from tyro.constructors import ConstructorRegistry, StructTypeInfo # only commands need it
-    known = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(kind, kind(), False))
+    from tyro.constructors import ConstructorRegistry, MISSING_NONPROP, StructTypeInfo
+    known = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(kind, MISSING_NONPROP, False))
     return {f.name: f.helptext() for f in known.fields}
 
 def parse_settings(
