@@ -242,7 +242,7 @@ def cesm_grid(
 @dataclass(frozen=True)
 class Predict:
     "Predict one breast, or many, with a trained model. Research use only."
-    what:Positional[Paths] # DICOM, JPEG or PNG files of one breast, a folder of cases, or a CSV file
+    what:Positional[Paths] # DICOM, JPEG or PNG files of one breast, a folder of cases, or a CSV
     run:Paths # run folder, exported folder, or owner/name@revision; several: an ensemble
     out:Path = Path('runs/cesm_predict') # folder for predictions.csv and pages
     name:str = '' # of the case in all outputs; empty: a digest of the pixels
