@@ -252,7 +252,9 @@ def make_server(
         limit_concurrency=8, timeout_keep_alive=5, timeout_graceful_shutdown=5))
 
 def main(
-    options, # `run`, `port`, `keep`
+    run:list, # see `open_experts`
+    port:int=8123, # of 127.0.0.1; 0: any that is free
+    keep:str|Path='', # folder for answers; empty: nothing is kept
 ):
     "What `cesm_app` does; raise ValueError or OSError with a sentence where it cannot."
     import matplotlib
@@ -260,8 +262,8 @@ def main(
     try: import python_multipart, starlette, uvicorn # noqa: F401
     except ImportError as e:
         raise ValueError(f'{e.name} is absent: pip install "cesm_nb[dicom,app]"') from None
-    with socket.create_server(('127.0.0.1', options.port)) as door:
+    with socket.create_server(('127.0.0.1', port)) as door:
         port = door.getsockname()[1]
-        server = make_server(make_app(make_site(options.run, port, options.keep)))
+        server = make_server(make_app(make_site(run, port, keep)))
         print(f'http://127.0.0.1:{port} (research use only; Ctrl-C ends it)', flush=True)
         server.run(sockets=[door])

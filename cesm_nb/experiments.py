@@ -129,21 +129,31 @@ def publish(
 # %% ../nbs/05n_experiments.ipynb #56820857
 @one_way_out('cesm_grid')
 def main(
-    o, # options of `cesm_grid`, from `cesm_nb.commands`
+    grids:list, # YAML files, such as `configs/primary.yaml`
+    data:str|Path, # folder in the TCIA layout
+    runs:str|Path='', # grids that share it share their runs; empty: `runs/grids` of the checkout
+    out:str|Path='', # folder of the results; empty: `runs/results` of the checkout
+    n_jobs:int=1, # runs at the same time, which share the cores
+    dask:str='', # scheduler of a cluster that sees the same folders
+    seeds:tuple=(), # in place of those of the files
+    folds:int=0, # in place of that of the files
+    changes:tuple=(), # KEY=VALUE, settings for all variants
+    only_results:bool=False, # train nothing, publish the seeds that are complete
+    without_papermill:bool=False, # call the training directly
 ):
     "What `cesm_grid` does; raise SystemExit with a sentence where it cannot."
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    runs = (o.runs or find_checkout()/'runs'/'grids').resolve() # a notebook runs elsewhere
-    data = o.data.resolve()
-    out, changes = o.out or find_checkout()/'runs'/'results', read_changes(o.set)
-    make_config(changes) # a name that is wrong there is none of a grid's
-    grids = {f.stem: read_grid(f, changes, o.seeds or (), o.folds or 0) for f in o.grids}
+    runs = Path(runs or find_checkout()/'runs'/'grids').resolve() # a notebook runs elsewhere
+    data, out = Path(data).resolve(), Path(out or find_checkout()/'runs'/'results')
+    changed = read_changes(changes)
+    make_config(changed) # a name that is wrong there is none of a grid's
+    grids = {Path(f).stem: read_grid(f, changed, seeds, folds) for f in grids}
     plans = {k: plan_runs(g, data, runs) for k, g in grids.items()}
-    notebook = '' if o.without_papermill else find_checkout()/'nbs'/f'{CHAPTERS[3]}.ipynb'
+    notebook = '' if without_papermill else find_checkout()/'nbs'/f'{CHAPTERS[3]}.ipynb'
     read = read_dataset(data)
     for k in grids: check_results_folder(out/k, read.fingerprint)
     published = {k: read_published(out/k, g, plans[k], read) for k, g in grids.items()}
     missing = {k: drop_published(g, plans[k], published[k]) for k, g in grids.items()}
-    if not o.only_results: train_missing(queue_jobs(grids, missing), o.n_jobs, o.dask, notebook)
-    commands = {k: write_command(k, g.seeds, data, o.set, o.folds or 0) for k, g in grids.items()}
+    if not only_results: train_missing(queue_jobs(grids, missing), n_jobs, dask, notebook)
+    commands = {k: write_command(k, g.seeds, data, changes, folds) for k, g in grids.items()}
     publish(grids, plans, out, commands, data.name, published)

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['PAIRS', 'KINDS', 'CONTRAST', 'RADIUS', 'MISSING_DENSITY', 'LEAKS', 'PEN', 'BIRADS', 'REGION_COLUMNS', 'plan_phantom',
            'pen_regions', 'list_images', 'make_sheet', 'make_phantom', 'plot_image', 'plot_phantom', 'plot_spectrum',
-           'PhantomConfig', 'main']
+           'main']
 
 # %% ../nbs/00d_phantom.ipynb #86be3a2d
 import io
 import json
 import re
 import zipfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -425,26 +424,12 @@ def plot_spectrum(
     return ax
 
 # %% ../nbs/00d_phantom.ipynb #f1a00191
-@dataclass(frozen=True)
-class PhantomConfig:
-    "Write a made-up CESM data set (a phantom) in the layout of the TCIA package."
-    root:Path=Path('data/phantom') # folder to write, new or holding the same phantom
-    n_patients:int=60 # number of patients, at least 6
-    seed:int=0 # same seed and settings, same bytes
-    signal:float=1.0 # visibility of lesions and of their kind: 0 none, 1 learnable, 2 easy
-    clinical:float=1.0 # what age and missing density tell: 0 nothing, 1 as in the real sheet
-    size_px:int=400 # mean image height in pixels
-    n_jobs:int=1 # number of processes, worth it from about 200 patients; changes no byte
-    progress:bool=True # show a progress bar
-    leaks:tuple[str, ...]|None=None # `LEAKS` that are on, others off; None: as in the real sheet
-
 def main(
-    args:list|None=None, # arguments as in a shell; those of the process if not given
-) -> None:
+    root:str|Path, # folder to write, new or holding the same phantom
+    **options, # of `make_phantom`
+):
     "What `cesm_phantom` does; raise as `make_phantom`."
-    import tyro
-    config = tyro.cli(PhantomConfig, args=args)
-    root = make_phantom(**asdict(config))
+    root = make_phantom(root, **options)
     truth, n = pd.read_csv(root/'truth.csv'), len(list(root.glob('*/*.jpg')))
     count = f'{truth.patient_id.nunique()} patients, {len(truth)} breasts, {n} images'
     print(f'Wrote a PHANTOM (made up, no patient): {count} -> {root}')

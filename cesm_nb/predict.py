@@ -319,16 +319,19 @@ def predict_cases(
 
 # %% ../nbs/07_predict.ipynb #9ed00011
 def main(
-    options, # `what`, `run`, `out`, `regions`, `anyway`, `pages`, `dicom_out`; for `read_case`
+    what:list, # see `list_cases`
+    run:list, # see `open_experts`
+    out:str|Path='runs/cesm_predict', # see `predict_cases`
+    regions:str|Path='', # region file, where a model needs drawn regions; empty: none
+    anyway:bool=False, # see `predict_case`
+    pages:bool=True, # see `predict_cases`
+    dicom_out:bool=False, # see `predict_cases`
+    **options, # of `read_case`, for all cases
 ):
     "What `cesm_predict` does; raise ValueError or OSError with a sentence where it cannot."
-    given = {k: v for k, v in vars(options).items()
-             if k in ('name', 'side', 'view', 'modality', 'age_years', 'density', 'window',
-             'secondary', 'crop')}
-    cases, experts = list_cases(options.what), open_experts(options.run)
-    regions = read_regions(options.regions) if options.regions else None
-    table = predict_cases(cases, experts, options.out, regions, options.anyway, options.pages,
-        options.dicom_out, **given)
+    cases, experts = list_cases(what), open_experts(run)
+    table = predict_cases(cases, experts, out, read_regions(regions) if regions else None,
+        anyway, pages, dicom_out, **options)
     bad = table[table.problem != '']
     if len(bad) == len(table): raise ValueError(bad.problem.iloc[0])
     print('Research use only.' + (' PHANTOM: the model was trained on made-up images.' if
@@ -336,4 +339,4 @@ def main(
     for r in table.itertuples():
         print(f'{r.case}: ' + (r.problem and f'not used, {r.problem}' or r.classes
             or f'no answer, {r.doubts}'))
-    print(f'{len(table) - len(bad)} of {len(table)} cases; all of it is in {options.out}')
+    print(f'{len(table) - len(bad)} of {len(table)} cases; all of it is in {out}')

@@ -10,8 +10,6 @@ __all__ = ['RoiSource', 'SplitUnit', 'Fill', 'SWITCHES', 'PROTOCOLS', 'PAPER_BAC
            'parse_settings', 'check_parameters']
 
 # %% ../nbs/00a_settings.ipynb #029e5bef
-import inspect
-import re
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -322,17 +320,19 @@ def group_settings(
     return out
 
 def explain_settings(
-    kind:type, # `TensorConfig` or `TrainConfig`
-) -> dict: # field name -> the comment beside it
-    "Read what each setting means from the source of the class."
-    return {k: text for c in kind.__mro__[:-1] for k, text in re.findall(
-        r'^    (\w+):.*? # (.*)$', inspect.getsource(c), re.M)}
+    kind:type, # a dataclass of settings or options
+) -> dict: # field name -> the comment beside it; None where there is none
+    "Comments beside the fields, as tyro reads them for `--help`."
+    from tyro.constructors import ConstructorRegistry, MISSING_NONPROP, StructTypeInfo
+    known = ConstructorRegistry.get_struct_spec(StructTypeInfo.make(kind, MISSING_NONPROP, False))
+    return {f.name: f.helptext() for f in known.fields}
 
 def parse_settings(
     kind:type, # `TensorConfig` or `TrainConfig`
     about:str, # what the command does
     args:Optional[list]=None, # options; None: those of the command line
     base:Optional[dict]=None, # settings in place of the defaults
+    command:Optional[str]=None, # its name; None: that of the process
 ) -> TensorConfig: # of `kind`
     "Turn the options of a command into settings."
     import tyro # only commands need it
@@ -343,7 +343,8 @@ def parse_settings(
         of_group[title.replace(' ', '_')] = make_dataclass(title, options)
     every = make_dataclass('Options', [
         (k, c, field(default_factory=c)) for k, c in of_group.items()])
-    chosen = tyro.cli(tyro.conf.OmitArgPrefixes[every], description=about, args=args)
+    chosen = tyro.cli(tyro.conf.OmitArgPrefixes[every], description=about, args=args,
+                      prog=command)
     return kind(**{k: v for g in of_group for k, v in vars(getattr(chosen, g)).items()})
 
 # %% ../nbs/00a_settings.ipynb #c2573929

@@ -247,7 +247,7 @@ def test_page_is_whole_or_not_there(data, tmp_path, monkeypatch):
 
 def test_check_writes_into_runs_by_default(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    check([str(data)])
+    check(data)
     assert (tmp_path/'runs'/'cesm_check'/'index.html').exists() and 'runs/cesm_check/index.html' in capsys.readouterr().out
     assert (tmp_path/'runs'/'cesm_check'/'.gitignore').read_text() == '*\n'
 

@@ -4,6 +4,7 @@ What is run comes from the README's part without make, line after line, on a sma
 line is in the table `PARSED`, which says why it is not run here; the program that it calls parses it, so that its options exist."""
 import glob
 import importlib.util
+import inspect
 import os
 import re
 import shlex
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import zipfile
 from configparser import ConfigParser
+from dataclasses import MISSING, fields
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -87,13 +90,16 @@ class Parsed(Exception): "The command has understood its options and would start
 
 
 def parse(monkeypatch, program, args):
-    "Have a console script parse its options and stop where the work would begin."
-    def stop(*a, **k): raise Parsed
-    module = dict(reproduce='reproduce', grid='experiments').get(name := program.removeprefix('cesm_'), name)
-    if name in ('check', 'phantom', 'fetch'):
-        monkeypatch.setattr(f'cesm_nb.{module}.{dict(check="read_dataset", phantom="make_phantom", fetch="inspect_download")[name]}', stop)
-    else: monkeypatch.setattr(f'cesm_nb.{module}.main', stop)
-    for more in ('audit.demo', 'leaks.main_splits'): monkeypatch.setattr(f'cesm_nb.{more}', stop)
+    "Have a console script parse its options and stop where the work would begin, if the options fit its parameters."
+    def stop_at(work):
+        def stop(*a, **k):
+            inspect.signature(work).bind(*a, **k)
+            raise Parsed
+        return stop
+    module = dict(grid='experiments').get(name := program.removeprefix('cesm_'), name)
+    for part, work in ((module, 'main'), ('audit', 'demo'), ('leaks', 'main_splits')):
+        part = import_module(f'cesm_nb.{part}')
+        monkeypatch.setattr(part, work, stop_at(getattr(part, work)))
     with pytest.raises(Parsed): getattr(commands, program).__wrapped__(args)
 
 
@@ -178,7 +184,6 @@ def parse_other(program, args):
     assert program != 'python' or files, args
     for f in files: assert (ROOT/f).is_file(), f'{program} {f}'
     if program == 'nbdev_test':
-        import inspect
         from nbdev.test import nbdev_test
         for o in (w for w in args if w.startswith('--')): assert o[2:] in inspect.signature(nbdev_test).parameters, o
 
@@ -238,6 +243,20 @@ def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
         except (AssertionError, SystemExit, pytest.fail.Exception, OSError, ValueError) as e: bad.append(f'{where}: `{line}`: {e!r}')
     assert bad == []
     assert len(seen) >= 12 and set(PARSED) - seen <= {'docker', 'cesm_reproduce', 'git', 'mkdir'}, set(PARSED) - seen
+
+
+@pytest.mark.parametrize('kind, works', [
+    (commands.Phantom, ('phantom.make_phantom',)), (commands.Check, ('check.main',)), (commands.Fetch, ('fetch.main',)),
+    (commands.Reproduce, ('reproduce.reproduce',)), (commands.Grid, ('experiments.main',)), (commands.App, ('app.main',)),
+    (commands.Predict, ('dicom.read_case', 'predict.main'))])
+def test_options_are_parameters(kind, works):
+    "Each option has the name and the default of the parameter that it sets."
+    known = {}
+    for module, work in (w.split('.') for w in works):
+        known |= inspect.signature(getattr(import_module(f'cesm_nb.{module}'), work)).parameters
+    of_option = {f.name: inspect.Parameter.empty if f.default is MISSING else f.default for f in fields(kind)}
+    of_option.pop('root', None) # a folder by default on the command line alone
+    assert {k: str(v) for k, v in of_option.items()} == {k: str(known[k].default) for k in of_option}
 
 
 def test_a_wrong_option_is_found(monkeypatch):

@@ -43,7 +43,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as d:
         decode = seconds(lambda: [cv2.imread(f, cv2.IMREAD_GRAYSCALE) is None for f in files])
-        looked = seconds(lambda: check.main([a.data, '--out', f'{d}/check']))
+        looked = seconds(lambda: check.main(a.data, f'{d}/check'))
         with patch.object(audit, 'grow_forest', timed):
             asked = seconds(lambda: cesm_audit([a.data, '--out', f'{d}/audit', '--n-jobs', '1', *a.audit]))
     print(f'cesm_check: {looked:.1f} s for {len(files)} images; {looked/decode:.1f} x decoding them')

@@ -218,7 +218,7 @@ def observe(
         if callable(content): content(path)
         else: path.write_bytes(content)
     cfg = TensorConfig(data_root=str(data), run_dir=str(root), image_size=16, n_jobs=1, protocol=protocol)
-    ends = attempt(lambda: check([str(data), '--out', str(root/'check')])), attempt(lambda: tensorize(cfg))
+    ends = attempt(lambda: check(data, root/'check')), attempt(lambda: tensorize(cfg))
     tables = [pd.read_csv(p, keep_default_na=False) if p.exists() else pd.DataFrame()
               for p in (root/'check'/'problems.csv', root/'tensors'/'problems.csv')]
     tensors = {f.stem: read_tensor(f) for f in (root/'tensors').glob('*.pt')}
