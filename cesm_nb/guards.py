@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Optional
 
 import psutil
-
-try: import fcntl
-except ImportError: fcntl = None # not on Windows
+from filelock import FileLock, SoftFileLock, Timeout
 
 # %% ../nbs/00l_guards.ipynb #d05da90a
 _LAST = [] # the file that was read last, for a message on what nobody foresaw
@@ -202,78 +200,35 @@ def one_way_out(
         if old is not None: signal.signal(signal.SIGTERM, old)
 
 # %% ../nbs/00l_guards.ipynb #6e06dbf4
-LOCK, _BEAT_S, _DEAD_S = '.lock', 20, 300
-
-def _flock(fd):
-    "Whether the kernel gives this process the lock, or cannot say."
-    try: fcntl and fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: return False
-    except OSError: pass # a file system without locks
-    return True
+LOCK, _HANDOVER_S = '.lock', 1
 
 def _read_holder(path):
-    try: who = json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError): return {}
-    return who if isinstance(who, dict) else {}
+    "The process that the file of a lock names, for a message; '' if it names none."
+    try: pid, host, *_ = path.read_text('utf-8').splitlines()
+    except (OSError, ValueError): return ''
+    return f' by process {pid}' + (f' on {host}' if host != socket.gethostname() else '')
 
-def _lives(who, path):
-    "Whether the process that a lock names may still write."
-    if who.get('host') == socket.gethostname():
-        try: p = psutil.Process(int(who['pid']))
-        except (psutil.Error, KeyError, TypeError, ValueError): return False
-        with suppress(psutil.Error):
-            same = abs(p.create_time() - who.get('since', 0)) < 2
-            return same and p.status() != psutil.STATUS_ZOMBIE
-        return False
-    clock = path.with_name(f'{path.name}.{os.getpid()}') # of the machine that holds the folder
-    clock.touch()
-    now = clock.stat().st_mtime
-    clock.unlink()
-    return now - path.stat().st_mtime < _DEAD_S
-
-def _refuse_lock(path, who):
-    near = who.get('host') in (socket.gethostname(), None)
-    where = '' if near else f' on {who["host"]}'
-    gone = '' if near else f'; if that machine is gone, wait {_DEAD_S//60} minutes or delete {path}'
-    raise ValueError(f'{path.parent} is in use by process {who.get("pid", "unknown")}{where}: '
-                     'wait until it ends, '
-                     f'or choose another run_dir{gone}')
-
-# %% ../nbs/00l_guards.ipynb #0b84eb48
-def _grab(path):
-    "Open and fill a lock; raise ValueError where another process has it."
-    for _ in range(9): # its holder may remove the file between opening and locking it
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            free, who = _flock(fd), _read_holder(path)
-            if not free or who and _lives(who, path): _refuse_lock(path, who)
-            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
-                me = dict(host=socket.gethostname(), pid=os.getpid(),
-                          since=psutil.Process().create_time())
-                os.ftruncate(fd, 0)
-                os.write(fd, json.dumps(me).encode())
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-    raise ValueError(f'{path} comes and goes: run again once no other process uses {path.parent}')
+def _write_holder(lock, text):
+    if isinstance(lock, SoftFileLock): return # writes its own
+    with suppress(OSError): Path(lock.lock_file).write_text(text, 'utf-8')
 
 @contextmanager
 def lock_folder(
-    folder:str|Path, # a run folder, which is there
-    beat_s:float=_BEAT_S, # seconds between signs of life
+    folder:str|Path, # a run folder, which exists
 ):
-    "Keep a folder to this process; raise ValueError, naming the process, where another one has it."
-    path, over = Path(folder)/LOCK, threading.Event()
-    try: fd = _grab(path)
-    except OSError as e: raise OSError(f'cannot write {path}: {e.strerror}') from e
-    def beat():
-        while not over.wait(beat_s):
-            with suppress(OSError): os.utime(path)
-    threading.Thread(target=beat, daemon=True).start()
-    try: yield
+    "Keep other processes out of a folder; raise ValueError, naming the process, if one is in it."
+    path = Path(folder)/LOCK
+    lock = FileLock(path, timeout=_HANDOVER_S) # time to remove the file of a dead process
+    try: lock.acquire()
+    except Timeout:
+        soft = isinstance(lock, SoftFileLock) # no kernel that knows whether its holder is alive
+        gone = f'; if that process has ended, delete {path}' if soft else ''
+        raise ValueError(f'{folder} is in use{_read_holder(path)}: wait until it ends, '
+                         f'or choose another run_dir{gone}') from None
+    except OSError as e: raise OSError(f'cannot lock {path}: {e.strerror}') from e
+    try:
+        _write_holder(lock, f'{os.getpid()}\n{socket.gethostname()}\n')
+        yield
     finally:
-        over.set()
-        path.unlink(missing_ok=True)
-        os.close(fd)
+        _write_holder(lock, '')
+        lock.release()

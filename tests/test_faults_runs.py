@@ -27,8 +27,8 @@ def test_two_processes_in_one_folder(tmp_path):
         assert f'cesm_train: {tmp_path} is in use by process {first.pid}: wait until it ends' in second.stderr
         first.kill()
         first.wait(PATIENCE)
-        assert (tmp_path/'.lock').exists() and take().stdout == 'mine\n'
-    assert list(tmp_path.iterdir()) == []
+        assert (tmp_path/'.lock').read_text() and take().stdout == 'mine\n'
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {'.lock': ''} # names nobody
 
 
 def test_nothing_half_written_under_a_size_limit(tmp_path):
