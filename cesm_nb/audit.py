@@ -29,9 +29,10 @@ from .controls import (
     read_annotations)
 from .data import CLASSES, KEYS, SIZE, DataSet
 from .figures import save_figure
+from .files import write_atomic
 from .leaks import leak_prices, say_prices
 from .report import embed, fill_in, make_page
-from .runs import find_commit, read_config, read_parts, write_atomic
+from .runs import find_commit, read_config, read_parts
 from .settings import PROTOCOLS, AuditConfig, resolve_protocol
 from .splits import make_splits, share_with_twin
 from .tables import with_interval, write_table

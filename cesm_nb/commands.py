@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Optional
 
-from .guards import one_way_out, reading
+from .errors import one_way_out
+from .files import reading
 from .settings import (
     AuditConfig, TensorConfig, TrainConfig, check_ranges, make_config, parse_settings)
 

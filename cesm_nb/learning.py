@@ -25,9 +25,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .batches import Breasts, assemble, name_women
 from .data import CLASSES
+from .files import write_atomic
 from .lesion_map import pair_logits
 from .pooling import TaughtPool
-from .runs import write_atomic
 from .settings import TrainConfig
 from .stats import score
 from .teach import teach

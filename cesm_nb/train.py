@@ -33,15 +33,15 @@ from cesm_nb.devices import (
     add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
     tell_all)
 from .draw import count_parameters
-from .guards import lock_folder, one_way_out, reading
+from .errors import one_way_out
+from .files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
 from .learning import (
     answer_rows, check_finite, epoch_batches, fit_probe, judge, look_once, losses_of, make_average,
     make_optimiser, make_rows, name_scores, one_of_each, set_cycle, some_women, weigh_classes)
 from .lesion_map import build_model, check_arguments
 from .model import check_batch
 from .runs import (
-    BEST, CHECKPOINTS, STATE, Run, clean_run, digest_file, find_commit,
-    find_run, run_file, seal_run, write_atomic, write_csv, write_json)
+    BEST, CHECKPOINTS, STATE, Run, clean_run, find_commit, find_run, run_file, seal_run)
 from .settings import TrainConfig, check_ranges, check_together, normalises_input, switches_of
 from .splits import SPLITS, split_breasts
 from .stats import score
