@@ -211,7 +211,8 @@ def lock_folder(
         gone = f'; if that process has ended, delete {path}' if soft else ''
         raise ValueError(f'{folder} is in use{_read_holder(path)}: wait until it ends, '
                          f'or choose another run_dir{gone}') from None
-    except OSError as e: raise OSError(f'cannot lock {path}: {e.strerror}') from e
+    except OSError as e:
+        raise OSError(f'cannot lock {path}: {e.strerror}: choose another run_dir') from e
     try:
         _write_holder(lock, f'{os.getpid()}\n{socket.gethostname()}\n')
         yield
