@@ -118,7 +118,7 @@ def _have(own, member): # input -> (n,) bool: breasts that have it, and a view b
 
 # %% ../nbs/07i_alike.ipynb #ccf4396c
 _COUNT = 'whole [0, inf)'
-ALIKE_FORM = { # of what `describe_alike` gives, see `cesm_nb.guards.check_form`
+ALIKE_FORM = { # of what `describe_alike` gives, see `cesm_nb.files.check_form`
     'groups?': {'*': {
         'breasts': _COUNT, 'women': _COUNT, 'accuracy?': SHARE_FORM, 'auc?': SHARE_FORM}},
     'costs?': {'*': {'breasts': _COUNT, 'auc?': (None, '[0, 1]'),

@@ -18,8 +18,8 @@ import pandas as pd
 
 from .data import REGIONS_NAME, SIZE, DataSet, read_dataset
 from .decode import read_image
+from .files import write_atomic
 from .roi import fill, segment_breast
-from .runs import write_atomic
 from .shapes import outline
 
 # %% ../nbs/01a_alter.ipynb #651095a0

@@ -19,9 +19,10 @@ from .batches import Breasts
 from .data import CHANNELS, DENSITY, name_channels, to_column
 from .devices import limit_threads
 from .dicom import ENERGY_NAMES, Case
+from .files import digest_file, read_sealed, write_sealed
 from .finished import export_run, load_run, predict_breasts
 from .model import FourStream, load_model
-from .runs import CHECKPOINTS, digest_file, read_parts, read_sealed, write_sealed
+from .runs import CHECKPOINTS, read_parts
 from .settings import RANGES, SWITCHES, TensorConfig
 from .tensorize import decode_rows, make_tensor, read_manifest
 

@@ -15,10 +15,10 @@ import pandas as pd
 
 from .data import SIZE, DataSet, read_dataset
 from .decode import image_problem, read_bytes, read_image, resize_area, stored_turn
+from .files import remove_leftovers, write_atomic
 from .quality import quality_report
 from .report import embed, fill_in, make_page
 from .roi import region_problem, segment_breast
-from .runs import remove_leftovers, write_atomic
 
 # %% ../nbs/00f_check.ipynb #05415981
 THUMB_PX = 128 # enough to find the chest wall, and to look at

@@ -18,14 +18,15 @@ import pandas as pd
 from .choose import POINTS, SCALED, SHARES, apply_validation, pool_runs
 from .compare import fold_auc
 from .data import PROBS
+from .errors import one_way_out
 from .figures import (
     plot_confusion, plot_curves, plot_decision, plot_forest, plot_ranking, plot_reliability,
     plot_scores, save_figure)
-from .guards import one_way_out
+from .files import write_atomic
 from .inside import look_inside, plot_attention, plot_examples, pointing_table
 from .intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
 from .report import embed, fill_in, make_page
-from .runs import Run, pool_tests, read_status, write_atomic
+from .runs import Run, pool_tests, read_status
 from .settings import with_defaults
 from cesm_nb.tables import (
     LEAST_BREASTS, banner, compare_paired, compare_runs, describe_breasts, forest_rows,

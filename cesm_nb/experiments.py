@@ -15,7 +15,8 @@ import joblib
 import yaml
 
 from .data import read_dataset
-from .guards import one_way_out, read_json
+from .errors import one_way_out
+from .files import read_json
 from .grids import (
     Grid, join_jobs, list_jobs, make_grid, plan_runs, read_grid_file, run_jobs)
 from .reproduce import CHAPTERS, find_checkout, read_changes

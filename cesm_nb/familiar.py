@@ -63,7 +63,7 @@ def far_from(
 
 # %% ../nbs/07c_familiar.ipynb #fa30000b
 _ROW = ['(-inf, inf)']
-CLOUD_FORM = { # of what `fit_cloud` gives, see `cesm_nb.guards.check_form`
+CLOUD_FORM = { # of what `fit_cloud` gives, see `cesm_nb.files.check_form`
     'centre': _ROW, 'scale': ['(0, inf)'], 'axes': [_ROW], 'spread': ['(0, inf)'],
     'rest': '(0, inf)', 'limit': '(0, inf)', 'n_held': 'whole [1, inf)'}
 

@@ -19,8 +19,8 @@ from matplotlib.text import Text
 from sklearn.metrics import confusion_matrix
 
 from .data import CLASSES, CLASS_COLORS
+from .files import write_atomic
 from .intervals import LEAST_SIDE, bootstrap_weights, interval_ends, wilson
-from .runs import write_atomic
 from .stats import calibration_bins, ranking_scores, weighted_curve
 
 # %% ../nbs/05b_figures.ipynb #80a4ea2b

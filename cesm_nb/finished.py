@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from .batches import Breasts, load_inputs
 from .data import KEYS
 from .devices import pick_device
-from .guards import reading
+from .files import reading
 from .recipes import find_recipe
 from .runs import (
     BEST, CHECKPOINTS, RUN_FILES, check_digests, find_folder, read_config, read_parts, run_file)

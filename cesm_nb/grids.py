@@ -28,12 +28,13 @@ from tqdm import tqdm
 
 from .alter import HOW, alter_regions, write_view
 from .data import KEYS, breasts, read_dataset
+from .files import write_atomic, write_csv
 from .finished import predict_run
-from .guards import reading
+from .files import reading
 from .model import find_weights, split_backbones
 from cesm_nb.runs import (
-    Run, check_digests, compare_rows, pool_tests, read_config, read_predictions, run_file, seal_run, write_atomic,
-    write_csv)
+    Run, check_digests, compare_rows, pool_tests, read_config, read_predictions, run_file,
+    seal_run)
 from .settings import SWITCHES, TrainConfig, check_parameters, make_config, settings_that_count
 from .splits import hold_out
 from .tensorize import read_manifest, tensor_settings, tensorize

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .data import CLASSES, KEYS, DataSet, image_key, parse_name, read_dataset
-from .guards import reading
-from .runs import write_atomic
+from .files import reading, write_atomic
 from .tables import with_interval
 
 # %% ../nbs/06e_leaks.ipynb #2c2106b3

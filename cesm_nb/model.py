@@ -24,7 +24,7 @@ from timm.models import is_model_in_modules
 from torch import distributed, nn
 
 from .data import CLASSES, VIEWS, name_channels
-from .guards import read_json
+from .files import read_json
 from .recipes import find_recipe
 from .settings import PAPER_BACKBONES
 from .share import SharedModel, name_weights, pin_weights

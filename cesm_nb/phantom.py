@@ -25,7 +25,7 @@ from .anatomy import breast_key, draw_image, radial_spectrum, stream, tissue_map
 from .data import (
     CLASSES, CLASS_COLORS, FOLDERS, MODALITIES, PHANTOM_NAME, REGIONS_NAME, SHEET_COLUMNS,
     SHEET_NAME, SIDES, VIEWS)
-from .runs import remove_leftovers, write_atomic
+from .files import remove_leftovers, write_atomic
 
 # %% ../nbs/00d_phantom.ipynb #4bcba4f1
 def _quota(

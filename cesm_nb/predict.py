@@ -22,8 +22,8 @@ from .data import CLASSES, KEYS, PROBS, read_regions
 from .dicom import Case, read_case
 from .familiar import CLOUD_FORM, check_clouds, describe_training, doubts
 from .choose import heat
-from .runs import (
-    Run, read_config, read_sealed, run_file, write_atomic, write_csv, write_json, write_sealed)
+from .files import read_sealed, write_atomic, write_csv, write_json, write_sealed
+from .runs import Run, read_config, run_file
 from .sure import (
     CALLS, CERTAINTY_FORM, call_score, describe_certainty, join_members, pick_classes)
 
@@ -31,7 +31,7 @@ from .sure import (
 TRAINING = 'training.json'
 
 _COUNT = 'whole [0, inf)'
-_FORM = ALIKE_FORM | { # of `training.json`, see `cesm_nb.guards.check_form`
+_FORM = ALIKE_FORM | { # of `training.json`, see `cesm_nb.files.check_form`
     'weights': str, 'phantom': bool, 'protocol': str, 'signatures': {'*': CLOUD_FORM},
     'features': CLOUD_FORM, 'rate': '(0, 1)', 'n_train': _COUNT, 'n_val': _COUNT, 'n_test': _COUNT,
     'false_refusals': (None, '[0, 1]'), 'certainty': CERTAINTY_FORM, 'digest?': str}

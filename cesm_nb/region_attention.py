@@ -112,7 +112,8 @@ def deal_patients(
     worst = torch.where(other < 0, label[index], torch.maximum(label[index], label[other]))
     patients, at = patient.unique(return_inverse=True)
     hardest = torch.zeros_like(patients).scatter_reduce(0, at, worst, 'amax')
-    shuffled = torch.randperm(len(patients), generator=torch.Generator().manual_seed(0)).to(at.device)
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.randperm(len(patients), generator=generator).to(at.device)
     order = shuffled[hardest[shuffled].argsort(stable=True)] # by label, then at random
     part = torch.empty_like(patients)
     part[order] = torch.arange(len(patients), device=at.device) % parts

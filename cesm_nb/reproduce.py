@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from .guards import one_way_out, reading
+from .errors import one_way_out
+from .files import reading
 from .runs import read_config
 from .settings import TrainConfig, make_config
 from .tables import banner, to_markdown

@@ -23,14 +23,14 @@ import pandas as pd
 from .data import KEYS, PROBS, DataSet, breasts, read_dataset
 from .evaluate import find_best_epoch
 from .figures import plot_curves, plot_forest, save_figure
+from .files import read_json, write_atomic
 from cesm_nb.grids import (
     Grid, digest_weights, is_finished, list_finished, read_tests, say_seeds,
     shares_tests)
-from .guards import read_json
 from .pooled import (
     binary_table, change_table, confusion_table, grid_table, paired_differences, pool_variants,
     repeats_table, score_repeats, score_variants, summarise_repeats, summary_table)
-from .runs import Run, read_config, write_atomic
+from .runs import Run, read_config
 from .settings import settings_that_count, switches_of, with_defaults
 from .tables import PAPER, write_table
 from .tensorize import read_manifest

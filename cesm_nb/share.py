@@ -19,7 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin, try_to_load_from_cache
 from safetensors import SafetensorError
 
 from .data import CLASSES
-from .guards import read_json
+from .files import read_json
 
 # %% ../nbs/03a_share.ipynb #f12a12de
 MODEL_CARD = """---

@@ -105,7 +105,7 @@ def _judge_test(val, test, level):
     return pd.concat(found)
 
 # %% ../nbs/07d_sure.ipynb #5e00002f
-CERTAINTY_FORM = { # of what `describe_certainty` gives, see `cesm_nb.guards.check_form`
+CERTAINTY_FORM = { # of what `describe_certainty` gives, see `cesm_nb.files.check_form`
     'temperature': '(0, inf)', 'level': '(0, 1)', 'limit': '[0, 1]', 'covered': SHARE_FORM,
     'sizes?': ['whole [0, inf)']*len(CLASSES), 'n_val_women': 'whole [0, inf)',
     'n_test_women': 'whole [1, inf)', 'n_test': 'whole [1, inf)', 'scores': {'*': SHARE_FORM},

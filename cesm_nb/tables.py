@@ -17,8 +17,9 @@ import pandas as pd
 
 from .compare import correct_p, paired_table
 from .data import CLASSES, PROBS, read_dataset
+from .files import write_atomic
 from .intervals import interval_table
-from .runs import find_folder, read_config, run_file, write_atomic
+from .runs import find_folder, read_config, run_file
 from .stats import MORE_SCORES
 
 # %% ../nbs/05c_tables.ipynb #ab5b2d43

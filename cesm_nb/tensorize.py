@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from .data import CLASSES, CLASS_COLORS, DENSITY, SIDES, DataSet, breasts, read_dataset
 from .decode import NO_VIEW, image_problem, read_image, resize_area
+from .files import read_json, reading, remove_leftovers, write_atomic
 from .phantom import make_phantom
 from .roi import enhance, roi_mask, scaled_outlines
-from .guards import read_json, reading
-from .runs import check_digests, check_manifest, remove_leftovers, run_file, write_atomic
+from .runs import check_digests, check_manifest, run_file
 from .settings import TensorConfig, resolve_protocol
 
 # %% ../nbs/02_tensorize.ipynb #92d72f4a

@@ -34,14 +34,14 @@ from .data import CLASSES, PROBS, name_channels
 from cesm_nb.devices import (
     add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
     tell_all)
-from .guards import lock_folder, one_way_out, reading
+from .errors import one_way_out
+from .files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
 from .losses import check_finite, epoch_batches, name_scores, weigh_classes
 from .model import FourStream, check_batch, check_model, count_parameters, model_settings
 from .origins import check_origin
 from .recipes import Fitted, Job, Recipe, find_recipe
 from .runs import (
-    BEST, CHECKPOINTS, STATE, Run, clean_run, digest_file, find_commit,
-    find_run, run_file, seal_run, write_atomic, write_csv, write_json)
+    BEST, CHECKPOINTS, STATE, Run, clean_run, find_commit, find_run, run_file, seal_run)
 from .settings import (
     TrainConfig, check_ranges, check_together, normalises_input, switches_of)
 from .splits import SPLITS, split_breasts
@@ -196,11 +196,11 @@ def load_training(
     t:Training, # in place
     path:str|Path, # file of `save_training`
 ):
-    "Go back to a saved state; raise ValueError where the file holds none, or that of another model."
+    "Go back to a saved state; raise ValueError where the file holds none of this model."
     state = read_training(path)
     try:
         for k in _PARTS:
-            if state[k]: getattr(t, k).load_state_dict(state[k]) # a scaler that was off has no state
+            if state[k]: getattr(t, k).load_state_dict(state[k]) # {}: a scaler that was off
         t.history, (t.best_epoch, t.best_score) = list(state['history']), state['best']
         t.best_digest = state['best_digest']
     except Exception as e: # of a model of another shape
@@ -240,7 +240,8 @@ def train_loop(
             row['train_loss'], *trained = train_epoch(t, data, parts['train'], weight, cfg, epoch)
             row |= name_scores('train', *trained) | validate(t, data, parts['val'], weight)
         except FloatingPointError as e:
-            kept = f'epoch {t.best_epoch} is kept in {checkpoints}' if t.history else 'no epoch is kept'
+            kept = 'no epoch is kept'
+            if t.history: kept = f'epoch {t.best_epoch} is kept in {checkpoints}'
             raise FloatingPointError(
                 f'{e}: lower lr ({row["lr"]}) in another run_dir; {kept}') from e
         t.history.append(row)
@@ -298,11 +299,13 @@ def check_network(
     n_train = min(cfg.batch_size, int((splits.split == 'train').sum()))
     used = [c for c in name_channels(cfg.modality) if cfg.views in ('both', c.split()[-1])]
     n_views = len(used) if cfg.share_views else 1
-    check_batch(max(n_train//find_team(cfg.device == 'cpu').num_processes, 1)*n_views, cfg.image_size)
+    n_each = max(n_train//find_team(cfg.device == 'cpu').num_processes, 1) # per process
+    check_batch(n_each*n_views, cfg.image_size)
     classes = splits.label[splits.split == 'val'].nunique()
     if cfg.keep == 'auc' and classes < len(CLASSES):
-        raise ValueError(f"keep='auc': the validation set has {classes} of {len(CLASSES)} classes, so its "
-                         "macro AUC is undefined: use keep='accuracy', or more patients")
+        raise ValueError(
+            f"keep='auc': the validation set has {classes} of {len(CLASSES)} classes, so its macro "
+            "AUC is undefined: use keep='accuracy', or more patients")
 
 # %% ../nbs/04_train_colab_t4.ipynb #97c4e794
 def build_network(
@@ -330,7 +333,8 @@ def fit_network(
     t.team.wait_for_everyone() # until the main process has written the best weights
     with reading(best, 'weights file', 'delete the run folder') as file: weights = load_file(file)
     if t.best_digest and digest_file(best) != t.best_digest:
-        raise ValueError(f'{best} does not hold the weights of the best epoch: delete the run folder')
+        raise ValueError(
+            f'{best} does not hold the weights of the best epoch: delete the run folder')
     t.model.load_state_dict(weights)
     every = torch.arange(len(data.label), device=data.label.device)
     return Fitted(history, t.best_epoch, predict(t.model, data, every, t.dtype, team=t.team))

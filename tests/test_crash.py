@@ -18,8 +18,8 @@ import torch
 
 import cesm_nb.tensorize
 from cesm_nb import commands
+from cesm_nb.errors import one_way_out
 from cesm_nb.finished import export_run
-from cesm_nb.guards import one_way_out
 from cesm_nb.phantom import make_phantom
 from cesm_nb.settings import TensorConfig, make_config
 from cesm_nb.tensorize import read_tensor, tensorize

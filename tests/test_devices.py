@@ -17,7 +17,7 @@ CODE = '''
 import json, os, sys
 from pathlib import Path
 import torch
-import cesm_nb.runs as runs
+import cesm_nb.files as files
 import cesm_nb.train as trainer
 from cesm_nb.batches import read_breasts
 from cesm_nb.devices import add_up, find_team
@@ -28,11 +28,11 @@ root, out = sys.argv[1:]
 team = find_team(cpu=True)
 settings = dict(data_root=root, run_dir=out, image_size=64, epochs=2, batch_size=16, lr=1e-4, drop_rate=0., device='cpu', mixed_precision='no',
                 backbones='lcnet_035')
-written, write = [], runs.write_atomic
+written, write = [], files.write_atomic
 def counted(path, content):
     written.append(str(Path(path).relative_to(out)))
     write(path, content)
-runs.write_atomic = trainer.write_atomic = counted
+files.write_atomic = trainer.write_atomic = counted
 run = trainer.fit(make_config(settings))
 cfg = make_config(settings | dict(tensor_dir=f'{out}/tensors', metadata=False)) # age and density are single precision
 data = read_breasts(cfg.tensor_dir, read_manifest(cfg.tensor_dir))

@@ -9,9 +9,9 @@ from conftest import PATIENCE, ROOT
 
 from attack import run_attacks
 
-HOLD = 'import sys; from cesm_nb.guards import lock_folder\nwith lock_folder(sys.argv[1]): print("held", flush=True); sys.stdin.read()'
-TAKE = 'import sys; from cesm_nb.guards import lock_folder, one_way_out\nwith one_way_out("cesm_train"), lock_folder(sys.argv[1]): print("mine")'
-WRITE = ('import sys; from cesm_nb.guards import one_way_out\nfrom cesm_nb.runs import write_atomic\n'
+HOLD = 'import sys; from cesm_nb.files import lock_folder\nwith lock_folder(sys.argv[1]): print("held", flush=True); sys.stdin.read()'
+TAKE = 'import sys; from cesm_nb.errors import one_way_out; from cesm_nb.files import lock_folder\nwith one_way_out("cesm_train"), lock_folder(sys.argv[1]): print("mine")'
+WRITE = ('import sys; from cesm_nb.errors import one_way_out\nfrom cesm_nb.files import write_atomic\n'
          'with one_way_out("cesm_x"): write_atomic(sys.argv[1], b"x"*10**6)')
 
 
@@ -26,8 +26,8 @@ def test_two_processes_in_one_folder(tmp_path):
         assert f'cesm_train: {tmp_path} is in use by process {first.pid}: wait until it ends' in second.stderr
         first.kill()
         first.wait(PATIENCE)
-        assert (tmp_path/'.lock').exists() and take().stdout == 'mine\n'
-    assert list(tmp_path.iterdir()) == []
+        assert (tmp_path/'.lock').read_text() and take().stdout == 'mine\n'
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {'.lock': ''} # names nobody
 
 
 def test_nothing_half_written_under_a_size_limit(tmp_path):
@@ -54,7 +54,7 @@ def wait(own, others, n_threads, notebook, parent):
     threading.Event().wait(600)
 if __name__ == '__main__':
     from cesm_nb import grids # workers need none of it
-    from cesm_nb.guards import one_way_out
+    from cesm_nb.errors import one_way_out
     grids.run_one, grids.tensorize, grids.os.cpu_count = wait, lambda cfg: None, lambda: 2
     with one_way_out('cesm_grid'): grids.run_jobs([(SimpleNamespace(tensor_dir=sys.argv[1]), [])]*2, 2)
 '''

@@ -15,8 +15,8 @@ from cesm_nb.tables import with_interval
 from cesm_nb.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
-ORDER = ('guards', 'sheets', 'shapes', 'data', 'settings', 'runs', 'report', 'splits', 'quality', 'anatomy', 'phantom', 'fetch', 'decode', 'roi', 'check', 'tensorize', 'alter', 'batches', 'augment', 'share', 'model', 'origins', 'pooling', 'lesion_map', 'teach',
-         'draw', 'devices', 'simulate', 'stats', 'learning', 'intervals', 'figures', 'watch', 'train', 'rates', 'finished', 'compare', 'choose', 'coverage',
+ORDER = ('errors', 'files', 'sheets', 'shapes', 'data', 'settings', 'runs', 'report', 'splits', 'quality', 'anatomy', 'phantom', 'fetch', 'decode', 'roi', 'check', 'tensorize', 'alter', 'batches', 'augment', 'recipes', 'share', 'model', 'origins', 'region_attention', 'probe_model',
+         'draw', 'devices', 'simulate', 'stats', 'losses', 'intervals', 'figures', 'watch', 'train', 'probe_fit', 'finished', 'compare', 'choose', 'coverage',
          'tables', 'inside', 'evaluate', 'grids', 'pooled', 'results', 'findings', 'reproduce', 'experiments', 'controls', 'leaks', 'audit', 'ladder', 'greys', 'dicom', 'ask', 'alike', 'familiar', 'sure', 'casepage', 'predict', 'app', 'commands')
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
 BIN = Path(sys.executable).parent

@@ -16,7 +16,7 @@ from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case, stack_
 from cesm_nb.commands import cesm_predict
 from cesm_nb.data import PROBS, breasts, read_dataset
 from cesm_nb.dicom import Upload, read_case, read_view
-from cesm_nb.guards import explain_error, is_refusal
+from cesm_nb.errors import explain_error, is_refusal
 from cesm_nb.familiar import REASONS, count_refusals, false_refusals, features, fit_training
 from cesm_nb.intervals import wilson
 from cesm_nb.phantom import make_phantom

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cesm_nb.ask import open_member
+from cesm_nb.errors import is_refusal
 from cesm_nb.finished import predict_run
-from cesm_nb.guards import is_refusal
 from cesm_nb.phantom import make_phantom
 from cesm_nb.runs import Run, read_parts
 from cesm_nb.settings import make_config
