@@ -81,8 +81,9 @@ def predict_breasts(
     dtype:Optional[torch.dtype]=None, # precision to compute in; None: float32
 ) -> torch.Tensor: # (N, 3) float32 logits on the CPU
     "Compute logits of breasts with a model of any kind."
-    predict = find_recipe(model.settings.get('model', 'four_stream')).predict
-    return predict(model.eval(), data, torch.arange(len(data.label), device=data.label.device), dtype)
+    recipe = find_recipe(model.settings.get('model', 'four_stream'))
+    every = torch.arange(len(data.label), device=data.label.device)
+    return recipe.predict(model.eval(), data, every, dtype)
 
 def predict_run(
     run_dir:str|Path, # a finished run

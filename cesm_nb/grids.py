@@ -35,7 +35,8 @@ from .model import find_weights, split_backbones
 from cesm_nb.runs import (
     Run, check_digests, compare_rows, pool_tests, read_config, read_predictions, run_file,
     seal_run)
-from .settings import SWITCHES, TrainConfig, check_parameters, make_config, settings_that_count
+from .settings import (
+    SWITCHES, ProbeConfig, TrainConfig, check_parameters, make_config, settings_that_count, with_defaults)
 from .splits import hold_out
 from .tensorize import read_manifest, tensor_settings, tensorize
 from .train import check_config, fit
@@ -227,7 +228,8 @@ def _settings(cfg):
 
 def _changed(cfg):
     "Settings away from their default: a later field then moves no finished run."
-    return {k: v for k, v in _settings(cfg).items() if v != getattr(TrainConfig(), k)}
+    usual = vars(ProbeConfig()) | vars(TrainConfig())
+    return {k: v for k, v in _settings(cfg).items() if v != usual[k]}
 
 def _digest(content):
     "A folder's name from what is in it."
@@ -328,7 +330,7 @@ def is_finished(
     "Say whether a run is there already."
     run = Path(cfg.run_dir)
     if not all(run_file(run, k).exists() for k in _LEFT): return False
-    stored = asdict(TrainConfig()) | read_config(run)['settings']
+    stored = with_defaults(read_config(run)['settings'])
     asked = _settings(cfg) | dict(seed=cfg.seed, fold=cfg.fold)
     return all(stored.get(k) == v for k, v in asked.items())
 
@@ -388,13 +390,15 @@ def run_one(
     cfg:TrainConfig, # settings with all folders
     again:list, # tensor folders to score the finished run on
     n_threads:int, # threads of this run
-    notebook:str|Path='', # chapter 04, to be executed by papermill; empty: call `fit` here
+    notebook:str|Path='', # chapter 04, for papermill; empty, or of a probe: call `fit` here
     parent:int=0, # process that started this one for the run; 0: none did
 ):
     "Make one run and its other scores, where they are not there yet."
     if os.getppid() == parent: _end_with(parent)
     with _threads(n_threads):
-        if not is_finished(cfg): run_notebook(cfg, notebook) if notebook else fit(cfg)
+        if not is_finished(cfg):
+            if notebook and cfg.model == 'four_stream': run_notebook(cfg, notebook)
+            else: fit(cfg)
         for tensor_dir in again:
             path = rescored_path(cfg.run_dir, tensor_dir)
             if path.exists(): continue

@@ -156,7 +156,7 @@ def _describe_variants(runs, configs, done):
             seeds=list(done[p.variant]), settings=_without_paths(with_defaults(c['settings'])),
             **{k: c[k] for k in ('switches', 'weights_source')}, weights=digest_weights(p.cfg))
     each = [v['settings'] for v in out.values()]
-    shared = {k: v for k, v in each[0].items() if all(s[k] == v for s in each)}
+    shared = {k: v for k, v in each[0].items() if all(k in s and s[k] == v for s in each)}
     for v in out.values():
         v['settings'] = {k: s for k, s in v['settings'].items() if k not in shared}
     return shared, out
@@ -165,7 +165,7 @@ def describe_settings(
     planned, # `Planned` of a grid
 ) -> dict: # setting -> value, with switches and weights
     "List what decides the numbers of a run, as `settings.json` holds it."
-    own = _without_paths(asdict(planned.cfg))
+    own = _without_paths(with_defaults(asdict(planned.cfg)))
     return own | dict(switches=switches_of(planned.cfg), weights=digest_weights(planned.cfg))
 
 _FACTS = ( # of each run's `config.json`
@@ -273,7 +273,8 @@ class Published(NamedTuple):
 def _essence(settings, variant):
     "What decides the numbers of a variant."
     own = settings['variants'][variant]
-    return settings['settings'] | own['settings'] | {k: own[k] for k in ('switches', 'weights')}
+    given = _without_paths(with_defaults(settings['settings'] | own['settings']))
+    return given | {k: own[k] for k in ('switches', 'weights')}
 
 def read_published(
     folder:str|Path, # results of a grid
@@ -334,7 +335,6 @@ def join_facts(
     return new | both | dict(
         commit=shorten_commits(commits), seeds={k: list(v) for k, v in seeds.items()},
         variants=variants, n_runs=sum(folds[v]*len(seeds[v]) for v in variants))
-
 
 # %% ../nbs/05k_results.ipynb #34790ab0
 def _write_figures(curves, forests, out, phantom):
