@@ -18,7 +18,7 @@ import numpy as np
 
 from .data import DENSITY, MODALITIES, SIDES, VIEWS
 from .greys import Refused, crop_breast, grey_levels, number_of, text_of, wall_side
-from .decode import MAX_PIXELS, decode_image
+from .decode import MAX_PIXELS, MIN_LEVELS, decode_image
 
 # %% ../nbs/07a_dicom.ipynb #d1c00009
 ENERGIES = { # word in values 3 to 5 of ImageType -> modality; the first that is there counts
@@ -150,45 +150,60 @@ def _refuse_layout(ds, name):
     if n != 1 or photometric not in ('MONOCHROME1', 'MONOCHROME2'):
         raise Refused(f'{name} is {photometric[:20]} with {n} values per pixel, expected grey')
 
-def _decode(data, signed):
-    "Stored values of a file, in whatever process."
+def _decode(data):
+    "Stored values of a file with all their bits, in whatever process."
     from pydicom.pixels import pixel_array # the extra `dicom`
-    return pixel_array(_parse(data), correct_unused_bits=signed)
+    return pixel_array(_parse(data), correct_unused_bits=False)
 
-def _decode_apart(data, signed):
+def _decode_apart(data):
     "Decode in a process of its own: over damaged data, libraries in C end the one they are in."
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import BrokenProcessPool
     worker = get_reusable_executor(max_workers=1, timeout=30)
-    try: return worker.submit(_decode, data, signed).result(timeout=_PATIENCE_S)
+    try: return worker.submit(_decode, data).result(timeout=_PATIENCE_S)
     except (BrokenProcessPool, TimeoutError):
         get_reusable_executor(max_workers=1, timeout=30, kill_workers=True, reuse=False)
         raise Refused('its pixels are damaged, the decoder ended over them: export again') from None
 
 # %% ../nbs/07a_dicom.ipynb #efd30066
+def _needs(stored, cleared):
+    "Whether a picture breaks without some bits: most neighbours they tell apart are closer with."
+    closer = further = 0
+    for k in (0, 1):
+        step, cut = (np.abs(np.diff(v.astype(np.int32), axis=k)) for v in (stored, cleared))
+        closer, further = closer + (step < cut).sum(), further + (step > cut).sum()
+    return closer > further
+
+def _clear_unused(stored, ds, name):
+    "Stored values without the bits above HighBit, and a sentence, or '' where these held nothing."
+    unused = 8*stored.dtype.itemsize - int(ds.BitsStored)
+    cleared = (stored << unused) >> unused # keeps the sign
+    if (cleared == stored).all(): return stored, ''
+    if _needs(stored, cleared):
+        raise Refused(f'{name} has values of more than {ds.BitsStored} bits, expected as BitsStored'
+                      ' says: export it again')
+    return cleared, f'bits above the {ds.BitsStored} of the picture were cleared'
+
 def _stored(ds, data, name):
-    "Stored values, (h, w) int; raise `Refused` where they do not fit the header."
-    signed = bool(int(ds.get('PixelRepresentation') or 0))
+    "Stored values, (h, w) int, and a sentence; raise `Refused` where they do not fit the header."
     syntax = ds.file_meta.TransferSyntaxUID
     apart = syntax.is_compressed and syntax not in _SAFE
-    try: stored = (_decode_apart if apart else _decode)(data, signed)
+    try: stored = (_decode_apart if apart else _decode)(data)
     except (NotImplementedError, RuntimeError) as e:
         if 'missing dependencies' not in str(e) and 'plugin' not in str(e): raise
         raise Refused(
             f'{name} needs a decoder: pip install "cesm_nb[dicom]", or export it uncompressed')
     if stored.shape != (ds.Rows, ds.Columns):
         raise Refused(f'{name} has {stored.shape} pixels, not those it claims: export it again')
-    top = 2**int(ds.BitsStored)
-    if not signed and stored.max() >= top:
-        raise Refused(
-            f'{name} has the value {stored.max()}, beyond its {ds.BitsStored} bits: export again')
-    return stored
+    return _clear_unused(stored, ds, name)
 
 def _padding(ds, stored):
-    "Pixels outside of what the detector saw, (h, w) bool, or None."
+    "Pixels outside of what the detector saw, (h, w) bool."
     value, end = ds.get('PixelPaddingValue'), ds.get('PixelPaddingRangeLimit')
-    if value is None: return None
-    ends = sorted((int(value), int(value if end is None else end)))
+    if value is None: return np.zeros(stored.shape, bool)
+    kind = np.iinfo(stored.dtype) # written as US where pixels are signed, or the other way round
+    fit = lambda v: (int(v) - kind.min) % (kind.max - kind.min + 1) + kind.min
+    ends = sorted((fit(value), fit(value if end is None else end)))
     return (stored >= ends[0]) & (stored <= ends[1])
 
 # %% ../nbs/07a_dicom.ipynb #d1c0001b
@@ -268,17 +283,20 @@ def _read_dicom(name, data, window, secondary, side):
     facts = dict(modality=_energy(ds, name), side=_side(ds, name), view=_view(ds, name))
     _refuse_modified(ds, name)
     _refuse_layout(ds, name)
-    stored = _stored(ds, data, name)
-    low, high = int(stored.min()), int(stored.max())
+    stored, cleared = _stored(ds, data, name)
+    padding = _padding(ds, stored)
+    if padding.all():
+        raise Refused(f'{name} holds nothing but PixelPaddingValue, expected a breast: '
+                      'export it again')
+    low, high = int(stored[~padding].min()), int(stored[~padding].max())
     levels, note = grey_levels(ds, low, high, window, name)
-    image = levels[stored.astype(np.int32) - low]
+    image = levels[np.clip(stored.astype(np.int32), low, high) - low]
     if low < high and image.min() == image.max():
         raise Refused(f'{name} is of one grey in its window: name another window or export again')
-    padding = _padding(ds, stored)
-    if padding is not None: image[padding] = 0
+    image[padding] = 0
     image, turned = _turn(image, ds, facts['side'] or side)
     age, patient = read_age(text_of(ds, 'PatientAge')), _digest(text_of(ds, 'PatientID'))
-    return image, facts, age, patient, [n for n in [note, *turned] if n]
+    return image, facts, age, patient, [n for n in [cleared, note, *turned] if n]
 
 # %% ../nbs/07a_dicom.ipynb #d1c00020
 _ABSENT = dict(modality='energy (DM low energy or CM subtracted)', side='side (L or R)',
@@ -300,6 +318,10 @@ def _read_any(file, options, window, secondary, crop):
     image, facts, age, patient, notes = found
     agreed = lambda k, v: _agree(name, _ABSENT[k].split()[0], dict(file=v, option=options[k]))
     facts = {k: agreed(k, v) for k, v in facts.items()}
+    n_levels = np.count_nonzero(np.bincount(image.ravel(), minlength=256))
+    if 1 < n_levels < MIN_LEVELS: # a drawing, a mask, or a header that leaves two greys
+        raise Refused(f'{name} shows {n_levels} grey levels, expected at least {MIN_LEVELS}: '
+                      'export it again, or with another window')
     absent = [_ABSENT[k] for k, v in facts.items() if not v]
     if absent:
         raise Refused(f'{name} does not say its {" and ".join(absent)}: give it as an option')

@@ -82,7 +82,9 @@ def described(data):
     try:
         ds = dicom._parse(data)
         signed = bool(int(ds.get('PixelRepresentation') or 0))
-        stored = dicom._decode_apart(data, signed)
+        stored = dicom._decode_apart(data)
+        unused = 8*stored.dtype.itemsize - int(ds.BitsStored)
+        stored = (stored << unused) >> unused
         y = apply_voi_lut(apply_modality_lut(stored, ds), ds).astype(float)
         if 'WindowWidth' in ds or 'VOILUTSequence' in ds:
             bits = int(ds.BitsStored)
