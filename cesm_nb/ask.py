@@ -138,9 +138,9 @@ def _regions_of(view, regions):
     "Shapes drawn on an image; raise ValueError where its pixels moved."
     stem = Path(view.file).stem.strip()
     found = [] if regions is None else regions.geometry[regions.image_name == stem].tolist()
-    if found and any(n.startswith(('cut', 'mirrored')) for n in view.notes):
+    if found and any(n.startswith(('cut', 'mirrored', 'turned')) for n in view.notes):
         raise ValueError(
-            f'{view.file} was cut or mirrored, its regions are not: name another image')
+            f'{view.file} was cut or turned, its regions are not: name another image')
     return found
 
 def _check_wanted(case, member, regions):
