@@ -197,6 +197,8 @@ def cesm_predict(
                     help='folder for predictions.csv and pages')
     ap.add_argument('--name', default='',
                     help='of the case in all outputs; default: a digest of the pixels')
+    ap.add_argument('--folder-names', action='store_true',
+                    help='name cases by their folders, which may hold names of patients')
     for k, word in dict(side='L or R', view='CC or MLO',
                         modality='DM low energy or CM subtracted').items():
         ap.add_argument(f'--{k}', default='', help=f'{word}, where the files do not say')
