@@ -192,13 +192,16 @@ def prepare_case(
     for key in channels:
         view = case.views.get(key)
         views.append(view and dict(
-            path=view.file, image=view.image, geometries=_regions_of(view, regions),
+            path='the image', image=view.image, geometries=_regions_of(view, regions),
             original_px=view.image.shape[::-1]))
     age = p['age_years'] if np.isnan(case.age_years) else case.age_years
     columns = list(map(to_column, name_channels(p['tensors']['modality'])))
     tensor = make_tensor(dict(
         patient_id=0, side=case.side, label=0, age_years=age, density=case.density,
         density_source='own', channels=columns, views=views), p['tensors'])
+    if not tensor['real'].any():
+        raise ValueError(f'{case.name} has no image that counts as a view ('
+                         f'{"; ".join(tensor["problems"])}): name others')
     rows = decode_rows(tensor['x'])
     if not case.density: rows[1] = p['density']
     pixels = (tensor['x'][:-1]*255).round().to(torch.uint8)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENERGIES', 'GE_CODES', 'VIEW_CODES', 'MODIFIERS', 'WHOLE', 'PADDLES', 'CLASSES_READ', 'REFUSED', 'NAME_WORDS',
-           'ENERGY_NAMES', 'MAX_BYTES', 'MIN_GREYS', 'read_age', 'View', 'Upload', 'read_view', 'Case', 'join_views',
-           'read_case']
+           'ENERGY_NAMES', 'MAX_BYTES', 'MIN_GREYS', 'read_age', 'View', 'Upload', 'printable', 'read_view', 'Case',
+           'join_views', 'read_case']
 
 # %% ../nbs/07a_dicom.ipynb #d1c00004
 import hashlib
@@ -362,12 +362,21 @@ def _read_dicom(name, data, window, secondary, side):
 _ABSENT = dict(modality='energy (DM low energy or CM subtracted)', side='side (L or R)',
     view='view (CC or MLO)')
 
+def printable(
+    text:str, # of a file's name, say, in whatever encoding
+) -> str: # the same with _ where a character cannot be printed
+    "Make a text one that every terminal and every file can hold."
+    return ''.join(c if c.isprintable() else '_' for c in str(text))
+
 def _load(path):
     "A file as an `Upload`."
-    if path.is_dir(): raise Refused(f'{path.name} is a folder, expected one image')
-    if path.stat().st_size > MAX_BYTES:
-        raise Refused(f'{path.name} has more than {MAX_BYTES//10**6} MB, expected one image')
-    return Upload(path.name, path.read_bytes())
+    name = printable(path.name)
+    if path.is_dir(): raise Refused(f'{name} is a folder, expected one image')
+    size = path.stat().st_size
+    if not path.is_file(): raise Refused(f'{name} is no regular file, expected one image')
+    if size > MAX_BYTES:
+        raise Refused(f'{name} has more than {MAX_BYTES//10**6} MB, expected one image')
+    return Upload(name, path.read_bytes())
 
 def _read_any(file, options, window, secondary, crop):
     "Read and crop one file."
@@ -401,7 +410,7 @@ def read_view(
 ) -> View:
     "Read one image of a breast; raise ValueError with one sentence where it cannot serve."
     file = file if isinstance(file, Upload) else Path(file)
-    name, where = file.name, str(file) if isinstance(file, Path) else file.name
+    name, where = printable(file.name), printable(file if isinstance(file, Path) else file.name)
     options = dict(side=side.upper(), view=view.upper(), modality=modality.upper())
     for k, among in dict(side=SIDES, view=VIEWS, modality=MODALITIES).items():
         if options[k] not in ('', *among):
@@ -415,8 +424,9 @@ def read_view(
     except Refused as e:
         raise ValueError(str(e) if name in str(e) else f'{name} is not used: {e}') from None
     except Exception as e: # pydicom, decoders and numpy have errors of their own
-        why = ' '.join(str(e).replace(where, name).split())[:160]
-        raise ValueError(f'{name} cannot be read ({type(e).__name__}: {why}): export again') from e
+        # what they say may hold values of the header, or an address that differs from run to run
+        raise ValueError(f'{name} cannot be read, it is damaged ({type(e).__name__}): '
+                         'export it again') from e
 
 # %% ../nbs/07a_dicom.ipynb #d1c00022
 class Case(NamedTuple):
@@ -470,6 +480,7 @@ def join_views(
     ages = {v.age_years for v in views if not np.isnan(v.age_years)}
     age = float(age_years) if age_years is not None else max(ages, default=np.nan)
     pixels = hashlib.sha256(b''.join(v.image.tobytes() for v in views)).hexdigest()[:8]
+    name = printable(name).strip()
     return Case(name or f'case-{pixels}', views[0].side, found, age, density)
 
 # %% ../nbs/07a_dicom.ipynb #d1c00023
