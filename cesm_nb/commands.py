@@ -15,7 +15,7 @@ from typing import Optional
 
 from .guards import one_way_out, reading
 from .settings import (
-    AuditConfig, TensorConfig, TrainConfig, check_ranges, make_config, parse_settings)
+    AuditConfig, TensorConfig, TrainConfig, check_ranges, make_config, parse_settings, read_yaml)
 
 # %% ../nbs/00h_commands.ipynb #c0a00002
 # before torch is imported; processes that a command starts inherit both
@@ -27,9 +27,8 @@ def read_file(
     path:Path, # YAML file of settings
 ) -> dict: # name -> value
     "Read settings; raise ValueError, naming the file, where it holds none or one cannot be."
-    import yaml # only files need it
     with reading(path, 'mapping of settings', 'see configs/best.yaml for one') as file:
-        found = dict(yaml.safe_load(file.read_text('utf-8')))
+        found = dict(read_yaml(file.read_text('utf-8')))
     try: make_config(found)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
     return found

@@ -12,14 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import joblib
-import yaml
 
 from .data import read_dataset
 from .guards import one_way_out, read_json, reading
 from .grids import Grid, join_jobs, list_jobs, make_grid, plan_runs, run_jobs
 from .reproduce import CHAPTERS, find_checkout, read_changes
 from .results import drop_published, read_published, write_results
-from .settings import make_config
+from .settings import make_config, read_yaml
 
 # %% ../nbs/05n_experiments.ipynb #978b2219
 def _rename_backbones(text, base, changes):
@@ -40,12 +39,12 @@ def read_grid(
     "Read a grid as a command changes it; raise ValueError as `make_grid` does, naming the file."
     with reading(path, 'grid', 'see configs/primary.yaml for one') as file:
         text = file.read_text('utf-8')
-        content = yaml.safe_load(text)
+        content = read_yaml(text)
     try:
         if not isinstance(content, dict) or not isinstance(content.get('base'), dict):
             raise ValueError('no mapping `base` of settings that all runs share')
         text = _rename_backbones(text, content['base'], changes)
-        content = yaml.safe_load(text)
+        content = read_yaml(text)
         content['base'] |= changes
         given = dict(seeds=list(seeds), n_folds=n_folds)
         return make_grid(content | {k: v for k, v in given.items() if v})
