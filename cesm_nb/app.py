@@ -180,6 +180,13 @@ def read_upload(
 
 _AGAIN = '<p><a href="/">Ask about another breast</a></p>'
 
+def _keep(answer, page, folder):
+    "Write an answer, and say where it is or why it is not."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return f'Kept as {write_answer(answer, page, folder)}.html in {folder}.'
+    except OSError as e: return f'Not kept: {e}. Save this page instead.'
+
 def answer_form(
     site:Site, # what the server knows
     fields:dict, # name -> text
@@ -190,10 +197,9 @@ def answer_form(
     with site.lock:
         answer = predict_case(case, site.experts, anyway=fields.get('anyway') == '1')
         page = page_of(case, answer, site.experts)
-        if site.keep:
-            number = len(list(site.keep.glob('*.json'))) + 1
-            write_answer(answer, page, site.keep, number)
-    return page.replace(b'</body>', f'{_AGAIN}\n</body>'.encode())
+        kept = _keep(answer, page, site.keep) if site.keep else ''
+    end = fill_in('{% if kept %}<p>{{ kept }}</p>{% endif %}', kept=kept) + _AGAIN
+    return page.replace(b'</body>', f'{end}\n</body>'.encode())
 
 # %% ../nbs/07g_app.ipynb #a9900010
 async def _ask(site, request):

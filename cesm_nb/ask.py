@@ -138,9 +138,9 @@ def _regions_of(view, regions):
     "Shapes drawn on an image; raise ValueError where its pixels moved."
     stem = Path(view.file).stem.strip()
     found = [] if regions is None else regions.geometry[regions.image_name == stem].tolist()
-    if found and any(n.startswith(('cut', 'mirrored')) for n in view.notes):
+    if found and any(n.startswith(('cut', 'mirrored', 'turned')) for n in view.notes):
         raise ValueError(
-            f'{view.file} was cut or mirrored, its regions are not: name another image')
+            f'{view.file} was cut or turned, its regions are not: name another image')
     return found
 
 def _check_wanted(case, member, regions):
@@ -192,13 +192,16 @@ def prepare_case(
     for key in channels:
         view = case.views.get(key)
         views.append(view and dict(
-            path=view.file, image=view.image, geometries=_regions_of(view, regions),
+            path='the image', image=view.image, geometries=_regions_of(view, regions),
             original_px=view.image.shape[::-1]))
     age = p['age_years'] if np.isnan(case.age_years) else case.age_years
     columns = list(map(to_column, name_channels(p['tensors']['modality'])))
     tensor = make_tensor(dict(
         patient_id=0, side=case.side, label=0, age_years=age, density=case.density,
         density_source='own', channels=columns, views=views), p['tensors'])
+    if not tensor['real'].any():
+        raise ValueError(f'{case.name} has no image that counts as a view ('
+                         f'{"; ".join(tensor["problems"])}): name others')
     rows = decode_rows(tensor['x'])
     if not case.density: rows[1] = p['density']
     pixels = (tensor['x'][:-1]*255).round().to(torch.uint8)

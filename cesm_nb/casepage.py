@@ -7,6 +7,7 @@ __all__ = ['looked_at', 'draw_views', 'summarise', 'page_of', 'need_highdicom', 
 
 # %% ../nbs/07e_casepage.ipynb #ca5e0004
 from base64 import b64decode
+from hashlib import sha256
 from io import BytesIO
 
 import cv2
@@ -21,7 +22,6 @@ from .dicom import ENERGY_NAMES, Case
 from .figures import mark_phantom
 from .inside import gradcam, weight_maps
 from .report import embed, fill_in, make_page
-
 
 # %% ../nbs/07e_casepage.ipynb #ca5e0006
 def looked_at(
@@ -251,6 +251,12 @@ def _content(hd, case, answer, picture, phantom):
     return root
 
 # %% ../nbs/07e_casepage.ipynb #273e4d5e
+def _patient_id(name):
+    "A name as PatientID: itself where that is legal, else a legal one that no other name gives."
+    legal = ''.join(c if c.isprintable() and c != '\\' else '_' for c in name).strip()
+    if legal == name and len(name) <= 64: return name
+    return f'{legal[:50]}-{sha256(name.encode(errors="replace")).hexdigest()[:8]}'
+
 def make_dicom(
     case:Case, # as read
     answer, # `Answer` of chapter 07
@@ -258,7 +264,7 @@ def make_dicom(
 ) -> tuple: # (secondary capture, structured report), `pydicom.Dataset`s
     "Make DICOM of an answer; raise ValueError where highdicom is absent."
     hd = need_highdicom()
-    name = ''.join(c if c.isprintable() and c != '\\' else '_' for c in answer.name)[:64]
+    name = _patient_id(answer.name)
     series = lambda n: dict(
         series_instance_uid=hd.UID(), sop_instance_uid=hd.UID(), series_number=n, instance_number=1,
         manufacturer='cesm_nb', series_description=_WARNING)
@@ -270,6 +276,7 @@ def make_dicom(
     picture.BurnedInAnnotation, picture.ImageComments = 'NO', _WARNING
     content = _content(hd, case, answer, picture, member.preparation['phantom'])
     report = hd.sr.EnhancedSR([picture], content, **series(2))
+    for ds in (picture, report): ds.SpecificCharacterSet = 'ISO_IR 192' # UTF-8
     return picture, report
 
 # %% ../nbs/07e_casepage.ipynb #ca7f574c

@@ -19,8 +19,9 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, Positional, arg
 
 from .errors import one_way_out
 from .files import reading
-from .settings import (
-    AuditConfig, TensorConfig, TrainConfig, check_ranges, make_config, parse_settings)
+from cesm_nb.settings import (
+    AuditConfig, TensorConfig, TrainConfig, check_ranges, make_config, parse_settings,
+    read_yaml)
 
 # %% ../nbs/00h_commands.ipynb #c0a00002
 # before torch is imported; processes that a command starts inherit both
@@ -53,9 +54,8 @@ def read_file(
     path:Path, # YAML file of settings
 ) -> dict: # name -> value
     "Read settings; raise ValueError, naming the file, where it holds none or one cannot be."
-    import yaml # only files need it
     with reading(path, 'mapping of settings', 'see configs/best.yaml for one') as file:
-        found = dict(yaml.safe_load(file.read_text('utf-8')))
+        found = dict(read_yaml(file.read_text('utf-8')))
     try: make_config(found)
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
     return found
@@ -251,6 +251,7 @@ class Predict:
     run:Paths # run folder, exported folder, or owner/name@revision; several: an ensemble
     out:Path = Path('runs/cesm_predict') # folder for predictions.csv and pages
     name:str = '' # of the case in all outputs; empty: a digest of the pixels
+    folder_names:Switch = False # name cases by their folders, which may hold names of patients
     side:str = '' # L or R, where the files lack it
     view:str = '' # CC or MLO, where the files lack it
     modality:str = '' # DM (low energy) or CM (subtracted), where the files lack it

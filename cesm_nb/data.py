@@ -111,6 +111,18 @@ def _find_regions(near, far):
     return only_one(found, 'the region file')
 
 # %% ../nbs/00_data.ipynb #809292d4
+def _image_keys(folder):
+    return {image_key(f.name) for p in walk_folders(folder, 3, lambda d: True) for f in list_folder(p) if f.suffix.lower() in _SUFFIXES} - {''}
+
+def _refuse_second_half(chosen, name, folders):
+    "Raise ValueError where another folder of this name holds images that the chosen one lacks: a download in several parts."
+    others = [d for p in folders for d in list_folder(p) if spell(d.name) == spell(name) and d.is_dir() and d.resolve() != chosen.resolve()]
+    held = _image_keys(chosen) if others else set()
+    for d in others:
+        if more := _image_keys(d) - held:
+            raise ValueError(f'folder {name!r} is there more than once: {d} holds {len(more)} images that {chosen} lacks; '
+                             'move all of them into one, or remove or rename the other')
+
 def _find_folders(near, far):
     "Folders of low energy and of subtracted images, and the one that holds images of both; None where there is none."
     short = {'DM': ('low energy', 'low energy images', 'dm'), 'CM': ('subtracted', 'subtracted images', 'cm', 'cesm', 'recombined')}
@@ -122,6 +134,8 @@ def _find_folders(near, far):
             level = [d for d in found if len(d.parts) == len(found[0].parts)]
             if len(level) > 1: raise ValueError(f'folder {FOLDERS[m]!r} is there more than once: {", ".join(map(str, level[:4]))}; remove or rename all but one')
             out[m] = found[0]
+    for m in MODALITIES:
+        if out[m]: _refuse_second_half(out[m], FOLDERS[m], far())
     if not (out['DM'] or out['CM']):
         holds = [p for p in far() if any(f.suffix.lower() in _SUFFIXES and image_key(f.name) for f in list_folder(p))]
         if holds: out['images'] = Path(os.path.commonpath(holds))

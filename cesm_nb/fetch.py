@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .data import image_key, read_dataset
+from .data import find_layout, image_key, read_dataset
 
 # %% ../nbs/00m_fetch.ipynb #687711ac
 PAGE = 'https://doi.org/10.7937/29kw-ae92' # of the collection at The Cancer Imaging Archive
@@ -74,6 +74,9 @@ def inspect_download(
     rows = {_NAMES[k]: (*counts.get(k, (0, 0)), expected[k]) for k in PUBLISHED}
     table = pd.DataFrame.from_dict(rows, orient='index', columns=['found', 'bytes', 'expected'])
     if why: wrong.append(why)
+    try: find_layout(root)
+    except FileNotFoundError: pass # what is absent is counted below
+    except ValueError as e: wrong += [str(e)]*(str(e) != why)
     for k in PUBLISHED:
         n = counts.get(k, (0,))[0]
         if n < expected[k]:

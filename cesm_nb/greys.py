@@ -28,16 +28,29 @@ def number_of(
     key:str, # keyword of the header
     default:float, # where it is absent
 ) -> float:
-    "Give a header's value as a number; raise ValueError where it is none."
+    "Give a header's value as a number; raise `Refused` where it is none, or not finite."
     value = ds.get(key)
-    return default if value is None or value == '' else float(value)
+    if value is None or value == '': return default
+    try: number = float(value)
+    except (TypeError, ValueError): number = np.nan
+    if np.isfinite(number): return number
+    raise Refused(f'{key} is expected to be one finite number: correct it or export the file again')
 
 # %% ../nbs/07f_greys.ipynb #93e50009
-def _lookup(x, item, name):
-    "Values of a LUT of the header at x, and its bits."
+def _is_big_endian(ds):
+    "Whether a file's numbers begin with their largest byte, which LUTs of VR OW then do too."
+    syntax = getattr(getattr(ds, 'file_meta', None), 'TransferSyntaxUID', '')
+    return syntax == '1.2.840.10008.1.2.2'
+
+def _lookup(x, item, name, big):
+    "Values of a LUT of the header at x, and its bits; `big`: its bytes are in big endian."
     n, first, bits = (int(v) for v in item.LUTDescriptor)
     n, data = n or 2**16, item.LUTData
-    if isinstance(data, bytes): data = np.frombuffer(data, np.uint8 if len(data) < 2*n else '<u2')
+    if isinstance(data, bytes) and len(data) < 2*n and big:
+        raise Refused(
+            f'{name} has a LUT of single bytes in big endian: export it in little endian')
+    kind = '>u2' if big else '<u2'
+    if isinstance(data, bytes): data = np.frombuffer(data, np.uint8 if len(data) < 2*n else kind)
     data = np.atleast_1d(np.asarray(data, np.int64))
     if len(data) < n or not 8 <= bits <= 16 or data[:n].max() >= 2**bits:
         raise Refused(
@@ -84,15 +97,15 @@ def _voi(ds, x, window, name):
         raise Refused(
             f'{name} has {len(centres)} window centres and {len(widths)} widths: export it again')
     if not n:
-        if int(ds.BitsStored) == 8: return x/255, ''
+        if int(ds.BitsStored) == 8 and 0 <= x.min() and x.max() <= 255: return x/255, ''
         low, high = x.min(), x.max()
         note = 'no window in the file: from its darkest to its brightest value'
         return (x - low)/max(high - low, 1), note
     names = (names + ['']*n)[:n]
     i = _choose(names, window, name)
-    note = f'window {i+1} of {n}{": " + names[i] if names[i] else ""}' if n > 1 else ''
+    note = f'window {i+1} of {n}' if n > 1 else '' # its name is text of the header
     if luts:
-        found, bits = _lookup(x, luts[i], name)
+        found, bits = _lookup(x, luts[i], name, _is_big_endian(ds))
         return found/(2**bits - 1), note
     return _window(x, float(centres[i]), float(widths[i]), text_of(ds, 'VOILUTFunction'),
         name), note
@@ -100,19 +113,26 @@ def _voi(ds, x, window, name):
 # %% ../nbs/07f_greys.ipynb #93e5000c
 def grey_levels(
     ds, # `pydicom.Dataset`
-    low:int, # lowest stored value
-    high:int, # highest stored value
+    low:int, # lowest stored value, padding apart
+    high:int, # highest stored value, padding apart
     window='1', # which window or VOI LUT: its number from 1, or its name
     name:str='the file', # for sentences
 ) -> tuple: # (levels of low .. high, uint8; sentence, or '')
     "Work out the grey level of each stored value; raise ValueError where that cannot be."
     x = np.arange(low, high + 1, dtype=float)
     tables = ds.get('ModalityLUTSequence') or []
-    if tables: x = _lookup(x, tables[0], name)[0].astype(float)
-    else: x = x*number_of(ds, 'RescaleSlope', 1.) + number_of(ds, 'RescaleIntercept', 0.)
+    if tables: x = _lookup(x, tables[0], name, _is_big_endian(ds))[0].astype(float)
+    else:
+        slope, shift = number_of(ds, 'RescaleSlope', 1.), number_of(ds, 'RescaleIntercept', 0.)
+        if not np.isfinite(x := x*slope + shift).all():
+            raise Refused(f'{name} has a RescaleSlope or RescaleIntercept beyond all numbers: '
+                          'correct it or export the file again')
     y, note = _voi(ds, x, window, name)
-    y = np.clip(y, 0, 1)
-    if text_of(ds, 'PhotometricInterpretation') == 'MONOCHROME1': y = 1 - y
+    y, inverted = np.clip(y, 0, 1), text_of(ds, 'PhotometricInterpretation') == 'MONOCHROME1'
+    if text_of(ds, 'PresentationLUTShape') == 'INVERSE' and not inverted:
+        raise Refused(f'{name} contradicts itself about which end is white (PresentationLUTShape '
+                      'INVERSE, expected IDENTITY with MONOCHROME2): export it again')
+    if inverted: y = 1 - y
     return np.rint(255*y).astype(np.uint8), note
 
 # %% ../nbs/07f_greys.ipynb #93e50010

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-import yaml
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
@@ -35,8 +34,9 @@ from .model import find_weights, split_backbones
 from cesm_nb.runs import (
     Run, check_digests, compare_rows, pool_tests, read_config, read_predictions, run_file,
     seal_run)
-from .settings import (
-    SWITCHES, ProbeConfig, TrainConfig, check_parameters, make_config, settings_that_count, with_defaults)
+from cesm_nb.settings import (
+    SWITCHES, ProbeConfig, TrainConfig, check_parameters, make_config, read_yaml, settings_that_count,
+    with_defaults)
 from .splits import hold_out
 from .tensorize import read_manifest, tensor_settings, tensorize
 from .train import check_config, fit
@@ -168,7 +168,7 @@ _FOLDS = ('seed', 'fold', 'n_folds', 'split_seed', 'splits_csv') # the grid sets
 def _read_mapping(path, kind, example):
     "A YAML file; raise ValueError where it is no mapping."
     with reading(path, kind, advice := f'see configs/{example}.yaml for one') as file:
-        content = yaml.safe_load(file.read_text('utf-8'))
+        content = read_yaml(file.read_text('utf-8'))
     if isinstance(content, dict): return content
     raise ValueError(f'{path} is no {kind}, it holds {content!r:.40}: {advice}')
 

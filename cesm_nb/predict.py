@@ -7,7 +7,11 @@ __all__ = ['TRAINING', 'Expert', 'digest_weights', 'describe_expert', 'open_expe
            'predict_case', 'list_cases', 'to_row', 'write_answer', 'predict_cases', 'main']
 
 # %% ../nbs/07_predict.ipynb #9ed00004
-from hashlib import sha256
+import csv
+import json
+import re
+from hashlib import file_digest, sha256
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -19,11 +23,12 @@ from .alike import ALIKE_FORM, describe_alike, name_groups_of, predict_held, rea
 from .ask import Member, ask, export_for_cases, open_member, prepare_case
 from .casepage import make_dicom, need_highdicom, page_of, to_bytes
 from .data import CLASSES, KEYS, PROBS, read_regions
-from .dicom import Case, read_case
+from .dicom import Case, printable, read_case
 from .familiar import CLOUD_FORM, check_clouds, describe_training, doubts
 from .choose import heat
-from .files import read_sealed, write_atomic, write_csv, write_json, write_sealed
+from .files import lock_folder, read_sealed, write_atomic, write_json, write_sealed
 from .runs import Run, read_config, run_file
+from .sheets import read_table
 from .sure import (
     CALLS, CERTAINTY_FORM, call_score, describe_certainty, join_members, pick_classes)
 
@@ -230,33 +235,40 @@ def _images(folder):
     return [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix.lower() in _SUFFIXES
         and f.name[0] != '.']
 
+_LIST = 'age', 'density', 'side', 'view', 'modality', 'window' # columns that may be absent
+_SPELLINGS = {
+    'age years': 'age', 'breast density': 'density', 'acr': 'density', 'acr density': 'density',
+    'density acr': 'density', 'laterality': 'side', 'energy': 'modality'}
+
+def _years(text, where):
+    "An age in years, with a decimal point or comma."
+    try: return float(text.replace(',', '.'))
+    except ValueError: raise ValueError(f'{where}: age is no number, expected years') from None
+
 def _read_list(path):
-    "Cases of a CSV file."
-    try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as e:
-        raise ValueError(
-            f'{path} cannot be read as CSV ({type(e).__name__}): save it as UTF-8') from e
-    absent = [c for c in ('case', 'files') if c not in table]
-    if absent:
-        raise ValueError(f'{path} has no column {absent}: expected case, files and what is known')
-    for i, r in enumerate(table.to_dict('records'), 2):
-        age = r.get('age', '').strip()
-        try: options = dict(age_years=float(age)) if age else {}
-        except ValueError: raise ValueError(f'{path} line {i}: age {age!r} is no number') from None
+    "Cases of a list; one whose age cannot be read carries the sentence about it."
+    table = read_table(path, ('case', 'files'), _SPELLINGS, optional=_LIST, closed=True)
+    if table.empty: raise ValueError(f'{path} has no case, expected one per row: add them')
+    for i, r in zip(table.index, table.to_dict('records')):
         files = [path.parent/f.strip() for f in r['files'].split(';') if f.strip()]
-        yield files, options | dict(name=r['case']) | {k: r[k].strip()
-            for k in ('density', 'side') if r.get(k)}
+        options = {k: v.strip() for k, v in r.items() if k in _LIST and v.strip()}
+        try: age = dict(age_years=_years(options.pop('age'), f'line {i} of the list'))
+        except KeyError: age = {}
+        except ValueError as e: age = dict(problem=str(e))
+        yield files, options | age | dict(name=r['case'].strip())
 
 def list_cases(
-    what:list, # files of one breast, a folder of them, a folder of such folders, or a CSV file
+    what:list, # files of one breast, a folder of them, a folder of such folders, or a list of cases
+    folder_names:bool=False, # name cases by their folders, which may hold names of patients
 ) -> list: # (files, options of `read_case`) of each case
     "Find the cases; raise ValueError where there is none."
     what = [Path(w).expanduser() for w in what]
-    if len(what) == 1 and what[0].suffix.lower() == '.csv': return list(_read_list(what[0]))
+    if len(what) == 1 and what[0].suffix.lower() in ('.csv', '.tsv', '.xlsx'):
+        return list(_read_list(what[0]))
     if len(what) != 1 or not what[0].is_dir(): return [(what, {})]
     folders = [d for d in sorted(what[0].iterdir()) if d.is_dir() and d.name[0] != '.']
-    if folders: return [(_images(d), dict(name=d.name)) for d in folders]
-    return [(_images(what[0]), {})]
+    named = lambda d: dict(name=printable(d.name)) if folder_names else {}
+    return [(_images(d), named(d)) for d in folders or what]
 
 # %% ../nbs/07_predict.ipynb #9ed0000f
 def to_row(
@@ -270,21 +282,94 @@ def to_row(
                 **called, doubts='; '.join(answer.doubts), notes='; '.join(answer.notes),
                 problem='')
 
+_DICOM = 'picture', 'report' # ends of their files' names
+
+def _next_number(out):
+    "A number that no file of a folder begins with, larger than all that are there."
+    found = (re.match(r'(\d{3,9})-', f.name) for f in out.iterdir())
+    return 1 + max((int(m[1]) for m in found if m), default=0)
+
 def write_answer(
     answer:Answer, # from `predict_case`
     page:bytes, # from `page_of`; empty: none is written
     out:Path, # folder
-    number:int, # of the case in this folder, from 1
     dicom:tuple=(), # from `make_dicom`; empty: none is written
-):
-    "Write an answer; of the case's name, what may leave the folder does not enter the file's."
-    stem = ''.join(c if c.isalnum() or c in '-_' else '_' for c in answer.name)[:60]
-    found = to_row(answer) | {
+    inputs:str='', # digest of all that the answer is made from
+) -> str: # how the names of its files begin: a new number, and the name of the case
+    "Write an answer beside those that are there; of the name, nothing leaves the folder."
+    name = ''.join(c if c.isalnum() or c in '-_' else '_' for c in answer.name)
+    name = name.encode()[:60].decode(errors='ignore') # file systems count bytes
+    stem = f'{_next_number(out):03d}-{name}'
+    if page: write_atomic(out/f'{stem}.html', page)
+    for kind, ds in zip(_DICOM, dicom): write_atomic(out/f'{stem}-{kind}.dcm', to_bytes(ds))
+    found = to_row(answer) | dict(inputs=inputs) | {
         k: getattr(answer, k) for k in ('called', 'certainty', 'alike', 'costs')}
-    write_json(found, out/f'{number:03d}-{stem}.json')
-    if page: write_atomic(out/f'{number:03d}-{stem}.html', page)
-    for kind, ds in zip(('picture', 'report'), dicom):
-        write_atomic(out/f'{number:03d}-{stem}-{kind}.dcm', to_bytes(ds))
+    write_json(found, out/f'{stem}.json') # last: where it is, the others are
+    return stem
+
+# %% ../nbs/07_predict.ipynb #7f3a91c2
+_ROW = ('case', *PROBS, 'classes', *(f'called_{k}' for k in CALLS), 'doubts', 'notes', 'problem',
+    'file', 'inputs') # columns of `predictions.csv`
+
+class _Table:
+    "`predictions.csv` of a folder: rows of earlier cases stay, new ones are added as they come."
+    def __init__(self, out):
+        self.out, self.path = out, run_file(out, 'predictions')
+        text = self.path.read_text('utf-8', 'replace') if self.path.exists() else ''
+        whole = text[:text.rfind('\n') + 1] # a process that was killed may leave half a row
+        self.rows = list(csv.DictReader(StringIO(whole)))
+        if self.rows and 'case' not in self.rows[0]:
+            raise ValueError(f'{self.path} is no table of cases: choose another folder for --out')
+        self.write()
+
+    def write(self):
+        text = StringIO()
+        to = csv.DictWriter(text, _ROW, extrasaction='ignore', lineterminator='\n')
+        to.writeheader()
+        to.writerows(self.rows)
+        write_atomic(self.path, text.getvalue().encode())
+
+    def put(self, row):
+        "Add a row, in the place of an earlier one of the same inputs."
+        for i, r in enumerate(self.rows):
+            if r.get('inputs') != row['inputs']: continue
+            self.rows[i] = row
+            return self.write()
+        self.rows.append(row)
+        with open(self.path, 'a', encoding='utf-8', newline='') as f:
+            csv.DictWriter(f, _ROW, extrasaction='ignore', lineterminator='\n').writerow(row)
+
+def _read_answers(out):
+    "Answers that a folder holds: digest of the inputs -> (beginning of the files' names, content)."
+    found = {}
+    for path in sorted(out.glob('*.json')):
+        try: content = json.loads(path.read_text('utf-8'))
+        except (OSError, ValueError): continue # not one of ours, or damaged: answered again
+        if isinstance(content, dict) and content.get('inputs'):
+            found[content['inputs']] = path.stem, content
+    return found
+
+# %% ../nbs/07_predict.ipynb #7f3a91c3
+def _digest_all(*values): # anything that JSON or `str` can write
+    return sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+def _digest_inputs(files, own, about):
+    "Name what an answer is made from: the content of the files, the options, and `about`."
+    each = []
+    for f in files:
+        try:
+            if not f.is_file(): raise OSError
+            with open(f, 'rb') as data: each.append(file_digest(data, 'sha256').hexdigest())
+        except OSError: each.append(str(f).encode(errors='replace').decode())
+    return _digest_all(each, own, about)
+
+def _without_names(sentence, files):
+    "A sentence that names files by their place in the case: names may be those of patients."
+    for i, f in enumerate(files, 1):
+        for name in (str(f), f.name):
+            found = rf'(?<!\w){re.escape(printable(name))}(?!\w)'
+            sentence = re.sub(found, f'file {i}', sentence)
+    return sentence
 
 # %% ../nbs/07_predict.ipynb #c958e983
 def predict_cases(
@@ -296,26 +381,42 @@ def predict_cases(
     pages:bool=True, # write a page per case
     dicom:bool=False, # write picture and report of each case as DICOM too
     **options, # of `read_case`, for all cases
-) -> pd.DataFrame: # one row per case, with `problem` where it could not be used
-    "Predict cases and write what was found; raise ValueError where DICOM cannot be written."
+) -> pd.DataFrame: # a row per case; `problem` and `place` name files and folders, for the terminal
+    "Predict cases that are not there yet, write each as it comes; raise where nothing can be written."
     if dicom: need_highdicom() # before the work, not after it
-    out, rows = Path(out), []
-    out.mkdir(parents=True, exist_ok=True)
-    for i, (files, own) in enumerate(tqdm(cases, 'cases', unit='case', disable=len(cases) < 2), 1):
-        try:
-            case = read_case(files, **options | own)
-            answer = predict_case(case, experts, regions, anyway)
-        except ValueError as e:
-            rows.append(dict(case=own.get('name') or options.get('name') or f'case {i}',
-                problem=str(e)))
-            continue
-        rows.append(to_row(answer))
-        page = page_of(case, answer, experts) if pages else b''
-        extra = make_dicom(case, answer, experts[0].member) if dicom else ()
-        write_answer(answer, page, out, i, extra)
-    table = pd.DataFrame(rows)
-    write_csv(table, run_file(out, 'predictions'))
-    return table
+    if options.get('name') and len(cases) > 1:
+        raise ValueError(f'one name is given for {len(cases)} cases: name them in a list of cases')
+    (out := Path(out)).mkdir(parents=True, exist_ok=True)
+    about = _digest_all([(digest_weights(e.member.net), e.member.preparation, e.training)
+        for e in experts], regions is not None and regions.to_csv(), anyway)
+    shown = []
+    with lock_folder(out):
+        table, answers = _Table(out), _read_answers(out)
+        for i, (files, own) in enumerate(tqdm(cases, 'cases', unit='case',
+                disable=len(cases) < 2), 1):
+            own = options | own
+            inputs = _digest_inputs(files, own, about)
+            stem, row = answers.get(inputs, ('', None))
+            wanted = ['.html']*pages + [f'-{k}.dcm' for k in _DICOM]*dicom
+            said = ''
+            if row is None or not all((out/f'{stem}{k}').exists() for k in wanted):
+                try:
+                    if 'problem' in own: raise ValueError(own['problem'])
+                    case = read_case(files, **own)
+                    answer = predict_case(case, experts, regions, anyway)
+                    page = page_of(case, answer, experts) if pages else b''
+                    extra = make_dicom(case, answer, experts[0].member) if dicom else ()
+                    row, stem = to_row(answer), ''
+                    try: stem = write_answer(answer, page, out, extra, inputs)
+                    except OSError as e: print(f'{answer.name} is answered, but {e}')
+                except ValueError as e:
+                    said, name = str(e), own.get('name') or f'case {i}'
+                    row, stem = dict(case=name, problem=_without_names(said, files)), ''
+            row = {k: row.get(k, '') for k in _ROW} | dict(file=stem, inputs=inputs)
+            table.put(row)
+            place = printable(files[0].parent.name) if files and len(cases) > 1 else ''
+            shown.append(row | dict(problem=said, place='' if own.get('name') else place))
+    return pd.DataFrame(shown)
 
 # %% ../nbs/07_predict.ipynb #9ed00011
 def main(
@@ -326,10 +427,11 @@ def main(
     anyway:bool=False, # see `predict_case`
     pages:bool=True, # see `predict_cases`
     dicom_out:bool=False, # see `predict_cases`
+    folder_names:bool=False, # see `list_cases`
     **options, # of `read_case`, for all cases
 ):
     "What `cesm_predict` does; raise ValueError or OSError with a sentence where it cannot."
-    cases, experts = list_cases(what), open_experts(run)
+    cases, experts = list_cases(what, folder_names), open_experts(run)
     table = predict_cases(cases, experts, out, read_regions(regions) if regions else None,
         anyway, pages, dicom_out, **options)
     bad = table[table.problem != '']
@@ -337,6 +439,7 @@ def main(
     print('Research use only.' + (' PHANTOM: the model was trained on made-up images.' if
                                   any(e.member.preparation['phantom'] for e in experts) else ''))
     for r in table.itertuples():
-        print(f'{r.case}: ' + (r.problem and f'not used, {r.problem}' or r.classes
-            or f'no answer, {r.doubts}'))
+        print(r.case + (r.place and f' ({r.place})') + ': ' + (r.problem and
+            f'not used, {r.problem}' or r.classes or f'no answer, {r.doubts}')
+            + (r.file and f' [{r.file}]'))
     print(f'{len(table) - len(bad)} of {len(table)} cases; all of it is in {out}')

@@ -7,7 +7,6 @@ __all__ = ['CHAPTERS', 'find_checkout', 'read_changes', 'read_settings', 'run_ch
 
 # %% ../nbs/05m_reproduce.ipynb #fdfd58c7
 import logging
-import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import yaml
 from .errors import one_way_out
 from .files import reading
 from .runs import read_config
-from .settings import TrainConfig, make_config
+from .settings import TrainConfig, make_config, read_yaml
 from .tables import banner, to_markdown
 from .tensorize import prepare
 from .train import check_config
@@ -44,8 +43,7 @@ def read_changes(
     for word in words:
         key, equals, text = word.partition('=')
         if not equals: raise ValueError(f'{word!r} is no setting: write KEY=VALUE')
-        number = re.fullmatch(r'[-+]?[\d.]+e[-+]?\d+', text) # YAML takes 1e-4 for text
-        try: out[key] = float(text) if number else yaml.safe_load(text)
+        try: out[key] = read_yaml(text)
         except (yaml.YAMLError, ValueError) as e:
             raise ValueError(f'{word!r} has no value that YAML reads: quote it') from e
     return out
@@ -64,7 +62,7 @@ def read_settings(
         raise ValueError(f"protocol {protocol!r} has no {file}: use 'paper' or 'clinical'")
     run_dir = run_dir or root/'runs'/f"{'real' if data else 'phantom'}-{protocol}"
     with reading(file, 'mapping of settings', 'restore it from the repository'):
-        known = dict(yaml.safe_load(file.read_text('utf-8')))
+        known = dict(read_yaml(file.read_text('utf-8')))
     settings = known | dict(
         protocol=protocol, data_root=str(Path(data).expanduser().resolve()) if data else '',
         run_dir=str(Path(run_dir).resolve()))

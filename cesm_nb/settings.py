@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['RoiSource', 'SplitUnit', 'Fill', 'Scope', 'Extent', 'Model', 'Keep', 'Precision', 'SWITCHES', 'PROTOCOLS',
            'PAPER_BACKBONES', 'CONFIGS', 'RANGES', 'WHERE', 'GROUPS', 'resolve_protocol', 'TensorConfig', 'ModelConfig',
-           'TrainConfig', 'ProbeConfig', 'check_types', 'translate_settings', 'make_config', 'check_ranges',
-           'check_together', 'normalises_input', 'AuditConfig', 'settings_that_count', 'with_defaults', 'switches_of',
-           'list_options', 'group_settings', 'explain_settings', 'parse_settings', 'check_parameters']
+           'TrainConfig', 'ProbeConfig', 'check_types', 'translate_settings', 'make_config', 'read_yaml',
+           'check_ranges', 'check_together', 'normalises_input', 'AuditConfig', 'settings_that_count', 'with_defaults',
+           'switches_of', 'list_options', 'group_settings', 'explain_settings', 'parse_settings', 'check_parameters']
 
 # %% ../nbs/00a_settings.ipynb #029e5bef
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Union, get_args, get_origin
 
@@ -154,6 +155,7 @@ def _fits(value, kind):
 def _name_type(kind):
     if get_origin(kind) is Literal: return 'one of ' + ', '.join(map(repr, get_args(kind)))
     if get_origin(kind) is Union: return ' or '.join(map(_name_type, get_args(kind)))
+    if kind is bool: return 'true or false'
     return 'None' if kind is type(None) else f'of type {kind.__name__}'
 
 def check_types(
@@ -223,6 +225,41 @@ def make_config(
     check_types(settings)
     kind, own = _own_settings(settings)
     return kind(**own)
+
+# %% ../nbs/00a_settings.ipynb #5c0e71a4
+@cache
+def _yaml_loader():
+    "YAML 1.2, as people write it: `1e-4` is a number, `no` a text, `010` ten, `1:30` a text."
+    import yaml # only files need it
+    class Loader(yaml.SafeLoader): yaml_implicit_resolvers = {}
+    for kind, form, first in [
+            ('bool', '(?i:true|false)', 'tTfF'), ('null', '(?i:null)|~|', ['n', 'N', '~', '']),
+            ('int', r'[-+]?\d+|0o[0-7]+|0x[\da-fA-F]+', '-+0123456789'),
+            ('float', r'[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(?i:inf)|\.(?i:nan)',
+             '-+.0123456789'), ('merge', '<<', '<')]:
+        Loader.add_implicit_resolver(f'tag:yaml.org,2002:{kind}', re.compile(f'({form})$'), first)
+    def read_int(self, node):
+        text = self.construct_scalar(node)
+        return int(text, {'0o': 8, '0x': 16}.get(text[:2], 10))
+    def read_mapping(self, node, deep=False):
+        seen = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen:
+                raise ValueError(f'{name!r} stands twice, in lines {seen[name]} and {line}: '
+                                 'remove one')
+            seen[name] = line
+        return yaml.SafeLoader.construct_mapping(self, node, deep)
+    Loader.construct_mapping = read_mapping
+    Loader.add_constructor('tag:yaml.org,2002:int', read_int)
+    return Loader
+
+def read_yaml(
+    text:str, # YAML, of a file or behind a `=`
+): # what it holds
+    "Read YAML 1.2; raise `yaml.YAMLError` where it is none, ValueError where a key stands twice."
+    import yaml
+    return yaml.load(text, _yaml_loader())
 
 # %% ../nbs/00a_settings.ipynb #6932c2ad
 RANGES = {k: v for v, names in {

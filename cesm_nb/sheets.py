@@ -10,6 +10,7 @@ __all__ = ['MAX_COLUMNS', 'MAX_ROWS', 'MAX_BYTES', 'MAX_FOLDERS', 'spell', 'only
 import csv
 import re
 import zipfile
+from contextlib import contextmanager
 from io import BytesIO, StringIO
 from itertools import islice
 from pathlib import Path
@@ -161,10 +162,33 @@ def _sheet_rows(sheet):
         if row.count(None) < len(row) and any(cells := [_as_text(v) for v in row]): yield i, cells
 
 # %% ../nbs/00j_sheets.ipynb #6c171fa6
+class _Formula(str): "A cell whose formula has no stored value, so that nobody knows what it shows."
+
+@contextmanager
+def _damage(path):
+    "A damaged workbook fails in zip, XML or openpyxl, each with errors of its own."
+    try: yield
+    except Exception as e:
+        raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}): '
+                         'download it again, or save it as Excel workbook (.xlsx) or .csv') from e
+
+def _add_formulas(sheet, rows):
+    "Put formulas where no value is stored; `sheet` is read with them."
+    for i, row in enumerate(sheet.iter_rows(max_col=MAX_COLUMNS, values_only=True), 1):
+        for k, v in enumerate(row):
+            if not (isinstance(v, str) and v.startswith('=')): continue
+            cells = rows.setdefault(i, ['']*len(row))
+            if not cells[k]: cells[k] = _Formula(v)
+    return dict(sorted(rows.items()))
+
 def _pick_sheet(path, book, wanted):
     "The sheet that has the columns; raise ValueError where several have, and none is called 'all'."
-    fits = {s.title: max((_fit(r, wanted) for _, r in islice(_sheet_rows(s), 30)), default=0)
-            for s in book.worksheets}
+    if not book.worksheets:
+        raise ValueError(f'{path} has no sheet that can be read (is it Strict Open XML?): '
+                         'save it as Excel workbook (.xlsx) or .csv')
+    with _damage(path):
+        fits = {s.title: max((_fit(r, wanted) for _, r in islice(_sheet_rows(s), 30)), default=0)
+                for s in book.worksheets}
     good = [t for t, n in fits.items() if n and 2*n >= len(set(wanted.values()))] or list(fits)[:1]
     named = [t for t in good if spell(t) == 'all']
     if len(good) > 1 and not named:
@@ -174,38 +198,37 @@ def _pick_sheet(path, book, wanted):
 
 def _book_rows(path, data, wanted):
     "Rows of the sheet of a workbook that has the columns: (number, cells), blank ones left out."
-    try:
+    with _damage(path):
         size = sum(f.file_size for f in zipfile.ZipFile(BytesIO(data)).infolist())
-        if size <= MAX_BYTES:
-            book = openpyxl.load_workbook(BytesIO(data), read_only=True, data_only=True)
-    # a damaged workbook fails in zip, XML or openpyxl, each with errors of its own
-    except Exception as e:
-        raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}); '
-                         'download it again') from e
+        book = size <= MAX_BYTES and openpyxl.load_workbook(
+            BytesIO(data), read_only=True, data_only=True)
     if size > MAX_BYTES:
         raise ValueError(f'{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: '
                          'save the sheet as .csv')
     sheet = _pick_sheet(path, book, wanted)
-    try: rows = dict(islice(_sheet_rows(sheet), MAX_ROWS + 1))
-    except Exception as e:
-        raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}); '
-                         'download it again') from e
-    for column, top, end in _merged(sheet) if rows else ():
+    with _damage(path):
+        rows = dict(islice(_sheet_rows(sheet), MAX_ROWS + 1))
+        if b'<f' in sheet._get_source().read():
+            book = openpyxl.load_workbook(BytesIO(data), read_only=True)
+            book[sheet.title].reset_dimensions()
+            rows = _add_formulas(book[sheet.title], rows)
+        merged = list(_merged(sheet)) if rows else []
+    for column, top, end in merged:
         for i in range(top + 1, min(end, max(rows)) + 1):
             if i in rows and top in rows and column < MAX_COLUMNS:
                 rows[i][column] = rows[top][column]
     return list(rows.items())
 
 # %% ../nbs/00j_sheets.ipynb #85f82d26
-def _header(path, rows, wanted):
+def _header(path, rows, wanted, columns, closed):
     "Number, position and cells of the header; raise ValueError where columns are absent or twice."
-    columns = list(dict.fromkeys(wanted.values()))
+    columns, known = list(columns), list(dict.fromkeys(wanted.values()))
     at = max(range(min(30, len(rows))), key=lambda k: (_fit(rows[k][1], wanted), -k))
     number, cells = rows[at] if 2*_fit(rows[at][1], wanted) >= len(columns) else rows[0]
     at = at if rows[at][0] == number else 0
     named = [wanted.get(spell(c)) for c in cells]
     absent = [c for c in columns if c not in named]
-    twice = [c for c in columns if named.count(c) > 1]
+    twice = [c for c in known if named.count(c) > 1]
     shown = [c[:60] for c in map(str.strip, cells) if c][:20]
     if absent:
         raise ValueError(f'{path} has no column {absent}; expected {columns}, '
@@ -213,7 +236,11 @@ def _header(path, rows, wanted):
     if twice:
         raise ValueError(f'{path} has column {twice} more than once in row {number}: '
                          'remove or rename all but one')
-    return at, len(cells), {c: named.index(c) for c in columns}
+    other = [c.strip()[:60] for c, n in zip(cells, named) if closed and n is None and c.strip()]
+    if other:
+        raise ValueError(f'{path} has column {other}, expected {known} alone: '
+                         'rename or remove what is not meant')
+    return at, len(cells), {c: named.index(c) for c in known if c in named}
 
 # %% ../nbs/00j_sheets.ipynb #af7f075f
 def read_table(
@@ -221,9 +248,11 @@ def read_table(
     columns:tuple, # columns that are wanted, as they are published
     aliases:Optional[dict]=None, # other spelling -> column, whatever case, blanks, punctuation
     text:str='', # read instead of what is in the file
+    optional:tuple=(), # columns that may be absent, and then are not given
+    closed:bool=False, # refuse columns that are neither
 ) -> pd.DataFrame: # these columns as text, in this order; index: row as a spreadsheet shows it
     "Read columns of a table; raise ValueError where it cannot be read or lacks one of them."
-    wanted = {spell(k): c for k, c in {**{c: c for c in columns}, **(aliases or {})}.items()}
+    wanted = {spell(k): c for k, c in {**{c: c for c in (*columns, *optional)}, **(aliases or {})}.items()}
     data = text.encode() or read_bytes(path)
     book = not text and (Path(path).suffix.lower() in ('.xlsx', '.xlsm')
                          or data.startswith(b'PK\x03\x04'))
@@ -231,11 +260,16 @@ def read_table(
     if not rows: raise ValueError(f'{path} has no rows; expected one per image, download it again')
     if len(rows) > MAX_ROWS:
         raise ValueError(f'{path} has more than {MAX_ROWS:,} rows: is it the sheet that is meant?')
-    at, width, where = _header(path, rows, wanted)
+    at, width, where = _header(path, rows, wanted, columns, closed)
     for i, r in rows[at+1:] if not book else ():
         if any(c.strip() for c in r[width:]):
             raise ValueError(f'{path}: row {i} has {len(r)} cells, the header {width}: '
                              'put cells that hold a separator into quotes')
+    lost = [i for i, r in rows[at+1:] for k in where.values()
+            if k < len(r) and isinstance(r[k], _Formula)]
+    if lost:
+        raise ValueError(f'{path}: row {lost[0]} has a formula without a stored value: open it in '
+                         'Excel or LibreOffice and save it, or save it as .csv')
     cell = lambda r, k: r[k] if k < len(r) else ''
     return pd.DataFrame({c: pd.Series([cell(r, k) for _, r in rows[at+1:]], dtype=str)
                          for c, k in where.items()}).set_axis([i for i, _ in rows[at+1:]])

@@ -142,6 +142,25 @@ def test_no_file_is_left_unless_asked(site, cases, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.rglob('*.*')) == [f'{n}-___x.{k}' for n in ('001', '002') for k in ('html', 'json')]
 
 
+def test_answers_are_kept_beside_each_other_or_a_sentence_says_why_not(site, cases, tmp_path, monkeypatch):
+    "A deletion frees no number; a folder that is gone is made again; what cannot be written is shown all the same."
+    keeping = site._replace(keep=tmp_path/'kept')
+    ask = lambda: TestClient(page.make_app(keeping), HOME).post('/ask', data=form(site, name='x'), files=cases[0], headers=OURS)
+    assert f'Kept as 001-x.html in {tmp_path}/kept.' in ask().text and 'Kept as 002-x.html' in ask().text
+    second = (tmp_path/'kept'/'002-x.html').read_bytes()
+    for f in (tmp_path/'kept').glob('001-*'): f.unlink()
+    assert 'Kept as 003-x.html' in ask().text and (tmp_path/'kept'/'002-x.html').read_bytes() == second
+    shutil.rmtree(tmp_path/'kept')
+    assert 'Kept as 001-x.html' in ask().text
+    shutil.rmtree(tmp_path/'kept')
+    (tmp_path/'kept').write_text('no folder')
+    def full(*_): raise OSError(28, 'No space left on device')
+    for change in ((lambda: None), lambda: ((tmp_path/'kept').unlink(), monkeypatch.setattr(page, 'write_answer', full))):
+        change()
+        answer = ask()
+        assert answer.status_code == 200 and 'Not kept: ' in answer.text and 'x, ' in answer.text and 'Probability' in answer.text
+
+
 def test_models_that_need_regions_are_refused_at_the_start(site, monkeypatch):
     e = site.experts[0]
     preparation = e.member.preparation | dict(tensors=e.member.preparation['tensors'] | dict(roi_source='annotation'))

@@ -150,6 +150,79 @@ def test_signed_and_padded_pixels(picture, tmp_path):
     assert not view.image[:4, -20:].any() and np.abs(view.image[8:].astype(int) - picture[8:]).max() <= 1
 
 
+def test_padding_sets_no_range(picture, tmp_path):
+    "Without a window, padding is neither the darkest nor the brightest value; its VR may not be that of the pixels."
+    plain = np.rint(picture*(3000/255)).astype('<i4') + 300
+    without = dict(WindowCenter=None, WindowWidth=None)
+    for value, header, inverted in [
+            (4095, dict(PixelPaddingValue=4095), False), (-2000, dict(PixelRepresentation=1, PixelPaddingValue=-2000), False),
+            (-2000, dict(PixelRepresentation=1, PixelPaddingValue=63536), False), (65535, dict(PixelPaddingValue=65535, PhotometricInterpretation='MONOCHROME1'), True)]:
+        stored = 4000 - plain if inverted else plain.copy()
+        stored[:8] = value
+        ds = make(picture, bits=16, stored=stored.astype('<i2' if value < 0 else '<u2'), **without)
+        for k, v in header.items():
+            if k.startswith('PixelPadding'): ds.add_new(k, 'US' if v >= 0 else 'SS', v)
+            else: setattr(ds, k, v)
+        view = read_view(write(ds, tmp_path/'a.dcm'), crop=False)
+        seen = plain[8:]
+        assert not view.image[:8].any() and np.abs(view.image[8:] - (seen - seen.min())/np.ptp(seen)*255).max() <= 1, value
+    ds = make(picture, stored=np.full(picture.shape, 7, '<u2'), PixelPaddingValue=7)
+    with pytest.raises(ValueError, match='a.dcm holds nothing but PixelPaddingValue'): read_view(write(ds, tmp_path/'a.dcm'))
+
+
+def test_tables_in_big_endian(picture, tmp_path):
+    "A LUT of VR OW gives the same picture in both byte orders."
+    views = []
+    for syntax, kind in ((ExplicitVRLittleEndian, '<u2'), (ExplicitVRBigEndian, '>u2')):
+        lut = item(LUTDescriptor=[4096, 0, 16])
+        lut.add_new('LUTData', 'OW', np.rint(root(np.arange(4096)/4095)*65535).astype(kind).tobytes())
+        views.append(read_view(write(make(picture, syntax=syntax, VOILUTSequence=[lut]), tmp_path/'a.dcm'), crop=False).image)
+    assert (views[0] == views[1]).all() and np.abs(views[0] - 255*root(np.rint(picture*(4095/255))/4095)).max() <= 1
+    lut = item(LUTDescriptor=[4096, 0, 8])
+    lut.add_new('LUTData', 'OW', bytes(4096))
+    with pytest.raises(ValueError, match='a.dcm has a LUT of single bytes in big endian'):
+        read_view(write(make(picture, syntax=ExplicitVRBigEndian, VOILUTSequence=[lut]), tmp_path/'a.dcm'))
+
+
+def test_bits_above_those_of_the_picture_are_cleared(picture, tmp_path):
+    "Overlays and leftovers above HighBit do not change the picture, signed or not, packed or not; a picture that needs them is refused."
+    plain = np.rint(picture*(4095/255)).astype(np.int32)
+    expected = read_view(write(make(picture), tmp_path/'a.dcm'), crop=False).image
+    marked = plain.copy()
+    marked[20:60, 10:50] |= 1 << 12
+    for stored in (marked, plain | 1 << 15, plain | np.random.default_rng(0).integers(0, 16, plain.shape) << 12):
+        for syntax in (ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless):
+            view = read_view(write(make(picture, stored=stored.astype('<u2'), syntax=syntax), tmp_path/'a.dcm'), crop=False)
+            assert (view.image == expected).all() and view.notes == ('bits above the 12 of the picture were cleared',)
+    signed = dict(PixelRepresentation=1, WindowCenter=0, WindowWidth=4096)
+    view = read_view(write(make(picture, stored=((plain - 2048) & 4095).astype('<u2'), **signed), tmp_path/'a.dcm'), crop=False)
+    assert (view.image == expected).all()
+    for header in (dict(BitsStored=10, HighBit=9), signed | dict(BitsStored=8, HighBit=7)): # the breast's values wrap
+        stored = plain - 2048*header.get('PixelRepresentation', 0)
+        with pytest.raises(ValueError, match='has values of more than (10|8) bits'):
+            read_view(write(make(picture, stored=stored.astype('<i2'), **header), tmp_path/'a.dcm'))
+
+
+@pytest.mark.parametrize('header, says', [
+    (dict(RescaleSlope='1e400'), 'RescaleSlope is expected to be one finite number'), (dict(RescaleSlope='1e308'), 'beyond all numbers'),
+    (dict(PresentationLUTShape='INVERSE'), 'PresentationLUTShape INVERSE, expected IDENTITY'), (dict(WindowWidth=2), 'shows . grey levels, expected at least 5')])
+def test_greys_that_are_none(header, says, picture, tmp_path):
+    with pytest.raises(ValueError, match=says) as e: read_view(write(make(picture, **header), tmp_path/'a.dcm'))
+    assert str(e.value).startswith('a.dcm')
+
+
+def test_pictures_of_two_greys_are_refused(picture, tmp_path):
+    from PIL import Image
+    Image.fromarray(picture > 60).save(tmp_path/'P1_L_CM_CC.png') # one bit a pixel
+    with pytest.raises(ValueError, match='P1_L_CM_CC.png shows 2 grey levels, expected at least 5'): read_view(tmp_path/'P1_L_CM_CC.png')
+
+
+def test_signed_bytes_without_a_window(picture, tmp_path):
+    stored = (picture.astype(int) - 128).astype(np.int8)
+    view = read_view(write(make(picture, 8, stored=stored, PixelRepresentation=1, WindowCenter=None, WindowWidth=None), tmp_path/'a.dcm'), crop=False)
+    assert np.abs(view.image.astype(int) - (picture.astype(int) - picture.min())*255/np.ptp(picture)).max() <= 1
+
+
 def test_cut_and_turned_as_the_data_set(picture, tmp_path):
     "A whole detector with letters and a grey background gives the breast alone, chest wall on its side."
     h, w = picture.shape
@@ -161,13 +234,51 @@ def test_cut_and_turned_as_the_data_set(picture, tmp_path):
         assert abs(view.image.shape[0] - h) < .09*h and abs(view.image.shape[1] - w) < .09*w
         assert not view.image[:5, -5:].any() and wall_side(view.image) == 'left' and len(view.notes) == 2
     mirrored = np.ascontiguousarray(picture[:, ::-1])
-    turned = read_view(write(make(mirrored, PatientOrientation=['P', 'L']), tmp_path/'a.dcm'))
+    turned = read_view(write(make(mirrored, PatientOrientation=['P', 'R']), tmp_path/'a.dcm'))
     assert np.abs(turned.image.astype(int) - picture).max() <= 1 and turned.notes == ('mirrored to the usual side',)
     left = read_view(write(make(mirrored, PatientOrientation=['A', 'R']), tmp_path/'a.dcm')) # the header does not explain it
     assert wall_side(left.image) == 'right'
     with pytest.raises(ValueError, match='a.dcm is not used: no breast is found'):
         read_view(write(make(np.zeros_like(picture)), tmp_path/'a.dcm'))
     assert crop_breast(picture)[1] == []
+
+
+WAYS = { # how a picture is stored -> (array, PatientOrientation of a left CC, of a left MLO)
+    'upright': (lambda p: p, ['A', 'R'], ['A', 'FR']), 'upside down': (np.flipud, ['A', 'L'], ['A', 'HL']),
+    'mirrored': (np.fliplr, ['P', 'R'], ['P', 'FR']), 'by 180': (lambda p: np.rot90(p, 2), ['P', 'L'], ['P', 'HL']),
+    'on its side': (np.transpose, ['R', 'A'], ['FR', 'A']), 'by 90': (np.rot90, ['R', 'P'], ['FR', 'P']),
+    'by 270': (lambda p: np.rot90(p, -1), ['L', 'A'], ['HL', 'A']), 'transposed back': (lambda p: np.rot90(p, 2).T, ['L', 'P'], ['HL', 'P'])}
+
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('view', ['CC', 'MLO'])
+@pytest.mark.parametrize('side', ['L', 'R'])
+def test_pictures_are_righted_by_the_header(way, view, side, picture, tmp_path):
+    "Whatever way a picture is stored, it is read as it is hung; a right breast is the mirror image of a left one."
+    turn, *said = WAYS[way]
+    orientation = said[view == 'MLO']
+    expected = picture if side == 'L' else picture[:, ::-1]
+    if side == 'R': orientation = [o.translate(str.maketrans('APLR', 'PARL')) for o in orientation]
+    ds = make(np.ascontiguousarray(turn(expected)), PatientOrientation=orientation, ViewPosition=view, ImageLaterality=side)
+    read = read_view(write(ds, tmp_path/'a.dcm'), crop=False)
+    assert read.image.shape == expected.shape and np.abs(read.image.astype(int) - expected).max() <= 1
+    assert read.notes == {'upright': (), 'mirrored': ('mirrored to the usual side',)}.get(way, ('turned upright',))
+
+
+MODIFIED = [
+    ('399011000', 'the axillary tail alone'), ('R-102D2', 'the cleavage alone'), ('399226006', 'the breast rolled'), ('R-102CA', 'the breast rolled'),
+    ('R-102C2', 'a tangential beam'), ('442593008', 'the infra-mammary fold alone'), ('441752004', 'anterior compression'), ('442580003', 'the axilla alone'),
+    ('12345', 'a modifier that is not known here')]
+
+
+@pytest.mark.parametrize('code, says', MODIFIED)
+def test_views_of_a_part_are_refused(code, says, picture, tmp_path):
+    modifier = [item(CodeValue=code, CodeMeaning='Doe Jane')]
+    for header in (dict(ViewModifierCodeSequence=modifier), dict(ViewCodeSequence=[item(CodeValue='R-10242', ViewModifierCodeSequence=modifier)])):
+        with pytest.raises(ValueError, match=f'a.dcm is a view with {says}, expected the whole breast') as e: read_view(write(make(picture, **header), tmp_path/'a.dcm'))
+        assert 'DOE' not in str(e.value).upper()
+    profile = [item(CodeValue='R-40AB3', CodeMeaning='Nipple in profile')]
+    assert read_view(write(make(picture, ViewModifierCodeSequence=profile), tmp_path/'a.dcm')).view == 'CC'
 
 
 @pytest.mark.parametrize('words, modality', [
@@ -204,6 +315,12 @@ REFUSALS = [
     (dict(ViewCodeSequence=[item(CodeValue='R-10242', ViewModifierCodeSequence=[item(CodeValue='R-102D6')])]), 'with magnification'),
     (dict(EstimatedRadiographicMagnificationFactor='1.8'), 'with magnification'),
     (dict(PaddleDescription='SPOT CONTACT'), 'with spot compression'),
+    (dict(PartialView='YES'), 'with a part of the breast alone .PartialView.'), (dict(QualityControlImage='YES'), 'is of a test object or a specimen'),
+    (dict(PixelAspectRatio=['2', '1']), 'pixels that are not square .PixelAspectRatio.'), (dict(ImagerPixelSpacing=['0.1', '0.2']), 'not square .ImagerPixelSpacing.'),
+    (dict(PatientOrientation=['A', 'FR']), 'about its view .ViewPosition CC, PatientOrientation MLO'),
+    (dict(ViewPosition='MLO', PatientOrientation=['A', 'R']), 'about its view .ViewPosition MLO, PatientOrientation CC'),
+    (dict(PatientOrientation=['L', 'R']), 'does not say where its chest wall is .PatientOrientation.'),
+    (dict(PatientOrientation=['P', 'R']), 'contradicts itself about its chest wall .PatientOrientation'),
     (dict(ViewModifierCodeSequence=[item(CodeValue='399209000', CodeMeaning='Implant Displaced')]), 'with the implant displaced'),
     (dict(SOPClassUID=TOMO), 'a.dcm is tomosynthesis'), (dict(NumberOfFrames=3), 'has 3 frames, expected one'),
     (dict(SOPClassUID=SC), 'is a secondary capture: name images For Presentation, or allow secondary captures'),
@@ -215,7 +332,7 @@ REFUSALS = [
     (dict(ImageType=['DERIVED', 'PRIMARY']), 'does not say its energy .DM low energy or CM subtracted.: give it as an option'),
     (dict(ImageLaterality=None, ViewPosition=None), 'does not say its side .L or R. and view'),
     (dict(VOILUTFunction='CUBIC'), "has the VOI function 'CUBIC'"), (dict(WindowWidth=0), 'window of centre 2048 and width 0'),
-    (dict(WindowWidth=[1, 2]), '1 window centres and 2 widths'), (dict(BitsStored=10, HighBit=9), 'beyond its 10 bits'),
+    (dict(WindowWidth=[1, 2]), '1 window centres and 2 widths'), (dict(BitsStored=10, HighBit=9), 'has values of more than 10 bits, expected as BitsStored says'),
     (dict(HighBit=13), 'stores 12 bits in 16 up to bit 13'), (dict(SamplesPerPixel=3), 'with 3 values per pixel'),
     (dict(Rows=40000, Columns=40000), 'claims 40000 x 40000 pixels'), (dict(Rows=4), 'claims .* x 4 pixels'),
     (dict(Rows=500), 'a.dcm cannot be read'),
@@ -256,9 +373,24 @@ def test_a_case_is_one_breast(picture, tmp_path):
     of = lambda *names: [tmp_path/f'{n}.dcm' for n in names]
     case = read_case(of('cc', 'mlo'), name='mine', age_years=61, density='c')
     assert (case.name, case.age_years, case.density, set(case.views)) == ('mine', 61, 'C', {('CM', 'CC'), ('CM', 'MLO')})
-    for names, says in [(('cc', 'right'), 'of two sides'), (('cc', 'other'), 'of two women'), (('cc', 'again'), 'both the CC view, subtracted')]:
+    for names, says in [(('cc', 'right'), 'of two sides'), (('cc', 'other'), 'cc.dcm and other.dcm differ in PatientID, expected files of one breast'), (('cc', 'again'), 'both the CC view, subtracted')]:
         with pytest.raises(ValueError, match=says) as e: read_case(of(*names))
         assert '4711' not in str(e.value)
+
+
+@pytest.mark.parametrize('key, value', [
+    ('PatientName', 'Roe^Mary'), ('PatientBirthDate', '19700101'), ('PatientSex', 'M'), ('PatientAge', '047Y'), ('StudyInstanceUID', '1.2.9'),
+    ('StudyDate', '20210102'), ('AcquisitionDate', '20210102'), ('IssuerOfPatientID', 'ELSEWHERE')])
+def test_two_patients_in_one_case(key, value, picture, tmp_path):
+    "Any attribute in conflict is named, its values are not; one that a file lacks is no conflict, nor is another spelling of a name."
+    same = dict(PatientSex='F', StudyInstanceUID='1.2.3', IssuerOfPatientID='HERE', AcquisitionDate='20200102', PatientID='')
+    of = lambda name, **h: write(make(picture, **same | h), tmp_path/name)
+    cc, mlo = of('cc.dcm'), of('mlo.dcm', ViewPosition='MLO', PatientName='DOE^JANE^^')
+    assert len(read_case([cc, mlo]).views) == 2
+    assert len(read_case([cc, of('mlo.dcm', ViewPosition='MLO', **{key: ''})]).views) == 2
+    with pytest.raises(ValueError, match=f'cc.dcm and mlo.dcm differ in {key}, expected') as e:
+        read_case([cc, of('mlo.dcm', ViewPosition='MLO', **{key: value})])
+    assert not any(s in str(e.value).upper() for s in (*SECRETS, value.upper())) or key == 'PatientSex'
 
 
 def test_pictures_by_name_and_option(picture, tmp_path):
@@ -312,17 +444,17 @@ def test_the_judge_of_damaged_files(monkeypatch):
         assert says in (verdict := tool.judge(buffer.getvalue(), whole)) and verdict.startswith('DEFECT') == (reader is not usual)
 
 
-def end_process(data, signed): os._exit(3)
+def end_process(data): os._exit(3)
 
 
 def test_a_decoder_that_ends_its_process_does_not_end_ours(monkeypatch):
     "gdcm calls abort() over some damaged JPEG data."
     from cesm_nb import dicom
     monkeypatch.setattr(dicom, '_decode', end_process)
-    with pytest.raises(ValueError, match='pixels are damaged, the decoder ended over them'): dicom._decode_apart(b'', False)
+    with pytest.raises(ValueError, match='pixels are damaged, the decoder ended over them'): dicom._decode_apart(b'')
     monkeypatch.undo()
     make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))).save_as(buffer := io.BytesIO(), enforce_file_format=True)
-    assert dicom._decode_apart(buffer.getvalue(), False).shape == (64, 48) # the next one is decoded again
+    assert dicom._decode_apart(buffer.getvalue()).shape == (64, 48) # the next one is decoded again
 
 
 def test_film_mammograms_are_refused():

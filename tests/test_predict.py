@@ -246,7 +246,7 @@ def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, t
     for k, c in expected['calls'].items(): assert certain['calls'][k]['specificity'] == c['specificity']
     score = answer.prob[2]
     assert answer.called['malignant'] == (score >= certain['calls']['malignant']['threshold'])
-    write_answer(answer, page_of(case, answer, experts), tmp_path, 1)
+    assert write_answer(answer, page_of(case, answer, experts), tmp_path) == f'001-{case.name}'
     assert 'of the mean of the models' in (html := next(tmp_path.glob('*.html')).read_text()) and 'of 2 models call it' in html
     found = json.loads(next(tmp_path.glob('*.json')).read_text())
     assert found['certainty'] == json.loads(json.dumps(certain)) and found['called'] == answer.called
@@ -434,7 +434,7 @@ def test_the_command(data, runs, tmp_path, capsys):
         for f in (b.cc_path, b.mlo_path): shutil.copy(f, tmp_path/'cases'/f'w{i}')
     (tmp_path/'cases'/'x').mkdir()
     (tmp_path/'cases'/'x'/'a.dcm').write_bytes(b'no image')
-    cesm_predict([str(tmp_path/'cases'), '--run', run, '--out', str(tmp_path/'out'), '--anyway'])
+    cesm_predict([str(tmp_path/'cases'), '--run', run, '--out', str(tmp_path/'out'), '--anyway', '--folder-names'])
     said = capsys.readouterr().out
     assert said.startswith('Research use only. PHANTOM') and '2 of 3 cases' in said and 'x: not used, a.dcm' in said
     rows = pd.read_csv(tmp_path/'out'/'predictions.csv')
@@ -468,7 +468,7 @@ def test_answers_as_dicom_for_a_viewer(data, runs, tmp_path, monkeypatch):
     assert picture.StudyInstanceUID == report.StudyInstanceUID != secret['StudyInstanceUID']
     assert picture.SeriesInstanceUID != report.SeriesInstanceUID and picture.Laterality == b.side
     for ds, path in ((picture, paths[0]), (report, paths[1])):
-        assert ds.PatientID == 'case _ 7 é' and not ds.PatientName and not ds.PatientBirthDate and not ds.StudyDate
+        assert ds.PatientID.startswith('case _ 7 é-') and ds.SpecificCharacterSet == 'ISO_IR 192' and not ds.PatientName and not ds.PatientBirthDate and not ds.StudyDate
         assert ds.SeriesDescription == 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS'
         assert not [v for v in secret.values() if v.encode() in path.read_bytes()]
     pixels = picture.pixel_array
@@ -492,10 +492,144 @@ def test_answers_as_dicom_for_a_viewer(data, runs, tmp_path, monkeypatch):
 
 
 def test_lists_of_cases(tmp_path):
+    "Columns in any spelling count, others are refused; an age that cannot be read costs its own case alone."
     (tmp_path/'l.csv').write_text('case,files,age,density\nmine,a.dcm;b.dcm,61,c\nother,c.png,,\n')
     first, second = list_cases([tmp_path/'l.csv'])
     assert first == ([tmp_path/'a.dcm', tmp_path/'b.dcm'], dict(age_years=61., name='mine', density='c'))
     assert second == ([tmp_path/'c.png'], dict(name='other'))
-    for text, says in [('case,file\n', "has no column .'files'."), ('case,files,age\na,b,old\n', "line 2: age 'old' is no number")]:
+    for header, value, expected in [
+            ('Age', '61', dict(age_years=61.)), ('age_years', '61', dict(age_years=61.)), ('AGE', '"46,5"', dict(age_years=46.5)), ('Density', 'B', dict(density='B')),
+            ('ACR density', 'B', dict(density='B')), ('Laterality', 'L', dict(side='L')), ('Energy', 'CM', dict(modality='CM')), ('View', 'MLO', dict(view='MLO'))]:
+        (tmp_path/'l.csv').write_text(f'Case,FILES,{header}\nmine,a.dcm,{value}\n')
+        assert list_cases([tmp_path/'l.csv']) == [([tmp_path/'a.dcm'], dict(name='mine') | expected)], header
+    for text, says in [('case,file\n', "has no column .'files'."), ('case,files,Age,age_years\na,b,60,60\n', "has column .'age'. more than once"),
+                       ('case,files,densty\na,b,C\n', "has column .'densty'., expected .'case', 'files', 'age', 'density'"), ('case,files\n', 'has no case, expected one per row')]:
         (tmp_path/'l.csv').write_text(text)
         with pytest.raises(ValueError, match=says): list_cases([tmp_path/'l.csv'])
+    (tmp_path/'l.csv').write_text('case,files,age\nA,a.png,60\nB,b.png,1961-02-03\nC,c.png,"50,5"\n')
+    a, b, c = list_cases([tmp_path/'l.csv'])
+    assert (a[1]['age_years'], c[1]['age_years']) == (60, 50.5)
+    assert b[1] == dict(name='B', problem='line 3 of the list: age is no number, expected years')
+    make_book([['case', 'files', 'age'], ['A', 'a.png', 46.5]], tmp_path/'l.xlsx')
+    assert list_cases([tmp_path/'l.xlsx']) == [([tmp_path/'a.png'], dict(name='A', age_years=46.5))]
+
+
+def make_book(rows, path):
+    import openpyxl
+    book = openpyxl.Workbook()
+    for row in rows: book.active.append(row)
+    book.save(path)
+
+
+SECRET = 'Musterfrau', 'Erika', '4711-22'
+
+
+def planted(folder):
+    "Files below a folder that hold a planted name, in whatever place: their name or their content."
+    return [f for f in folder.rglob('*') if f.is_file() and any(k.encode() in f.name.encode() + f.read_bytes() for k in SECRET)]
+
+
+def test_names_of_files_and_folders_are_in_no_output(data, runs, tmp_path, capsys):
+    "Folders and files called by patients: pages, tables, JSON and DICOM name cases by digests, problems name files by their place."
+    pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
+    two = breasts(data.images).query('n_views == 2').head(2)
+    for folder, b in zip(('Musterfrau_Erika', '4711-22'), two.itertuples()):
+        (tmp_path/'in'/folder).mkdir(parents=True)
+        for v, f in (('CC', b.cc_path), ('MLO', b.mlo_path)):
+            image = cv2.imread(f, cv2.IMREAD_GRAYSCALE)
+            if v == 'MLO': image = np.full_like(image, 7) + np.arange(image.shape[1], dtype=np.uint8)//8 # blank: a note names it
+            cv2.imwrite(str(tmp_path/'in'/folder/f'Musterfrau_Erika_{b.side}_CM_{v}.png'), image)
+    (tmp_path/'in'/'Erika').mkdir()
+    (tmp_path/'in'/'Erika'/'Musterfrau.dcm').write_bytes(b'no image')
+    arguments = ['--run', str(runs['clinical'].run_dir), '--anyway', '--dicom-out']
+    cesm_predict([str(tmp_path/'in'), *arguments, '--out', str(tmp_path/'out')])
+    said = capsys.readouterr().out
+    assert 'Musterfrau.dcm' in said and 'Musterfrau_Erika' in said # the terminal says which
+    rows = pd.read_csv(tmp_path/'out'/'predictions.csv', keep_default_na=False)
+    assert rows.case.str.startswith('case').all() and rows.problem[1].startswith('file 1 ') and 'the image' in rows.notes[0]
+    assert len(list((tmp_path/'out').glob('*'))) == 9 and not planted(tmp_path/'out')
+    (tmp_path/'l.csv').write_text('case,files\na,in/Erika/Musterfrau.dcm\nb,in/away/Erika.dcm\n')
+    with pytest.raises(SystemExit): cesm_predict([str(tmp_path/'l.csv'), *arguments, '--out', str(tmp_path/'list')])
+    assert pd.read_csv(tmp_path/'list'/'predictions.csv').case.tolist() == ['a', 'b'] and not planted(tmp_path/'list')
+
+
+def lines(folder): return [l.split(',')[0] for l in (folder/'predictions.csv').read_text().splitlines()[1:]]
+
+
+def test_a_batch_keeps_its_table_and_goes_on(data, runs, tmp_path, monkeypatch, capsys):
+    "Stopped, torn or full: rows that came are there, the same command does the rest, nothing is done twice, no answer is replaced."
+    from cesm_nb import predict
+    table, run, out = breasts(data.images).query('n_views == 2').head(3), str(runs['clinical'].run_dir), tmp_path/'out'
+    rows = [f'c{i},{b.cc_path};{b.mlo_path}' for i, b in enumerate(table.itertuples())]
+    (tmp_path/'l.csv').write_text('\n'.join(['case,files', *rows]))
+    done, own = [], predict.predict_case
+    def count(case, *a, **k):
+        if len(done) == stop: raise KeyboardInterrupt
+        done.append(case.name)
+        return own(case, *a, **k)
+    monkeypatch.setattr(predict, 'predict_case', count)
+    go = lambda *more: cesm_predict([str(tmp_path/'l.csv'), '--run', run, '--out', str(out), '--anyway', *more])
+    stop = 2
+    with pytest.raises(SystemExit): go()
+    assert lines(out) == done == ['c0', 'c1']
+    with open(out/'predictions.csv', 'a') as f: f.write('c2,.1,.2') # a row that was cut off
+    stop = 9
+    go()
+    assert done == ['c0', 'c1', 'c2'] == lines(out) and '3 of 3 cases' in capsys.readouterr().out
+    whole = {f: f.read_bytes() for f in out.iterdir()}
+    go()
+    assert done == ['c0', 'c1', 'c2'] and {f: f.read_bytes() for f in out.iterdir()} == whole
+    go('--density', 'D') # other inputs are another answer, beside the first
+    assert lines(out) == ['c0', 'c1', 'c2']*2 and all(f.read_bytes() == b for f, b in whole.items() if f.suffix != '.csv')
+    (out/'002-c1.html').unlink()
+    (out/'001-c0.html').unlink()
+    go()
+    assert len(lines(out)) == 6 and {p.stem[:3] for p in out.glob('*.html')} == {'003', '004', '005', '006', '007', '008'}
+    (tmp_path/'l.csv').write_text('case,files\nc7,away.png\n' + rows[2])
+    for _ in range(2): go()
+    assert lines(out)[-1] == 'c7' and lines(out).count('c7') == 1 # tried again, noted once
+
+
+def test_an_answer_that_cannot_be_written_is_still_given(data, runs, tmp_path, monkeypatch, capsys):
+    from cesm_nb import predict
+    b, own = breasts(data.images).query('n_views == 2').iloc[0], predict.write_atomic
+    def full(path, content):
+        if path.suffix == '.html': raise OSError(f'cannot write {path}: No space left on device')
+        own(path, content)
+    monkeypatch.setattr(predict, 'write_atomic', full)
+    cesm_predict([b.cc_path, b.mlo_path, '--run', str(runs['clinical'].run_dir), '--out', str(tmp_path/'out'), '--anyway', '--name', 'mine'])
+    said = capsys.readouterr().out
+    assert 'mine is answered, but cannot write' in said and 'No space left' in said and '1 of 1 cases' in said
+    row = pd.read_csv(tmp_path/'out'/'predictions.csv').iloc[0]
+    assert row.case == 'mine' and row.classes and np.isfinite(row[PROBS].to_numpy(float)).all()
+
+
+def test_names_in_any_encoding(data, runs, tmp_path, capsys):
+    "A folder and a file whose names are not UTF-8: the case is answered, and so are the others."
+    b = breasts(data.images).query('n_views == 2').iloc[0]
+    for folder in (b'2M\374ller', b'3'):
+        os.makedirs(place := os.path.join(os.fsencode(tmp_path/'in'), folder))
+        for f in (b.cc_path, b.mlo_path): shutil.copy(f, os.path.join(place, os.fsencode(Path(f).name)))
+        with open(os.path.join(place, b'\374.dcm' if folder == b'3' else b'x.txt'), 'wb') as f: f.write(b'x')
+    for more in ([], ['--folder-names']):
+        out = tmp_path/f'out{len(more)}'
+        cesm_predict([str(tmp_path/'in'), '--run', str(runs['clinical'].run_dir), '--out', str(out), '--anyway', *more])
+        rows = pd.read_csv(out/'predictions.csv', keep_default_na=False)
+        assert (rows.problem == '').tolist() == [True, False] and rows.problem[1].startswith('file 3 is not used')
+        assert rows.case[0] == ('2M_ller' if more else rows.case[0]) and '1 of 2 cases' in capsys.readouterr().out
+
+
+def test_two_names_are_two_patients_in_an_archive(data, runs, tmp_path):
+    "PatientID is the name where that is legal; else a legal one that no other name gives."
+    pydicom, _ = pytest.importorskip('pydicom'), pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
+    from cesm_nb.casepage import make_dicom, to_bytes
+    import io
+    case, experts = next(cases_of(data, 'CM', runs['clinical']))[0], open_experts([runs['clinical'].run_dir])
+    answer, ids = predict_case(case, experts, anyway=True), set()
+    names = ['плохо', 'хорошо', '患者', 'a\\b', 'a_b', 'a\nb', 'x'*64, 'x'*65, 'x'*64 + 'y', 'é'*64, 'M\udcfcller', 'M\udce4ller', ' a', 'a']
+    for name in names:
+        for ds in make_dicom(case, answer._replace(name=name), experts[0].member):
+            back = pydicom.dcmread(io.BytesIO(to_bytes(ds)))
+            assert back.SpecificCharacterSet == 'ISO_IR 192' and 0 < len(back.PatientID) <= 64 and '?' not in back.PatientID
+        ids.add(back.PatientID)
+    assert len(ids) == len(names) - 1 and 'плохо' in ids # the two surrogates, which no name of a case holds, are one

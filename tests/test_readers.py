@@ -2,6 +2,7 @@
 import io
 import json
 import sys
+import zipfile
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from cesm_nb.data import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, breasts, check_sheet, image_key, read_dataset, read_sheet
+from cesm_nb.fetch import inspect_download
 from cesm_nb.roi import scaled_outlines
 
 CSV_NAME = SHEET_NAME.replace('.xlsx', '.csv')
@@ -117,6 +119,54 @@ BOOKS = {'title': book_of([['Our cohort'], [], *cells(make_sheet())]), 'blank ro
 def test_workbooks(tmp_path, kind):
     (tmp_path/SHEET_NAME).write_bytes(BOOKS[kind])
     assert check_sheet(read_sheet(tmp_path/SHEET_NAME)).equals(check_sheet(make_sheet()))
+
+
+def rewrite(content, change):
+    "A workbook whose parts are changed: name and bytes -> bytes."
+    with zipfile.ZipFile(io.BytesIO(content)) as z: parts = {n: z.read(n) for n in z.namelist()}
+    with zipfile.ZipFile(stored := io.BytesIO(), 'w') as z:
+        for n, b in parts.items(): z.writestr(n, change(n, b))
+    return stored.getvalue()
+
+
+def strict(name, part): # as Excel writes "Strict Open XML Spreadsheet"
+    for a, b in ((b'spreadsheetml/2006/main', b'spreadsheetml/main'), (b'officeDocument/2006/relationships', b'officeDocument/relationships')):
+        part = part.replace(b'http://schemas.openxmlformats.org/' + a, b'http://purl.oclc.org/ooxml/' + b)
+    return part
+
+
+def tear(name, part): return part[:300] + b'<' + part[300:] if name.startswith('xl/worksheets/sheet') else part
+
+
+def test_workbooks_that_no_reader_understands_are_refused(tmp_path):
+    "Strict Open XML, damaged XML, formulas whose value is not stored: a sentence says what to save, and no row is dropped."
+    book, path = book_of(cells(make_sheet())), tmp_path/SHEET_NAME
+    formulas = make_sheet().assign(**{DENSITY: '=IF(1=1,"B","C")'})
+    elsewhere = make_sheet().assign(Findings='=1+1')
+    for content, says in [(rewrite(book, strict), 'Strict Open XML.*save it as Excel workbook'), (rewrite(book, tear), 'is no workbook that can be read .*save it as Excel workbook'),
+                          (book_of(cells(formulas)), 'row 2 has a formula without a stored value: open it in Excel or LibreOffice and save it')]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=says) as e: read_sheet(path)
+        assert SHEET_NAME in str(e.value)
+    path.write_bytes(book_of([[*r, '=A2'] for r in cells(make_sheet())])) # in a column that nobody reads
+    assert check_sheet(read_sheet(path)).equals(check_sheet(make_sheet()))
+    path.write_bytes(book_of(cells(elsewhere)))
+    with pytest.raises(ValueError, match='formula without a stored value'): read_sheet(path)
+
+
+def test_a_download_in_two_parts_is_refused(tmp_path, jpeg):
+    "Two folders of one name: half of the images beside the sheet, half elsewhere; copies of the same images are no question."
+    lay_out(tmp_path/'d-001', jpeg)
+    other = tmp_path/'d-002'/FOLDERS['CM']
+    other.mkdir(parents=True)
+    for f in (tmp_path/'d-001'/FOLDERS['CM']).iterdir(): (other/f.name).write_bytes(jpeg)
+    assert len(read_dataset(tmp_path).images) == 12
+    for f in list(other.glob('P2*')): (tmp_path/'d-001'/FOLDERS['CM']/f.name).unlink()
+    says = refusal(tmp_path)
+    assert 'is there more than once' in says and 'd-002' in says and 'holds 2 images that' in says and 'move all of them into one' in says
+    wrong = inspect_download(tmp_path)[1]
+    assert any('holds 2 images that' in w for w in wrong)
+    assert read_dataset(tmp_path/'d-001').images.path.notna().sum() == 10 # the part alone, as named
 
 
 def test_rows_are_named_as_a_spreadsheet_shows_them(tmp_path):

@@ -78,11 +78,13 @@ def mutate(data, rng):
 
 
 def described(data):
-    "Pictures that a file describes, by pydicom alone: upright and mirrored; empty where it does not say."
+    "Pictures that a file describes, by pydicom alone: stored in any of eight ways; empty where it does not say."
     try:
         ds = dicom._parse(data)
         signed = bool(int(ds.get('PixelRepresentation') or 0))
-        stored = dicom._decode_apart(data, signed)
+        stored = dicom._decode_apart(data)
+        unused = 8*stored.dtype.itemsize - int(ds.BitsStored)
+        stored = (stored << unused) >> unused
         y = apply_voi_lut(apply_modality_lut(stored, ds), ds).astype(float)
         if 'WindowWidth' in ds or 'VOILUTSequence' in ds:
             bits = int(ds.BitsStored)
@@ -97,7 +99,7 @@ def described(data):
         if value is not None:
             ends = sorted((int(value), int(value if limit is None else limit)))
             image[(stored >= ends[0]) & (stored <= ends[1])] = 0
-        return [image, image[:, ::-1]]
+        return [o[::v, ::h] for o in (image, image.T) for v in (1, -1) for h in (1, -1)]
     except Exception: return []
 
 
