@@ -28,10 +28,12 @@ def _rename_backbones(content, changes):
     old = str(content['base'].get('backbones') or '').split(',')
     new = str(changes.get('backbones') or '').split(',')
     if len(old) != len(new) or not all(old + new): return content
-    text = yaml.safe_dump(content, sort_keys=False, width=10**6)
-    for i, name in enumerate(old): text = re.sub(rf'\b{re.escape(name)}\b', f'<{i}>', text)
-    for i, name in enumerate(new): text = text.replace(f'<{i}>', name)
-    return yaml.safe_load(text)
+    of, any_name = dict(zip(old, new)), re.compile('|'.join(rf'\b{re.escape(k)}\b' for k in old))
+    def rename(value):
+        if isinstance(value, dict): return {rename(k): rename(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)): return [rename(v) for v in value]
+        return any_name.sub(lambda m: of[m[0]], value) if isinstance(value, str) else value
+    return rename(content)
 
 def read_grid(
     path:Path, # YAML file
