@@ -7,15 +7,13 @@ __all__ = ['LEAST', 'ALIKE_FORM', 'read_own', 'predict_held', 'name_groups', 'na
            'count_costs', 'describe_alike']
 
 # %% ../nbs/07i_alike.ipynb #a11ce004
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 
 from .ask import Member, ask_batch, wanted
 from .batches import Breasts
 from .compare import repeated_interval
-from .data import KEYS, PROBS, name_channels, to_column
+from .terms import KEYS, PROBS, name_channels, to_column
 from .dicom import ENERGY_NAMES, Case
 from .finished import Own, open_breasts
 from .intervals import SHARE_FORM, interval_table

@@ -16,10 +16,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .data import REGIONS_NAME, SIZE, DataSet, read_dataset
+from .data import DataSet, read_dataset
+from .terms import REGIONS_NAME, SIZE
 from .decode import read_image
 from .files import write_atomic
-from .roi import fill, segment_breast
+from .breast import segment_breast
+from .roi import fill
 from .shapes import outline
 
 # %% ../nbs/01a_alter.ipynb #651095a0

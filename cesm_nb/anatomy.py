@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import scipy.fft
 
-from .data import MODALITIES, SIDES, VIEWS
+from .terms import MODALITIES, SIDES, VIEWS
 
 # %% ../nbs/00c_anatomy.ipynb #75d60996
 STREAMS = ('layout', 'label', 'clinical', 'anatomy', 'texture', 'grain', 'lesion', 'pen', 'leak')

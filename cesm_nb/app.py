@@ -19,7 +19,7 @@ from typing import NamedTuple, Optional
 
 from .ask import wanted
 from .casepage import page_of
-from .data import DENSITY, SIDES
+from .terms import DENSITY, SIDES
 from .dicom import ENERGY_NAMES, Upload, join_views, read_view
 from .predict import open_experts, predict_case, write_answer
 from .report import fill_in, make_page

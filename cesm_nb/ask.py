@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from .batches import Breasts
-from .data import CHANNELS, DENSITY, name_channels, to_column
+from .terms import CHANNELS, DENSITY, name_channels, to_column
 from .devices import limit_threads
 from .dicom import ENERGY_NAMES, Case
 from .files import digest_file, read_sealed, write_sealed

@@ -27,7 +27,8 @@ from .compare import repeated_interval
 from .controls import (
     BOTH, MASK_NUMBERS, ON_DISK, PARTIAL, Control, label_columns, make_controls,
     read_annotations)
-from .data import CLASSES, KEYS, SIZE, DataSet
+from .data import DataSet
+from .terms import CLASSES, KEYS, SIZE
 from .figures import save_figure
 from .files import write_atomic
 from .leaks import leak_prices, say_prices

@@ -17,7 +17,7 @@ import torch
 
 from .ask import Member, Prepared, stack_prepared
 from .batches import assemble
-from .data import CHANNELS, CLASSES, PROBS, SIDES, name_channels
+from .terms import CHANNELS, CLASSES, PROBS, SIDES, name_channels
 from .dicom import ENERGY_NAMES, Case
 from .figures import mark_phantom
 from .inside import gradcam, weight_maps

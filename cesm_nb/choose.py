@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from .data import CLASSES, PROBS
+from .terms import CLASSES, PROBS
 from .stats import find_threshold, weighted_scores
 
 # %% ../nbs/05g_choose.ipynb #7fe989a9

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm, rankdata, t as student
 
-from .data import CLASSES
+from .terms import CLASSES
 from cesm_nb.intervals import (
     bootstrap_weights, drop_unfounded, explain_gaps, explain_scores, interval_ends, middle_of,
     score_everything)

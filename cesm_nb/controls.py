@@ -17,9 +17,8 @@ import numpy as np
 import pandas as pd
 
 from .compare import paired_table, repeated_interval
-from .data import (
-    CLASSES, DENSITY, KEYS, MODALITIES, PROBS, REGIONS_NAME, SIZE, VIEWS, DataSet, breasts,
-    read_dataset)
+from .data import DataSet, breasts, read_dataset
+from .terms import CLASSES, DENSITY, KEYS, MODALITIES, PROBS, REGIONS_NAME, SIZE, VIEWS
 from .roi import roi_mask, scaled_outlines
 from .shapes import outline
 from .splits import make_splits

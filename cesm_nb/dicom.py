@@ -17,7 +17,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from .data import DENSITY, MODALITIES, SIDES, VIEWS
+from .terms import DENSITY, MODALITIES, SIDES, VIEWS
 from .greys import Refused, crop_breast, grey_levels, number_of, text_of, wall_side
 from .decode import MAX_PIXELS, decode_image
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.patches import FancyBboxPatch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .choose import POINTS, SCALED, SHARES, apply_validation, pool_runs
 from .compare import fold_auc
-from .data import PROBS
+from .terms import PROBS
 from .errors import one_way_out
 from .figures import (
     plot_confusion, plot_curves, plot_decision, plot_forest, plot_ranking, plot_reliability,

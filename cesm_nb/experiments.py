@@ -20,7 +20,7 @@ from .grids import (
     Grid, join_jobs, list_jobs, make_grid, plan_runs, read_grid_file, run_jobs)
 from .reproduce import CHAPTERS, find_checkout, read_changes
 from .results import drop_published, read_published, write_results
-from .settings import make_config, read_yaml
+from .settings import make_config
 
 # %% ../nbs/05n_experiments.ipynb #978b2219
 def _rename_backbones(content, changes):

@@ -19,8 +19,8 @@ import torch
 from .alike import Own, read_own
 from .ask import Member, Prepared, open_member, stack_prepared, wanted
 from .batches import Breasts, assemble, breasts_at_once
-from .data import CHANNELS, name_channels
-from .roi import segment_breast
+from .terms import CHANNELS, name_channels
+from .breast import segment_breast
 
 # %% ../nbs/07c_familiar.ipynb #fa300008
 RATE = .02 # share of breasts of the training's kind that each check may refuse

@@ -18,7 +18,7 @@ import seaborn as sns
 from matplotlib.text import Text
 from sklearn.metrics import confusion_matrix
 
-from .data import CLASSES, CLASS_COLORS
+from .terms import CLASSES, CLASS_COLORS
 from .files import write_atomic
 from .intervals import LEAST_SIDE, bootstrap_weights, interval_ends, wilson
 from .stats import calibration_bins, ranking_scores, weighted_curve

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from .batches import Breasts, load_inputs
-from .data import KEYS
+from .terms import KEYS
 from .devices import pick_device
 from .files import reading
 from .recipes import find_recipe
@@ -23,7 +23,7 @@ from .runs import (
 from .settings import with_defaults
 from .share import export_model
 from .tensorize import read_manifest
-from .train import tabulate
+from .losses import tabulate
 
 # %% ../nbs/04f_finished.ipynb #eaaedd29
 _REDO = 'restore it, or run cesm_train again in a new folder'

@@ -9,8 +9,8 @@ __all__ = ['MARGIN', 'Refused', 'text_of', 'number_of', 'grey_levels', 'find_bre
 import cv2
 import numpy as np
 
-from .check import mask_wall
-from .roi import segment_breast
+from .breast import mask_wall
+from .breast import segment_breast
 
 # %% ../nbs/07f_greys.ipynb #93e50007
 class Refused(ValueError): "A refusal of ours, apart from the errors of a damaged file."

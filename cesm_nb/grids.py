@@ -26,11 +26,12 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from .alter import HOW, alter_regions, write_view
-from .data import KEYS, breasts, read_dataset
+from .data import breasts, read_dataset
+from .terms import KEYS
 from .files import write_atomic, write_csv
 from .finished import predict_run
 from .files import reading
-from .model import find_weights, split_backbones
+from .backbones import find_weights, split_backbones
 from cesm_nb.runs import (
     Run, check_digests, compare_rows, pool_tests, read_config, read_predictions, run_file,
     seal_run)

@@ -22,12 +22,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from .batches import assemble
-from .data import CLASSES, VIEWS, breasts, name_channels, read_dataset
+from .data import breasts, read_dataset
+from .terms import CLASSES, VIEWS, name_channels
 from .figures import mark_phantom
 from .finished import load_run, open_breasts
 from .intervals import bootstrap_weights, interval_ends
 from .model import FourStream, name_tokens
-from .roi import roi_mask, scaled_outlines, segment_breast
+from .breast import segment_breast
+from .roi import roi_mask, scaled_outlines
 from .runs import find_folder, read_config
 from .tensorize import make_tasks
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm, t as student
 
-from .data import CLASSES
+from .terms import CLASSES
 from .stats import FIRST_SCORES, calibration_line, debiased_ece, list_shares, weighted_scores
 
 # %% ../nbs/05e_intervals.ipynb #5b99fcc3

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from .audit import deal_folds
 from .batches import Breasts, fill_density, read_breasts
-from .data import CLASSES, KEYS
+from .terms import CLASSES, KEYS
 from .pooled import Pooled
 from .settings import PROTOCOLS, TensorConfig
 from .tensorize import tensorize

@@ -15,7 +15,8 @@ from typing import Optional
 import numpy as np
 import pandas as pd
 
-from .data import CLASSES, KEYS, DataSet, image_key, parse_name, read_dataset
+from .data import image_key, parse_name, read_dataset
+from .terms import CLASSES, KEYS
 from .files import reading, write_atomic
 from .tables import with_interval
 

@@ -9,11 +9,10 @@ __all__ = ['TRAINED_ON', 'HELD', 'read_origin', 'check_origin', 'save_backbone']
 import re
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .model import find_weights, split_backbones
+from .backbones import find_weights, split_backbones
 
 # %% ../nbs/03e_origins.ipynb #09988d0c
 TRAINED_ON = { # start of a timm name -> what its usual weights were trained on

@@ -22,7 +22,7 @@ from scipy.special import ndtri
 from tqdm import tqdm
 
 from .anatomy import breast_key, draw_image, radial_spectrum, stream, tissue_maps
-from .data import (
+from .terms import (
     CLASSES, CLASS_COLORS, FOLDERS, MODALITIES, PHANTOM_NAME, REGIONS_NAME, SHEET_COLUMNS,
     SHEET_NAME, SIDES, VIEWS)
 from .files import remove_leftovers, write_atomic

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .compare import METHODS, correct_p, nadeau_bengio, paired_table, repeated_interval
-from .data import CLASSES, KEYS, PROBS
+from .terms import CLASSES, KEYS, PROBS
 from .intervals import interval_table
 from .stats import CLASS_KEYS
 from .tables import MORE_NAMES, PAPER, PUBLISHED, SCORE_NAMES, with_interval

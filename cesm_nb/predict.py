@@ -22,7 +22,8 @@ from tqdm import tqdm
 from .alike import ALIKE_FORM, describe_alike, name_groups_of, predict_held, read_own
 from .ask import Member, ask, export_for_cases, open_member, prepare_case
 from .casepage import make_dicom, need_highdicom, page_of, to_bytes
-from .data import CLASSES, KEYS, PROBS, read_regions
+from .data import read_regions
+from .terms import CLASSES, KEYS, PROBS
 from .dicom import Case, printable, read_case
 from .familiar import CLOUD_FORM, check_clouds, describe_training, doubts
 from .choose import heat

@@ -10,7 +10,6 @@ __all__ = ['N_ODDS', 'SHARES', 'RECIPE', 'digest_features', 'Features', 'compute
 # %% ../nbs/03g_probe_fit.ipynb #49fcdd4e
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -21,10 +20,10 @@ from safetensors.torch import save
 from torch.nn import functional as F
 
 from .batches import Breasts, assemble, breasts_at_once, first_breasts
-from .data import CLASSES, name_channels
+from .terms import CLASSES, name_channels
 from .files import write_atomic
 from .losses import check_finite, name_scores, weigh_classes
-from .model import split_backbones
+from .backbones import split_backbones
 from .origins import check_origin
 from .probe_model import LinearProbe, pair_logits
 from .recipes import Fitted, Job, Recipe

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .data import CLASSES
-from .model import (
-    MODELS, FourStream, Streams, make_backbones, mean_seen, name_streams, split_backbones)
+from .terms import CLASSES
+from .backbones import Streams, make_backbones, name_streams, split_backbones
+from .model import MODELS, FourStream, mean_seen
 from .region_attention import RegionAttention
 from .share import SharedModel
 from .tensorize import decode_rows

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import CLASSES, CLASS_COLORS, MODALITIES, DataSet, breasts, read_dataset
+from .data import DataSet, breasts, read_dataset
+from .terms import CLASSES, CLASS_COLORS, MODALITIES
 
 # %% ../nbs/00e_quality.ipynb #70d43cb3
 def _class_counts(labels): return {c: int((labels == i).sum()) for i, c in enumerate(CLASSES)}

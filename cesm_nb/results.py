@@ -20,7 +20,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .data import KEYS, PROBS, DataSet, breasts, read_dataset
+from .data import DataSet, breasts, read_dataset
+from .terms import KEYS, PROBS
 from .evaluate import find_best_epoch
 from .figures import plot_curves, plot_forest, save_figure
 from .files import read_json, write_atomic

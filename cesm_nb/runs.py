@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .data import CLASSES, DENSITY, KEYS, PHANTOM_NAME, PROBS, SIDES
+from .terms import CLASSES, DENSITY, KEYS, PHANTOM_NAME, PROBS, SIDES
 from .files import digest_file, read_json, reading, remove_leftovers, write_json
 from cesm_nb.settings import (
     SWITCHES, check_ranges, make_config, settings_that_count, switches_of,

@@ -18,7 +18,7 @@ import timm
 from huggingface_hub import PyTorchModelHubMixin, try_to_load_from_cache
 from safetensors import SafetensorError
 
-from .data import CLASSES
+from .terms import CLASSES
 from .files import read_json
 
 # %% ../nbs/03a_share.ipynb #f12a12de

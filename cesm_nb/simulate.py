@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.special import softmax
 from sklearn import metrics
 
-from .data import CLASSES, PROBS
+from .terms import CLASSES, PROBS
 from .runs import run_file
 
 # %% ../nbs/00g_simulate.ipynb #1dcdc8e5

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from .data import CLASSES
+from .terms import CLASSES
 from .settings import SWITCHES, TrainConfig
 
 # %% ../nbs/00b_splits.ipynb #af09c77a

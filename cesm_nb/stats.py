@@ -11,7 +11,7 @@ __all__ = ['CLASS_KEYS', 'MORE_SCORES', 'FIRST_SCORES', 'SCORES', 'list_shares',
 import numpy as np
 from scipy.special import expit, logit
 
-from .data import CLASSES
+from .terms import CLASSES
 
 # %% ../nbs/05a_stats.ipynb #6099429a
 def list_shares(

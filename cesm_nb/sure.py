@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .choose import apply_validation, heat
-from .data import CLASSES, KEYS, PROBS
+from .terms import CLASSES, KEYS, PROBS
 from .intervals import SHARE_FORM, interval_table, patient_share
 from .stats import find_threshold
 

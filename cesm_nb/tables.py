@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from .compare import correct_p, paired_table
-from .data import CLASSES, PROBS, read_dataset
+from .data import read_dataset
+from .terms import CLASSES, PROBS
 from .files import write_atomic
 from .intervals import interval_table
 from .runs import find_folder, read_config, run_file

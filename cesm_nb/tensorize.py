@@ -27,7 +27,8 @@ from joblib import Parallel, delayed, effective_n_jobs
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
-from .data import CLASSES, CLASS_COLORS, DENSITY, SIDES, DataSet, breasts, read_dataset
+from .data import DataSet, breasts, read_dataset
+from .terms import CLASSES, CLASS_COLORS, DENSITY, SIDES
 from .decode import NO_VIEW, image_problem, read_image, resize_area
 from .files import read_json, reading, remove_leftovers, write_atomic
 from .phantom import make_phantom

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPE', 'Training', 'compute_logits', 'train_step', 'train_epoch', 'predict', 'save_training', 'read_training',
            'load_training', 'validate', 'train_loop', 'try_rates', 'check_network', 'build_network', 'fit_network',
-           'check_config', 'tabulate', 'describe_run', 'record_session', 'fit', 'main']
+           'check_config', 'describe_run', 'record_session', 'fit', 'main']
 
 # %% ../nbs/04_train_colab_t4.ipynb #55fbe5a5
 import hashlib
@@ -30,14 +30,16 @@ from tqdm import tqdm
 
 from .augment import augment_views, draw_changes
 from .batches import Breasts, assemble, digest_breasts, load_inputs
-from .data import CLASSES, PROBS, name_channels
+from .terms import CLASSES, name_channels
 from cesm_nb.devices import (
     add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
     tell_all)
 from .errors import one_way_out
 from .files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
-from .losses import check_finite, epoch_batches, name_scores, weigh_classes
-from .model import FourStream, check_batch, check_model, count_parameters, model_settings
+from .losses import (
+    check_finite, epoch_batches, name_scores, tabulate, weigh_classes)
+from .backbones import check_batch
+from .model import FourStream, check_model, count_parameters, model_settings
 from .origins import check_origin
 from .recipes import Fitted, Job, Recipe, find_recipe
 from .runs import (
@@ -351,16 +353,6 @@ def check_config(
     switches = switches_of(cfg)
     find_recipe(cfg.model).check(cfg, switches)
     return switches, *pick_device(cfg.device, cfg.mixed_precision)
-
-# %% ../nbs/04_train_colab_t4.ipynb #36a2eaa5
-def tabulate(
-    splits:pd.DataFrame, # patient_id, side, split in the order of the breasts
-    label:torch.Tensor, # (N,) int64
-    logits:torch.Tensor, # (N, 3)
-) -> pd.DataFrame: # patient_id, side, split, label, p_normal, p_benign, p_malignant
-    "Write logits as a table of probabilities."
-    prob = logits.softmax(1).numpy()
-    return splits.assign(label=label.cpu().numpy(), **dict(zip(PROBS, prob.T)))
 
 # %% ../nbs/04_train_colab_t4.ipynb #0322f151
 def describe_run(

@@ -12,7 +12,7 @@ from cesm_nb.pooled import paired_differences, score_variants
 from cesm_nb.ladder import WALK, ladder, walk
 from cesm_nb.phantom import LEAKS, make_phantom
 from cesm_nb.intervals import interval_table
-from cesm_nb.data import PROBS
+from cesm_nb.terms import PROBS
 from cesm_nb.settings import make_config
 from cesm_nb.train import fit
 from conftest import ROOT, WEIGHTS, needs_weights

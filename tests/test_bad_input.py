@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from cesm_nb.check import find_problems
-from cesm_nb.data import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME, read_dataset
+from cesm_nb.data import read_dataset
+from cesm_nb.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
 from cesm_nb.phantom import make_phantom
 from cesm_nb.commands import cesm_tensorize as main
 from cesm_nb.settings import TensorConfig

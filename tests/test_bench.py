@@ -6,7 +6,7 @@ import sys
 import pandas as pd
 import pytest
 
-from cesm_nb.data import REGIONS_NAME
+from cesm_nb.terms import REGIONS_NAME
 from cesm_nb.phantom import make_phantom
 from conftest import PATIENCE, ROOT
 

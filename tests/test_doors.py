@@ -14,7 +14,8 @@ import pytest
 
 from cesm_nb import data
 from cesm_nb.check import write_report
-from cesm_nb.data import CHANNELS, DataSet, read_dataset
+from cesm_nb.data import DataSet, read_dataset
+from cesm_nb.terms import CHANNELS
 from cesm_nb.finished import load_run
 from cesm_nb.settings import TrainConfig
 from cesm_nb.tensorize import read_tensor
@@ -47,7 +48,7 @@ ADDED = '''MORE_SCORES = dict( # name -> function; another score is one line her
     '''
 TRY_SCORE = '''
 from cesm_nb.compare import repeated_interval
-from cesm_nb.data import PROBS
+from cesm_nb.terms import PROBS
 from cesm_nb.intervals import interval_table
 from cesm_nb.simulate import simulate_predictions
 from cesm_nb.tables import compare_paired, write_table

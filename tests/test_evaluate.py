@@ -16,7 +16,7 @@ import torch
 
 from cesm_nb.alike import read_own
 from cesm_nb.ask import open_member
-from cesm_nb.data import PROBS
+from cesm_nb.terms import PROBS
 from cesm_nb.finished import open_breasts, predict_run
 from cesm_nb.runs import Run, seal_run
 from cesm_nb.commands import cesm_evaluate

@@ -14,12 +14,15 @@ import pytest
 from PIL import Image
 
 from cesm_nb import tensorize as tz
-from cesm_nb.check import find_problems, look_at, write_report
+from cesm_nb.backbones import look_at
+from cesm_nb.check import find_problems, write_report
 from cesm_nb.check import main as check
-from cesm_nb.data import REGIONS_NAME, read_dataset
+from cesm_nb.data import read_dataset
+from cesm_nb.terms import REGIONS_NAME
 from cesm_nb.decode import MAX_BYTES, image_problem, read_image
 from cesm_nb.phantom import make_phantom
-from cesm_nb.roi import MAX_POINTS, SEGMENT_PX, enhance, fit_tiles, region_problem, segment_breast
+from cesm_nb.breast import SEGMENT_PX, segment_breast
+from cesm_nb.roi import MAX_POINTS, enhance, fit_tiles, region_problem
 from cesm_nb.settings import TensorConfig
 from cesm_nb.tensorize import read_tensor, tensorize
 from conftest import PATIENCE, REAL, ROOT, needs_data

@@ -11,7 +11,7 @@ from cesm_nb.ask import Prepared, ask, open_member
 from cesm_nb.batches import Breasts, assemble, load_inputs
 from cesm_nb.choose import POINTS, apply_validation
 from cesm_nb.commands import cesm_train
-from cesm_nb.data import PROBS, REGIONS_NAME, SHEET_NAME
+from cesm_nb.terms import PROBS, REGIONS_NAME, SHEET_NAME
 from cesm_nb.evaluate import evaluate
 from cesm_nb.finished import export_run, load_run, predict_breasts, predict_run
 from cesm_nb.inside import look_inside

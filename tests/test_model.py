@@ -14,8 +14,9 @@ from torch import nn
 from torch.testing import assert_close
 
 import cesm_nb.model as model
-from cesm_nb.data import VIEWS
-from cesm_nb.model import ABLATIONS, FourStream, load_model, split_backbones
+from cesm_nb.terms import VIEWS
+from cesm_nb.backbones import split_backbones
+from cesm_nb.model import ABLATIONS, FourStream, load_model
 from cesm_nb.settings import PAPER_BACKBONES
 from cesm_nb.share import export_model
 from conftest import PATIENCE, ROOT, WEIGHTS, needs_weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 from make_pins import HERE, find_processor, make_apart
 
-from cesm_nb.data import CLASSES
+from cesm_nb.terms import CLASSES
 from cesm_nb.tensorize import read_tensor
 from cesm_nb.settings import make_config
 from cesm_nb.train import fit

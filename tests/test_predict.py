@@ -14,7 +14,8 @@ from sklearn.datasets import load_sample_image
 from cesm_nb.alike import read_own
 from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case, stack_prepared
 from cesm_nb.commands import cesm_predict
-from cesm_nb.data import PROBS, breasts, read_dataset
+from cesm_nb.data import breasts, read_dataset
+from cesm_nb.terms import PROBS
 from cesm_nb.dicom import Upload, read_case, read_view
 from cesm_nb.errors import explain_error, is_refusal
 from cesm_nb.familiar import REASONS, count_refusals, false_refusals, features, fit_training

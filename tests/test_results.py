@@ -17,7 +17,7 @@ from cesm_nb.findings import LEAD, MORE, NOT_RUN, READER, lead_scores, lead_tabl
 from cesm_nb.grids import make_grid, read_grid_file
 from cesm_nb.results import fold_tables, repeat_tables, write_tables, find_results
 from cesm_nb.simulate import simulate
-from cesm_nb.data import PROBS
+from cesm_nb.terms import PROBS
 from conftest import ROOT
 
 from describe_confirmation import name_strata, weigh

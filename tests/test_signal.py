@@ -4,7 +4,7 @@ import numpy as np
 from cesm_nb.phantom import make_phantom
 from cesm_nb.intervals import bootstrap_weights
 from cesm_nb.stats import weighted_scores
-from cesm_nb.data import PROBS
+from cesm_nb.terms import PROBS
 from cesm_nb.settings import make_config
 from cesm_nb.train import fit
 

@@ -13,7 +13,7 @@ from count_refusals import describe, write
 from cesm_nb.alike import predict_held, read_own
 from cesm_nb.ask import open_member
 from cesm_nb.choose import heat
-from cesm_nb.data import PROBS
+from cesm_nb.terms import PROBS
 from cesm_nb.runs import Run
 from cesm_nb.sure import describe_certainty, join_members
 

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from cesm_nb.controls import beside_reader
-from cesm_nb.data import CLASSES, KEYS, PROBS, breasts, read_dataset
+from cesm_nb.data import breasts, read_dataset
+from cesm_nb.terms import CLASSES, KEYS, PROBS
 from cesm_nb.intervals import bootstrap_weights, interval_ends
 from cesm_nb.results import PREDICTIONS, read_predictions_of_grid
 from cesm_nb.stats import weighted_scores

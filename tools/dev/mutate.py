@@ -24,7 +24,7 @@ import pandas as pd
 from PIL import Image
 
 from cesm_nb.check import main as check
-from cesm_nb.data import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
+from cesm_nb.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
 from cesm_nb.errors import one_way_out
 from cesm_nb.phantom import make_phantom
 from cesm_nb.settings import TensorConfig
