@@ -7,8 +7,6 @@ __all__ = ['LEAST', 'ALIKE_FORM', 'read_own', 'predict_held', 'name_groups', 'na
            'count_costs', 'describe_alike']
 
 # %% ../nbs/07i_alike.ipynb #a11ce004
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 

@@ -9,7 +9,6 @@ __all__ = ['TRAINED_ON', 'HELD', 'read_origin', 'check_origin', 'save_backbone']
 import re
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 

@@ -10,6 +10,7 @@ __all__ = ['RoiSource', 'SplitUnit', 'Fill', 'Scope', 'Extent', 'Model', 'Keep',
            'switches_of', 'list_options', 'group_settings', 'explain_settings', 'parse_settings', 'check_parameters']
 
 # %% ../nbs/00a_settings.ipynb #029e5bef
+import re
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from difflib import get_close_matches
 from functools import cache
