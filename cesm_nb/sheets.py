@@ -265,8 +265,8 @@ def read_table(
         if any(c.strip() for c in r[width:]):
             raise ValueError(f'{path}: row {i} has {len(r)} cells, the header {width}: '
                              'put cells that hold a separator into quotes')
-    lost = [i for i, r in rows[at+1:] for k in where.values() if isinstance(r[k], _Formula)
-            ] if book else []
+    lost = [i for i, r in rows[at+1:] for k in where.values()
+            if k < len(r) and isinstance(r[k], _Formula)]
     if lost:
         raise ValueError(f'{path}: row {lost[0]} has a formula without a stored value: open it in '
                          'Excel or LibreOffice and save it, or save it as .csv')
