@@ -13,7 +13,7 @@ import cv2
 import pandas as pd
 
 from .breast import chest_wall
-from .data import DataSet, read_dataset
+from .data import DataSet, parse_name, read_dataset
 from .terms import SIZE
 from .decode import image_problem, read_bytes, read_image, resize_area, stored_turn
 from .files import remove_leftovers, write_atomic
@@ -44,6 +44,21 @@ def _wrong_side(seen):
     if usual.nunique() < 2: return known.head(0)
     return known[known.wall != known.side.map(usual)]
 
+_ALIKE_GREYS, _ALIKE_PX = 3., 64 # root mean square, and side, of small copies of one picture
+
+def _same_again(good):
+    "Pairs of images of two patients that show one picture, compressed or scaled again."
+    good = good[(good.doubt == '') & ~good.digest.duplicated()]
+    if len(good) < 2: return
+    copies = [resize_area(t, _ALIKE_PX) for t in good.thumb]
+    rows = np.stack(copies).reshape(len(good), -1).astype(np.float32)
+    size, names = (rows**2).mean(1), good.image_name.tolist()
+    patients = [parse_name(n)['patient_id'] for n in names]
+    for i in range(1, len(rows)):
+        off = size[:i] + size[i] - 2*rows[:i]@rows[i]/rows.shape[1]
+        for k in np.flatnonzero(off < _ALIKE_GREYS**2):
+            if patients[k] != patients[i]: yield names[i], names[k]
+
 def _region_problems(images, regions):
     "Kind, image and detail of each region that is not simply used."
     sizes = images.set_index('image_name')[SIZE]
@@ -60,6 +75,8 @@ def _image_problems(seen):
     first = good.drop_duplicates('digest').set_index('digest').image_name
     for o in good[good.digest.duplicated(keep=False)].itertuples():
         yield 'same pixels under two names', o.image_name, f'first: {first[o.digest]}'
+    for name, other in _same_again(good):
+        yield 'same picture of two patients', name, f'compressed or scaled again: {other}'
     for o in _wrong_side(good).itertuples():
         yield 'breast on the other side', o.image_name, f'side {o.side}, chest wall {o.wall}'
     for o in good[good.doubt != ''].itertuples():
@@ -89,7 +106,8 @@ def find_problems(
 
 # %% ../nbs/00f_check.ipynb #59da5f66
 LOOKED_FOR = (
-    'image cannot be used', 'same pixels under two names', 'breast on the other side',
+    'image cannot be used', 'same pixels under two names', 'same picture of two patients',
+    'breast on the other side',
     'region skipped', 'negative',
     'blank', 'implausibly small')
 _BODY = '''<p class="lead">{% if groups %}Kinds of problems found: {{ groups|length }}.

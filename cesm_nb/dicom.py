@@ -29,7 +29,7 @@ ENERGIES = { # word in values 3 to 5 of ImageType -> modality; the first that is
 GE_CODES = {'GEMS_CESM_1': 'CM', 'GEMS_FFDM_PV': 'DM'} # AcquisitionDeviceProcessingCode
 VIEW_CODES = { # SNOMED codes, old and new
     'R-10242': 'CC', '399162004': 'CC', 'R-10226': 'MLO', '399368009': 'MLO'}
-MODIFIERS = { # SNOMED codes of what changes a view, old and new (CID 4015); any other is refused too
+MODIFIERS = { # SNOMED codes of what changes a view (CID 4015); others are refused too
     'R-102D7': 'spot compression', '399055006': 'spot compression',
     'R-102D6': 'magnification', '399163009': 'magnification',
     'R-102D5': 'the implant displaced', '399209000': 'the implant displaced',
@@ -165,7 +165,8 @@ def _refuse_modified(ds, name):
     for k in ('PixelAspectRatio', 'ImagerPixelSpacing', 'PixelSpacing'):
         sizes = [float(v) for v in ds.get(k) or []]
         if len(sizes) == 2 and min(sizes) > 0 and max(sizes)/min(sizes) > 1.01:
-            raise Refused(f'{name} has pixels that are not square ({k}): export it with square ones')
+            raise Refused(
+                f'{name} has pixels that are not square ({k}): export it with square ones')
 
 # %% ../nbs/07a_dicom.ipynb #d1c00016
 _SAFE = '1.2.840.10008.1.2.5', # RLE lossless, which pydicom decodes in Python

@@ -383,7 +383,7 @@ def predict_cases(
     dicom:bool=False, # write picture and report of each case as DICOM too
     **options, # of `read_case`, for all cases
 ) -> pd.DataFrame: # a row per case; `problem` and `place` name files and folders, for the terminal
-    "Predict cases that are not there yet, write each as it comes; raise where nothing can be written."
+    "Predict cases that are not there yet and write each as it comes; raise where that cannot be."
     if dicom: need_highdicom() # before the work, not after it
     if options.get('name') and len(cases) > 1:
         raise ValueError(f'one name is given for {len(cases)} cases: name them in a list of cases')

@@ -252,7 +252,8 @@ def read_table(
     closed:bool=False, # refuse columns that are neither
 ) -> pd.DataFrame: # these columns as text, in this order; index: row as a spreadsheet shows it
     "Read columns of a table; raise ValueError where it cannot be read or lacks one of them."
-    wanted = {spell(k): c for k, c in {**{c: c for c in (*columns, *optional)}, **(aliases or {})}.items()}
+    own = {c: c for c in (*columns, *optional)}
+    wanted = {spell(k): c for k, c in {**own, **(aliases or {})}.items()}
     data = text.encode() or read_bytes(path)
     book = not text and (Path(path).suffix.lower() in ('.xlsx', '.xlsm')
                          or data.startswith(b'PK\x03\x04'))

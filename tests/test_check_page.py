@@ -52,4 +52,4 @@ def test_real_page(tmp_path):
     expected = {'trailing blank in the name': 5, 'second copy of a view': 4}
     assert expected.items() <= shown.items()
     for name in ('P3_L_CM_CC', 'P99_L_CM_MLO_2', 'P281_L_DM_MLO2'): assert f'<li>{name}' in dom
-    assert 'not found: image cannot be used, same pixels under two names, breast on the other side' in dom
+    assert 'not found: image cannot be used, same pixels under two names, same picture of two patients, breast on the other side' in dom
