@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .shapes import can_draw, looks_like_regions, read_regions
-from .terms import (
+from .io.via import can_draw, looks_like_regions, read_regions
+from .core.terms import (
     VIEWS, MODALITIES, CHANNELS, CLASSES, KEYS, SIZE, CLASS_COLORS, SIDES, DENSITY, SHEET_NAME,
     REGIONS_NAME, SIZES_NAME, PHANTOM_NAME, FOLDERS, SHEET_COLUMNS, name_channels, to_column)
-from .sheets import find_named, list_folder, only_one, read_table, spell, walk_folders
+from .io.tables import find_named, list_folder, only_one, read_table, spell, walk_folders
 
 # %% ../nbs/00_data.ipynb #a213c051
 _NAME = re.compile(r'P(\d{1,9})_([LR])_(DM|CM)_(CC|MLO)(?:_?([2-9]))?')

@@ -15,20 +15,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .choose import POINTS, SCALED, SHARES, apply_validation, pool_runs
-from .compare import fold_auc
-from .terms import PROBS
-from .errors import one_way_out
-from .figures import (
+from .stats.calibration import POINTS, SCALED, SHARES, apply_validation, pool_runs
+from .stats.compare import fold_auc
+from .core.terms import PROBS
+from .core.errors import one_way_out
+from cesm_nb.reporting.figures import (
     plot_confusion, plot_curves, plot_decision, plot_forest, plot_ranking, plot_reliability,
     plot_scores, save_figure)
-from .files import write_atomic
-from .inside import look_inside, plot_attention, plot_examples, pointing_table
-from .intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
-from .report import embed, fill_in, make_page
-from .runs import Run, pool_tests, read_status
-from .settings import with_defaults
-from cesm_nb.tables import (
+from .core.files import write_atomic
+from .reporting.saliency import look_inside, plot_attention, plot_examples, pointing_table
+from .stats.intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
+from .reporting.html import embed, fill_in, make_page
+from .core.runs import Run, pool_tests, read_status
+from .core.settings import with_defaults
+from cesm_nb.reporting.tables import (
     LEAST_BREASTS, banner, compare_paired, compare_runs, describe_breasts, forest_rows,
     per_class_table, points_table, subgroup_table, table_1, table_2, to_markdown, with_interval,
     write_table)

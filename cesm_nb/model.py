@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from .backbones import make_streams, split_backbones
-from .files import read_json
-from .recipes import find_recipe
-from .settings import PAPER_BACKBONES
-from .share import SharedModel
+from .networks.backbones import make_streams, split_backbones
+from .core.files import read_json
+from .core.recipes import find_recipe
+from .core.settings import PAPER_BACKBONES
+from .networks.sharing import SharedModel
 from .tensorize import decode_rows
-from .terms import CLASSES, VIEWS, name_channels
+from .core.terms import CLASSES, VIEWS, name_channels
 
 # %% ../nbs/03_model.ipynb #37594f0d
 class FourStream(SharedModel, nn.Module):

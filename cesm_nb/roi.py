@@ -10,10 +10,10 @@ __all__ = ['MAX_POINTS', 'CLIP_TOLERANCE', 'TILE_PX', 'scaled_outlines', 'fill',
 import cv2
 import numpy as np
 
-from .breast import SEGMENT_PX, segment_breast
-from .decode import MAX_PIXELS
-from .settings import SWITCHES
-from .shapes import outline
+from .imaging.breast import SEGMENT_PX, segment_breast
+from .imaging.decode import MAX_PIXELS
+from .core.settings import SWITCHES
+from .io.via import outline
 
 # %% ../nbs/01_roi_clahe.ipynb #616f388a
 MAX_POINTS = 5000 # of an outline: the longest of 2,971 regions has 250; more are thinned

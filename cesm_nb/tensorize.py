@@ -28,13 +28,13 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from .data import DataSet, breasts, read_dataset
-from .terms import CLASSES, CLASS_COLORS, DENSITY, SIDES
-from .decode import NO_VIEW, image_problem, read_image, resize_area
-from .files import read_json, reading, remove_leftovers, write_atomic
-from .phantom import make_phantom
+from .core.terms import CLASSES, CLASS_COLORS, DENSITY, SIDES
+from .imaging.decode import NO_VIEW, image_problem, read_image, resize_area
+from .core.files import read_json, reading, remove_leftovers, write_atomic
+from .synthetic.phantom import make_phantom
 from .roi import enhance, roi_mask, scaled_outlines
-from .runs import check_digests, check_manifest, run_file
-from .settings import TensorConfig, resolve_protocol
+from .core.runs import check_digests, check_manifest, run_file
+from .core.settings import TensorConfig, resolve_protocol
 
 # %% ../nbs/02_tensorize.ipynb #92d72f4a
 def encode_rows(

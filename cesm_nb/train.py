@@ -28,28 +28,28 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .augment import augment_views, draw_changes
-from .batches import Breasts, assemble, digest_breasts, load_inputs
-from .terms import CLASSES, name_channels
-from cesm_nb.devices import (
+from .training.augment import augment_views, draw_changes
+from .training.dataset import Breasts, assemble, digest_breasts, load_inputs
+from .core.terms import CLASSES, name_channels
+from cesm_nb.training.distributed import (
     add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
     tell_all)
-from .errors import one_way_out
-from .files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
-from .losses import (
+from .core.errors import one_way_out
+from .core.files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
+from .training.losses import (
     check_finite, epoch_batches, name_scores, tabulate, weigh_classes)
-from .backbones import check_batch
+from .networks.backbones import check_batch
 from .model import FourStream, check_model, count_parameters, model_settings
-from .origins import check_origin
-from .recipes import Fitted, Job, Recipe, find_recipe
-from .runs import (
+from .networks.pretraining import check_origin
+from .core.recipes import Fitted, Job, Recipe, find_recipe
+from .core.runs import (
     BEST, CHECKPOINTS, STATE, Run, clean_run, find_commit, find_run, run_file, seal_run)
-from .settings import (
+from .core.settings import (
     TrainConfig, check_ranges, check_together, normalises_input, switches_of)
-from .splits import SPLITS, split_breasts
-from .stats import score
+from .cohort.splits import SPLITS, split_breasts
+from .stats.scores import score
 from .tensorize import prepare, read_tensor_settings, tensorize
-from .watch import ShowEpochs, in_notebook
+from .reporting.progress import ShowEpochs, in_notebook
 
 # %% ../nbs/04_train_colab_t4.ipynb #6b555e20
 class Training:

@@ -14,7 +14,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # before torch is there: idl
 
 import torch
 
-from cesm_nb.phantom import make_phantom
+from cesm_nb.synthetic.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 1700 # seconds after which a command hangs: a bound beyond what a slow, busy machine takes, never a claim

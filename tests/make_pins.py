@@ -28,8 +28,8 @@ def find_processor():
 def make(out):
     "Make both runs; keep predictions, history, settings, splits and a tensor of each."
     import torch
-    from cesm_nb.phantom import make_phantom
-    from cesm_nb.settings import make_config
+    from cesm_nb.synthetic.phantom import make_phantom
+    from cesm_nb.core.settings import make_config
     from cesm_nb.train import fit
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)

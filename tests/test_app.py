@@ -15,14 +15,14 @@ import pytest
 import websocket
 from starlette.testclient import TestClient
 
-from cesm_nb import app as page
-from cesm_nb.commands import cesm_app
+from cesm_nb.cases import web as page
+from cesm_nb.cli import cesm_app
 from cesm_nb.data import breasts, read_dataset
-from cesm_nb.casepage import page_of
-from cesm_nb.dicom import Upload
-from cesm_nb.phantom import make_phantom
-from cesm_nb.predict import predict_case
-from cesm_nb.settings import TrainConfig
+from cesm_nb.cases.page import page_of
+from cesm_nb.imaging.dicom import Upload
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.cases.predict import predict_case
+from cesm_nb.core.settings import TrainConfig
 from cesm_nb.train import fit
 from conftest import PATIENCE
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cesm_nb.commands import cesm_audit as main
+from cesm_nb.cli import cesm_audit as main
 from cesm_nb.data import read_dataset
 from conftest import PATIENCE, REAL, ROOT, needs_data
 
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
 QUICK = ('--n-repeats', 1, '--n-trees', 10, '--n-draws', 100)
-CODE = 'from cesm_nb.commands import cesm_audit; cesm_audit()'
+CODE = 'from cesm_nb.cli import cesm_audit; cesm_audit()'
 
 
 def audit(*args):
@@ -193,7 +193,7 @@ def test_split_of_somebody_else(phantom, tmp_path):
 PUBLISHED = REAL and REAL.parent/'splits'/'versamammo.csv'
 needs_published = pytest.mark.skipif(
     not (PUBLISHED and PUBLISHED.exists()),
-    reason='set CESM_DATA and put versamammo.csv (chapter 06e) into splits/ beside that folder')
+    reason='set CESM_DATA and put versamammo.csv (leakage.split_audit) into splits/ beside that folder')
 
 
 @needs_published
@@ -216,8 +216,8 @@ def test_public_splits_are_counted_again(tmp_path, monkeypatch):
 
 def test_commit_is_that_of_the_checkout_before_anything_is_written(tmp_path, monkeypatch):
     "A page inside the checkout does not make its own commit one that nobody can check out."
-    from cesm_nb import audit
-    from cesm_nb.phantom import make_phantom
+    from cesm_nb.leakage import audit
+    from cesm_nb.synthetic.phantom import make_phantom
     data, out = make_phantom(tmp_path/'phantom', 20, size_px=64, progress=False), tmp_path/'out'
     published = pd.read_csv(ROOT/'results'/'audit'/'controls.csv')
     monkeypatch.setattr(audit, 'run_controls', lambda *given: published)

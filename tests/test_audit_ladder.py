@@ -1,19 +1,19 @@
 """The audit on trial: phantoms with one leak at a time, and the network itself.
 
-On a phantom whose lesions cannot be seen, whatever is found comes from a leak. Each leak of chapter 00d must move the rung that
+On a phantom whose lesions cannot be seen, whatever is found comes from a leak. Each leak of synthetic.phantom must move the rung that
 closes it, and no other; without a leak no rung may do better than chance; with lesions to be seen both protocols must find them.
 """
 import pytest
 from joblib import Parallel, delayed
 
-from cesm_nb.audit import check_clinical, find_leaks
-from cesm_nb.settings import PROTOCOLS
-from cesm_nb.pooled import paired_differences, score_variants
-from cesm_nb.ladder import WALK, ladder, walk
-from cesm_nb.phantom import LEAKS, make_phantom
-from cesm_nb.intervals import interval_table
-from cesm_nb.terms import PROBS
-from cesm_nb.settings import make_config
+from cesm_nb.leakage.audit import check_clinical, find_leaks
+from cesm_nb.core.settings import PROTOCOLS
+from cesm_nb.experiments.aggregate import paired_differences, score_variants
+from cesm_nb.leakage.ladder import WALK, ladder, walk
+from cesm_nb.synthetic.phantom import LEAKS, make_phantom
+from cesm_nb.stats.intervals import interval_table
+from cesm_nb.core.terms import PROBS
+from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
 from conftest import ROOT, WEIGHTS, needs_weights
 

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cesm_nb.check import find_problems
+from cesm_nb.cohort.check import find_problems
 from cesm_nb.data import read_dataset
-from cesm_nb.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
-from cesm_nb.phantom import make_phantom
-from cesm_nb.commands import cesm_tensorize as main
-from cesm_nb.settings import TensorConfig
+from cesm_nb.core.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.cli import cesm_tensorize as main
+from cesm_nb.core.settings import TensorConfig
 from cesm_nb.tensorize import read_tensor, tensorize
 
 CSV_NAME = SHEET_NAME.replace('.xlsx', '.csv')

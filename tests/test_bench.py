@@ -6,8 +6,8 @@ import sys
 import pandas as pd
 import pytest
 
-from cesm_nb.terms import REGIONS_NAME
-from cesm_nb.phantom import make_phantom
+from cesm_nb.core.terms import REGIONS_NAME
+from cesm_nb.synthetic.phantom import make_phantom
 from conftest import PATIENCE, ROOT
 
 ASIDE = {'left': (-500, 40, 30), 'above': (40, -500, 30), 'right': (5000, 40, 30), 'below': (40, 5000, 30), 'edge': (0, 0, 9), 'dot': (50, 50, .2)}

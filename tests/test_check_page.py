@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cesm_nb.phantom import make_phantom
+from cesm_nb.synthetic.phantom import make_phantom
 from conftest import PATIENCE, REAL, ROOT, needs_data
 
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
@@ -16,7 +16,7 @@ BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'g
 
 def check(data, out):
     "Run `cesm_check` as a user does; its output."
-    code = 'from cesm_nb.commands import cesm_check; cesm_check()'
+    code = 'from cesm_nb.cli import cesm_check; cesm_check()'
     done = subprocess.run([sys.executable, '-c', code, data, '--out', out], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout

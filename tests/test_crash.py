@@ -17,11 +17,11 @@ import pytest
 import torch
 
 import cesm_nb.tensorize
-from cesm_nb import commands
-from cesm_nb.errors import one_way_out
-from cesm_nb.finished import export_run
-from cesm_nb.phantom import make_phantom
-from cesm_nb.settings import TensorConfig, make_config
+from cesm_nb import cli as commands
+from cesm_nb.core.errors import one_way_out
+from cesm_nb.training.inference import export_run
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.core.settings import TensorConfig, make_config
 from cesm_nb.tensorize import read_tensor, tensorize
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
@@ -86,7 +86,7 @@ from mortal import die_at
 die_at(3, (os, 'replace'), kill=lambda: os.killpg(0, signal.SIGKILL))
 ''')
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]))
-    code = 'from cesm_nb.commands import cesm_tensorize; cesm_tensorize()'
+    code = 'from cesm_nb.cli import cesm_tensorize; cesm_tensorize()'
     command = [sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', tmp_path/'t', '--image-size', '224', '--n-jobs', '2']
     run = subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert run.wait(PATIENCE) == -signal.SIGKILL
@@ -111,7 +111,7 @@ def test_damaged_tensor_is_made_again(cfg, tmp_path):
 
 def run_full(cfg, folder, limit=None):
     "Run the command where the disk is full; its one sentence."
-    code = 'from cesm_nb.commands import cesm_tensorize; cesm_tensorize()'
+    code = 'from cesm_nb.cli import cesm_tensorize; cesm_tensorize()'
     small = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
     command = [sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', folder, '--image-size', '224', '--n-jobs', '1']
     done = subprocess.run(command, preexec_fn=small, capture_output=True, text=True, timeout=PATIENCE)

@@ -17,11 +17,11 @@ CODE = '''
 import json, os, sys
 from pathlib import Path
 import torch
-import cesm_nb.files as files
+import cesm_nb.core.files as files
 import cesm_nb.train as trainer
-from cesm_nb.batches import read_breasts
-from cesm_nb.devices import add_up, find_team
-from cesm_nb.settings import make_config
+from cesm_nb.training.dataset import read_breasts
+from cesm_nb.training.distributed import add_up, find_team
+from cesm_nb.core.settings import make_config
 from cesm_nb.tensorize import read_manifest
 torch.set_num_threads(1)
 root, out = sys.argv[1:]

@@ -13,9 +13,9 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLossless,
                          JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid)
 
-from cesm_nb.dicom import read_age, read_case, read_view
-from cesm_nb.greys import crop_breast, wall_side
-from cesm_nb.phantom import draw_image, plan_phantom
+from cesm_nb.imaging.dicom import read_age, read_case, read_view
+from cesm_nb.imaging.dicom_pixels import crop_breast, wall_side
+from cesm_nb.synthetic.phantom import draw_image, plan_phantom
 from conftest import PATIENCE, ROOT
 
 SECRETS = ('DOE^', 'JANE', '4711', '20200102', '19680304', 'ACC77')
@@ -449,7 +449,7 @@ def end_process(data): os._exit(3)
 
 def test_a_decoder_that_ends_its_process_does_not_end_ours(monkeypatch):
     "gdcm calls abort() over some damaged JPEG data."
-    from cesm_nb import dicom
+    from cesm_nb.imaging import dicom
     monkeypatch.setattr(dicom, '_decode', end_process)
     with pytest.raises(ValueError, match='pixels are damaged, the decoder ended over them'): dicom._decode_apart(b'')
     monkeypatch.undo()
@@ -465,5 +465,5 @@ def test_film_mammograms_are_refused():
 
 
 def test_reading_needs_no_torch():
-    code = 'import sys, cesm_nb.dicom; print(sorted({"torch", "pydicom"} & set(sys.modules)))'
+    code = 'import sys, cesm_nb.imaging.dicom; print(sorted({"torch", "pydicom"} & set(sys.modules)))'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=PATIENCE).stdout.strip() == '[]'

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from cesm_nb import data
-from cesm_nb.check import write_report
+from cesm_nb.cohort.check import write_report
 from cesm_nb.data import DataSet, read_dataset
-from cesm_nb.terms import CHANNELS
-from cesm_nb.finished import load_run
-from cesm_nb.settings import TrainConfig
+from cesm_nb.core.terms import CHANNELS
+from cesm_nb.training.inference import load_run
+from cesm_nb.core.settings import TrainConfig
 from cesm_nb.tensorize import read_tensor
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
@@ -47,11 +47,11 @@ ADDED = '''MORE_SCORES = dict( # name -> function; another score is one line her
         prob[np.arange(len(label)), label]/np.linalg.norm(prob, axis=1))/weights.sum(1),
     '''
 TRY_SCORE = '''
-from cesm_nb.compare import repeated_interval
-from cesm_nb.terms import PROBS
-from cesm_nb.intervals import interval_table
-from cesm_nb.simulate import simulate_predictions
-from cesm_nb.tables import compare_paired, write_table
+from cesm_nb.stats.compare import repeated_interval
+from cesm_nb.core.terms import PROBS
+from cesm_nb.stats.intervals import interval_table
+from cesm_nb.synthetic.predictions import simulate_predictions
+from cesm_nb.reporting.tables import compare_paired, write_table
 a, b = simulate_predictions(20), simulate_predictions(20, twin=1)
 label, prob, who = (a[k].to_numpy() for k in ('label', PROBS, 'patient_id'))
 table = interval_table(label, prob, who, 50)
@@ -66,16 +66,16 @@ write_table(table, 'scores')
 
 
 def test_another_score_is_a_line_of_the_table(tmp_path):
-    "In a copy of the package, chapter 05a gets one more line and is exported; every table then has the score."
+    "In a copy of the package, stats.scores gets one more line and is exported; every table then has the score."
     from nbdev.export import nb_export
     shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb', ignore=shutil.ignore_patterns('__pycache__'))
-    chapter = (ROOT/'nbs'/'05a_stats.ipynb').read_text()
+    chapter = (ROOT/'nbs'/'api/stats.scores.ipynb').read_text()
     old = ADDED.splitlines()[0] + '\n    '
     quoted = lambda text: text.replace('\n', '\\n",\n    "')
     assert quoted(old) in chapter
     (tmp_path/'nbs').mkdir()
-    (tmp_path/'nbs'/'05a_stats.ipynb').write_text(chapter.replace(quoted(old), quoted(ADDED), 1))
-    nb_export(tmp_path/'nbs'/'05a_stats.ipynb', tmp_path/'cesm_nb')
+    (tmp_path/'nbs'/'api/stats.scores.ipynb').write_text(chapter.replace(quoted(old), quoted(ADDED), 1))
+    nb_export(tmp_path/'nbs'/'api/stats.scores.ipynb', tmp_path/'cesm_nb')
     done = subprocess.run([sys.executable, '-c', TRY_SCORE], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=path_first(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path/'scores.md').read_text().count('| spherical') == 1

@@ -14,22 +14,22 @@ import pandas as pd
 import pytest
 import torch
 
-from cesm_nb.alike import read_own
-from cesm_nb.ask import open_member
-from cesm_nb.terms import PROBS
-from cesm_nb.finished import open_breasts, predict_run
-from cesm_nb.runs import Run, seal_run
-from cesm_nb.commands import cesm_evaluate
+from cesm_nb.cases.subgroups import read_own
+from cesm_nb.cases.prepare import open_member
+from cesm_nb.core.terms import PROBS
+from cesm_nb.training.inference import open_breasts, predict_run
+from cesm_nb.core.runs import Run, seal_run
+from cesm_nb.cli import cesm_evaluate
 from cesm_nb.evaluate import evaluate, list_figures, write_inside
-from cesm_nb.inside import look_inside
-from cesm_nb.choose import apply_validation, heat, pool_runs
-from cesm_nb.coverage import coverage_repeated
-from cesm_nb.intervals import interval_table
-from cesm_nb.results import read_curves
-from cesm_nb.simulate import simulate
-from cesm_nb.stats import calibration_bins, debiased_ece
-from cesm_nb.settings import make_config
-from cesm_nb.tables import describe_breasts
+from cesm_nb.reporting.saliency import look_inside
+from cesm_nb.stats.calibration import apply_validation, heat, pool_runs
+from cesm_nb.stats.coverage import coverage_repeated
+from cesm_nb.stats.intervals import interval_table
+from cesm_nb.experiments.publish import read_curves
+from cesm_nb.synthetic.predictions import simulate
+from cesm_nb.stats.scores import calibration_bins, debiased_ece
+from cesm_nb.core.settings import make_config
+from cesm_nb.reporting.tables import describe_breasts
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT, call
 
@@ -216,7 +216,7 @@ def test_stored_coverage_with_training():
 def test_coverage_in_words():
     "Chapters 05f and 05h and results/README.md quote the stored rows."
     read = lambda name: ' '.join(c.source for c in nbformat.read(ROOT/'nbs'/name, 4).cells if c.cell_type == 'markdown').replace('\n', ' ')
-    compare, coverage = map(read, ('05f_compare.ipynb', '05h_coverage.ipynb'))
+    compare, coverage = map(read, ('api/stats.compare.ipynb', 'api/stats.coverage.ipynb'))
     span = lambda v, form: f'{form.format(v.min())} to {form.format(v.max())}'
     found = read_retrained().loc['trained, folds dealt anew'].set_index(['patients', 'score'], append=True).sort_index()
     for kind in ('score', 'difference'):

@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 
 from cesm_nb import tensorize as tz
-from cesm_nb.backbones import look_at
-from cesm_nb.check import find_problems, write_report
-from cesm_nb.check import main as check
+from cesm_nb.networks.backbones import look_at
+from cesm_nb.cohort.check import find_problems, write_report
+from cesm_nb.cohort.check import main as check
 from cesm_nb.data import read_dataset
-from cesm_nb.terms import REGIONS_NAME
-from cesm_nb.decode import MAX_BYTES, image_problem, read_image
-from cesm_nb.phantom import make_phantom
-from cesm_nb.breast import SEGMENT_PX, segment_breast
+from cesm_nb.core.terms import REGIONS_NAME
+from cesm_nb.imaging.decode import MAX_BYTES, image_problem, read_image
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.imaging.breast import SEGMENT_PX, segment_breast
 from cesm_nb.roi import MAX_POINTS, enhance, fit_tiles, region_problem
-from cesm_nb.settings import TensorConfig
+from cesm_nb.core.settings import TensorConfig
 from cesm_nb.tensorize import read_tensor, tensorize
 from conftest import PATIENCE, REAL, ROOT, needs_data
 
@@ -220,7 +220,7 @@ def test_no_worker_outlives_sigterm(data, tmp_path):
 import os, signal, sys, threading
 from pathlib import Path
 from cesm_nb import tensorize as tz
-from cesm_nb.settings import TensorConfig
+from cesm_nb.core.settings import TensorConfig
 def wait(task, settings, folder, parent=os.getpid()):
     (Path(folder)/f"{os.getpid()}.worker").touch()
     if len(list(Path(folder).glob("*.worker"))) == 2: os.kill(parent, signal.SIGTERM)

@@ -9,9 +9,9 @@ from conftest import PATIENCE, ROOT
 
 from attack import run_attacks
 
-HOLD = 'import sys; from cesm_nb.files import lock_folder\nwith lock_folder(sys.argv[1]): print("held", flush=True); sys.stdin.read()'
-TAKE = 'import sys; from cesm_nb.errors import one_way_out; from cesm_nb.files import lock_folder\nwith one_way_out("cesm_train"), lock_folder(sys.argv[1]): print("mine")'
-WRITE = ('import sys; from cesm_nb.errors import one_way_out\nfrom cesm_nb.files import write_atomic\n'
+HOLD = 'import sys; from cesm_nb.core.files import lock_folder\nwith lock_folder(sys.argv[1]): print("held", flush=True); sys.stdin.read()'
+TAKE = 'import sys; from cesm_nb.core.errors import one_way_out; from cesm_nb.core.files import lock_folder\nwith one_way_out("cesm_train"), lock_folder(sys.argv[1]): print("mine")'
+WRITE = ('import sys; from cesm_nb.core.errors import one_way_out\nfrom cesm_nb.core.files import write_atomic\n'
          'with one_way_out("cesm_x"): write_atomic(sys.argv[1], b"x"*10**6)')
 
 
@@ -53,8 +53,8 @@ def wait(own, others, n_threads, notebook, parent):
     if len(list(Path(own.tensor_dir).glob('*.worker'))) == 2: os.kill(parent, signal.SIGTERM)
     threading.Event().wait(600)
 if __name__ == '__main__':
-    from cesm_nb import grids # workers need none of it
-    from cesm_nb.errors import one_way_out
+    from cesm_nb.experiments import grid as grids
+    from cesm_nb.core.errors import one_way_out
     grids.run_one, grids.tensorize, grids.os.cpu_count = wait, lambda cfg: None, lambda: 2
     with one_way_out('cesm_grid'): grids.run_jobs([(SimpleNamespace(tensor_dir=sys.argv[1]), [])]*2, 2)
 '''

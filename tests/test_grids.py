@@ -15,22 +15,22 @@ import psutil
 import pytest
 import yaml
 
-from cesm_nb import experiments
-from cesm_nb.commands import cesm_grid
-from cesm_nb.settings import PROTOCOLS, SWITCHES, WHERE
-from cesm_nb.grids import (
+from cesm_nb.experiments import run as experiments
+from cesm_nb.cli import cesm_grid
+from cesm_nb.core.settings import PROTOCOLS, SWITCHES, WHERE
+from cesm_nb.experiments.grid import (
     list_finished, make_grid, own_settings, plan_rescoring, plan_runs, read_grid_file,
     rescored_path, run_grid)
-from cesm_nb.results import find_results, read_results, say_settings, show_results, write_results
-from cesm_nb.ladder import WALK, ladder
-from cesm_nb.settings import TrainConfig, make_config
-from cesm_nb.phantom import make_phantom
-from cesm_nb.runs import seal_run
+from cesm_nb.experiments.publish import find_results, read_results, say_settings, show_results, write_results
+from cesm_nb.leakage.ladder import WALK, ladder
+from cesm_nb.core.settings import TrainConfig, make_config
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.core.runs import seal_run
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT, call
 
-from cesm_nb.experiments import queue_jobs, read_grid, write_command
-from cesm_nb.reproduce import read_changes
+from cesm_nb.experiments.run import queue_jobs, read_grid, write_command
+from cesm_nb.experiments.reproduce import read_changes
 
 WITH_FOLDS = ('primary', 'ladder', 'regions', 'ablations', 'ablations_regions', 'pretraining')
 NEW = {'split_seed', 'normalise_input'} - {f.name for f in fields(TrainConfig)}
@@ -345,7 +345,7 @@ def test_results_are_read_where_they_are(ran, tmp_path, monkeypatch):
 
 # --- the command
 
-GRID = 'from cesm_nb.commands import cesm_grid; cesm_grid()'
+GRID = 'from cesm_nb.cli import cesm_grid; cesm_grid()'
 
 
 def command(folder, data, *args):

@@ -7,19 +7,19 @@ import pandas as pd
 import pytest
 import torch
 
-from cesm_nb.ask import Prepared, ask, open_member
-from cesm_nb.batches import Breasts, assemble, load_inputs
-from cesm_nb.choose import POINTS, apply_validation
-from cesm_nb.commands import cesm_train
-from cesm_nb.terms import PROBS, REGIONS_NAME, SHEET_NAME
+from cesm_nb.cases.prepare import Prepared, ask, open_member
+from cesm_nb.training.dataset import Breasts, assemble, load_inputs
+from cesm_nb.stats.calibration import POINTS, apply_validation
+from cesm_nb.cli import cesm_train
+from cesm_nb.core.terms import PROBS, REGIONS_NAME, SHEET_NAME
 from cesm_nb.evaluate import evaluate
-from cesm_nb.finished import export_run, load_run, predict_breasts, predict_run
-from cesm_nb.inside import look_inside
+from cesm_nb.training.inference import export_run, load_run, predict_breasts, predict_run
+from cesm_nb.reporting.saliency import look_inside
 from cesm_nb.model import load_model
-from cesm_nb.phantom import make_phantom
-from cesm_nb.predict import certainty_of, export_expert, open_experts
-from cesm_nb.runs import Run, read_parts, seal_run
-from cesm_nb.settings import make_config
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.cases.predict import certainty_of, export_expert, open_experts
+from cesm_nb.core.runs import Run, read_parts, seal_run
+from cesm_nb.core.settings import make_config
 from cesm_nb.tensorize import read_manifest
 from cesm_nb.train import check_config, fit
 

@@ -1,5 +1,6 @@
 "The house in order: notebooks and modules in step, modules stacked, nothing of a patient tracked."
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -11,15 +12,23 @@ import nbformat
 import pandas as pd
 import pytest
 
-from cesm_nb.tables import with_interval
-from cesm_nb.settings import TrainConfig, check_parameters
+from cesm_nb.reporting.tables import with_interval
+from cesm_nb.core.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
-ORDER = ('errors', 'files', 'sheets', 'shapes', 'data', 'settings', 'runs', 'report', 'splits', 'quality', 'anatomy', 'phantom', 'fetch', 'decode', 'roi', 'check', 'tensorize', 'alter', 'batches', 'augment', 'recipes', 'share', 'model', 'origins', 'region_attention', 'probe_model',
-         'draw', 'devices', 'simulate', 'stats', 'losses', 'intervals', 'figures', 'watch', 'train', 'probe_fit', 'finished', 'compare', 'choose', 'coverage',
-         'tables', 'inside', 'evaluate', 'grids', 'pooled', 'results', 'findings', 'reproduce', 'experiments', 'controls', 'leaks', 'audit', 'ladder', 'greys', 'dicom', 'ask', 'alike', 'familiar', 'sure', 'casepage', 'predict', 'app', 'commands')
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
+MODULES = sorted(p for p in (ROOT/'cesm_nb').rglob('*.py') if not p.name.startswith('_'))
 BIN = Path(sys.executable).parent
+
+
+def dotted(path): return '.'.join(path.relative_to(ROOT/'cesm_nb').with_suffix('').parts)
+
+
+def test_no_glob_passes_on_nothing():
+    "Notebooks of both folders and modules of all packages are found; nbdev exports one module for each notebook that names one."
+    exported = [p for p in NOTEBOOKS if '#| default_exp ' in p.read_text()]
+    assert len(exported) == len(MODULES) >= 60
+    assert {p.parent.name for p in NOTEBOOKS} == {'nbs', 'api'} and len({p.parent for p in MODULES}) == 14
 
 
 def tracked():
@@ -53,43 +62,66 @@ def test_notebook_runs_no_hidden_training(path):
 
 
 LONG = { # modules that still have exported lines over 100 columns; the list only shrinks
-    'data', 'audit', 'grids'}
+    'data', 'leakage.audit', 'experiments.grid'}
 
 
 def long_lines(module):
     "Exported lines over 100 columns; the head that nbdev writes, with docstring and `__all__`, does not count."
-    _, *cells = re.split(r'^# %% \.\./nbs/.*$', module.read_text(), flags=re.M)
+    _, *cells = re.split(r'^# %% \.\./(?:\.\./)?nbs/.*$', module.read_text(), flags=re.M)
     return [line for cell in cells for line in cell.splitlines() if len(line) > 100]
 
 
-@pytest.mark.parametrize('module', sorted((ROOT/'cesm_nb').glob('[!_]*.py')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('module', MODULES, ids=dotted)
 def test_exported_lines_are_short(module):
     found = long_lines(module)
-    if module.stem in LONG: assert found, f'{module.stem} has no line over 100 columns any more: take it off LONG'
-    else: assert found == [], f'{module.stem}: wrap these lines at 100 columns'
+    if dotted(module) in LONG: assert found, f'{dotted(module)} has no line over 100 columns any more: take it off LONG'
+    else: assert found == [], f'{dotted(module)}: wrap these lines at 100 columns'
 
 
 ONCE = { # what stands in one place alone: text -> module
-    "'history.csv'": 'runs', "'predictions.csv'": 'runs', "'splits.csv'": 'runs', "'status.json'": 'runs', "'manifest.csv'": 'runs',
-    "f'p_{": 'data', "'allow_scratch', 'n_jobs', 'device', 'resume'": 'settings',
-    "'accuracy', 'precision', 'recall', 'f1', 'auc', 'pr_auc'": 'stats'}
+    "'history.csv'": 'core.runs', "'predictions.csv'": 'core.runs', "'splits.csv'": 'core.runs', "'status.json'": 'core.runs', "'manifest.csv'": 'core.runs',
+    "f'p_{": 'core.terms', "'allow_scratch', 'n_jobs', 'device', 'resume'": 'core.settings',
+    "'accuracy', 'precision', 'recall', 'f1', 'auc', 'pr_auc'": 'stats.scores'}
 
 
 @pytest.mark.parametrize('text', ONCE)
 def test_each_list_stands_once(text):
-    found = [p.stem for p in (ROOT/'cesm_nb').glob('[!_]*.py') for _ in range(p.read_text().count(text))]
+    found = [dotted(p) for p in MODULES for _ in range(p.read_text().count(text))]
     assert found == [ONCE[text]]
 
 
-def test_modules_import_only_from_those_before_them():
-    assert {p.stem for p in (ROOT/'cesm_nb').glob('[!_]*.py')} <= set(ORDER)
-    for module in ORDER:
-        path = ROOT/'cesm_nb'/f'{module}.py'
-        if not path.exists(): continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and (node.level or node.module.startswith('cesm_nb.')):
-                assert ORDER.index(node.module.split('.')[-1]) < ORDER.index(module), f'{module} imports {node.module}'
-            assert not (isinstance(node, ast.ImportFrom) and node.module and re.match('nbdev|fastcore', node.module)), module
+def lint_imports(folder):
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(PYTHONPATH=str(folder))
+    return subprocess.run([BIN/'lint-imports'], cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=env)
+
+
+def test_modules_import_only_downwards(tmp_path):
+    "The contract of .importlinter; an import upwards that is planted in a copy breaks it."
+    shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copy(ROOT/'.importlinter', tmp_path)
+    kept = lint_imports(tmp_path)
+    assert kept.returncode == 0, kept.stdout
+    with open(tmp_path/'cesm_nb'/'core'/'terms.py', 'a') as f: f.write('\nfrom cesm_nb.train import fit\n')
+    broken = lint_imports(tmp_path)
+    assert broken.returncode == 1 and 'cesm_nb.core.terms -> cesm_nb.train' in broken.stdout
+
+
+def test_training_loads_nothing_of_the_rest():
+    "Neither the probe nor what stands above training, nor a plotting library."
+    code = "import sys, cesm_nb.train; print(*(m for m in sys.modules if m.startswith(('cesm_nb', 'matplotlib', 'seaborn'))))"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    loaded = done.stdout.split()
+    assert 'cesm_nb.train' in loaded
+    packages = ('probe', 'cases', 'leakage', 'experiments')
+    assert [m for m in loaded if m.startswith(('matplotlib', 'seaborn', *(f'cesm_nb.{p}' for p in packages)))] == []
+    source = (ROOT/'cesm_nb'/'train.py').read_text()
+    assert re.findall('probe|lesion|mate', source, re.I) == []
+
+
+@pytest.mark.parametrize('module', MODULES, ids=dotted)
+def test_package_needs_no_development_tool(module):
+    for node in ast.walk(ast.parse(module.read_text())):
+        assert not (isinstance(node, ast.ImportFrom) and node.module and re.match('nbdev|fastcore', node.module))
 
 
 def test_nothing_of_a_patient_is_tracked():
@@ -180,7 +212,7 @@ def test_tag_survives_cleaning(tmp_path):
 @pytest.mark.parametrize('name', ['smoke', 'paper', 'clinical'])
 def test_configs_are_settings(name):
     import yaml
-    from cesm_nb.settings import make_config
+    from cesm_nb.core.settings import make_config
     from cesm_nb.train import check_config
     cfg = make_config(yaml.safe_load((ROOT/'configs'/f'{name}.yaml').read_text()))
     check_config(cfg)

@@ -14,11 +14,11 @@ from torch import nn
 from torch.testing import assert_close
 
 import cesm_nb.model as model
-from cesm_nb.terms import VIEWS
-from cesm_nb.backbones import split_backbones
+from cesm_nb.core.terms import VIEWS
+from cesm_nb.networks.backbones import split_backbones
 from cesm_nb.model import ABLATIONS, FourStream, load_model
-from cesm_nb.settings import PAPER_BACKBONES
-from cesm_nb.share import export_model
+from cesm_nb.core.settings import PAPER_BACKBONES
+from cesm_nb.networks.sharing import export_model
 from conftest import PATIENCE, ROOT, WEIGHTS, needs_weights
 
 FACTS = dict(phantom=True, image_size=32)
@@ -196,8 +196,8 @@ def test_weights_of_version_0_1_0_load():
 @needs_weights
 def test_one_epoch_from_imagenet_weights(phantom, tmp_path):
     "The pretrained path: one epoch at 64 px on a phantom, read back with normalised input; a mistyped folder is refused."
-    from cesm_nb.finished import load_run
-    from cesm_nb.settings import make_config
+    from cesm_nb.training.inference import load_run
+    from cesm_nb.core.settings import make_config
     from cesm_nb.train import fit
     settings = dict(data_root=str(phantom), image_size=64, epochs=1, mixed_precision='no', device='cpu', pretrained=True,
                     backbones='mobilenetv2_100,efficientnet_lite0')

@@ -8,9 +8,9 @@ import pytest
 import torch
 from make_pins import HERE, find_processor, make_apart
 
-from cesm_nb.terms import CLASSES
+from cesm_nb.core.terms import CLASSES
 from cesm_nb.tensorize import read_tensor
-from cesm_nb.settings import make_config
+from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
 
 PROTOCOLS = ['paper', 'clinical']

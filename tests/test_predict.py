@@ -11,22 +11,22 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_sample_image
 
-from cesm_nb.alike import read_own
-from cesm_nb.ask import ask, export_for_cases, open_member, prepare_case, stack_prepared
-from cesm_nb.commands import cesm_predict
+from cesm_nb.cases.subgroups import read_own
+from cesm_nb.cases.prepare import ask, export_for_cases, open_member, prepare_case, stack_prepared
+from cesm_nb.cli import cesm_predict
 from cesm_nb.data import breasts, read_dataset
-from cesm_nb.terms import PROBS
-from cesm_nb.dicom import Upload, read_case, read_view
-from cesm_nb.errors import explain_error, is_refusal
-from cesm_nb.familiar import REASONS, count_refusals, false_refusals, features, fit_training
-from cesm_nb.intervals import wilson
-from cesm_nb.phantom import make_phantom
-from cesm_nb.app import answer_form, make_site
-from cesm_nb.casepage import looked_at, page_of
-from cesm_nb.choose import heat
-from cesm_nb.predict import TRAINING, certainty_of, export_expert, list_cases, open_experts, predict_case, write_answer
-from cesm_nb.settings import TrainConfig
-from cesm_nb.sure import describe_certainty, find_limit, pick_classes
+from cesm_nb.core.terms import PROBS
+from cesm_nb.imaging.dicom import Upload, read_case, read_view
+from cesm_nb.core.errors import explain_error, is_refusal
+from cesm_nb.cases.ood import REASONS, count_refusals, false_refusals, features, fit_training
+from cesm_nb.stats.intervals import wilson
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.cases.web import answer_form, make_site
+from cesm_nb.cases.page import looked_at, page_of
+from cesm_nb.stats.calibration import heat
+from cesm_nb.cases.predict import TRAINING, certainty_of, export_expert, list_cases, open_experts, predict_case, write_answer
+from cesm_nb.core.settings import TrainConfig
+from cesm_nb.cases.conformal import describe_certainty, find_limit, pick_classes
 from cesm_nb.train import fit
 from conftest import ROOT
 
@@ -164,7 +164,7 @@ def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
     published = pd.read_csv(ROOT/'results'/'false_refusals.csv')
     np.testing.assert_allclose(published.share, published.refused/published.breasts, atol=1e-4)
     assert (published.low <= published.share).all() and (published.share <= published.high).all()
-    chapter = (ROOT/'nbs'/'07c_familiar.ipynb').read_text()
+    chapter = (ROOT/'nbs'/'api/cases.ood.ipynb').read_text()
     for r in published[published.reason == 'any'].itertuples(): assert f'{r.refused} of {r.breasts}' in chapter # what it says
     assert {'real', 'phantom'} <= set(published.data) and published.groupby(['data', 'model', 'image_size']).size().eq(1 + len(REASONS)).all()
 
@@ -187,7 +187,7 @@ def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatc
         assert (t.low <= t.share).all() and (t.share <= t.high).all() and (t.patients <= t.breasts).all()
         np.testing.assert_allclose(t.share, t.flagged/t.breasts, atol=1e-4)
     assert {tool.AS_IT_IS, 'low energy as subtracted', 'mirrored left to right', 'upside down'} <= set(published.kind[published.data == 'real'])
-    chapter = (ROOT/'nbs'/'07c_familiar.ipynb').read_text()
+    chapter = (ROOT/'nbs'/'api/cases.ood.ipynb').read_text()
     percent = lambda v: f'{100*v:.0f} %'
     for r in published.itertuples():
         assert f'| {r.kind} | {r.flagged} of {r.breasts} | {percent(r.share)} [{percent(r.low)}, {percent(r.high)}] |' in chapter
@@ -205,7 +205,7 @@ def test_sizes_of_sets_are_counted_beside_coverage(data, runs, tmp_path, monkeyp
     expected = open_experts([run.run_dir])[0].training['certainty']
     assert found[['one_class', 'two_classes', 'three_classes']].iloc[0].tolist() == expected['sizes']
     assert found.coverage[0] == pytest.approx(expected['covered'][0], abs=1e-4) and found.breasts[0] == expected['n_test']
-    chapter = (ROOT/'nbs'/'07d_sure.ipynb').read_text()
+    chapter = (ROOT/'nbs'/'api/cases.conformal.ipynb').read_text()
     for t in (found, published): assert (t.one_class + t.two_classes + t.three_classes == t.breasts).all()
     assert published.predicted.tolist() == ['each breast by itself', 'pairs of breasts']
     for r in published.itertuples():
@@ -559,7 +559,7 @@ def lines(folder): return [l.split(',')[0] for l in (folder/'predictions.csv').r
 
 def test_a_batch_keeps_its_table_and_goes_on(data, runs, tmp_path, monkeypatch, capsys):
     "Stopped, torn or full: rows that came are there, the same command does the rest, nothing is done twice, no answer is replaced."
-    from cesm_nb import predict
+    from cesm_nb.cases import predict
     table, run, out = breasts(data.images).query('n_views == 2').head(3), str(runs['clinical'].run_dir), tmp_path/'out'
     rows = [f'c{i},{b.cc_path};{b.mlo_path}' for i, b in enumerate(table.itertuples())]
     (tmp_path/'l.csv').write_text('\n'.join(['case,files', *rows]))
@@ -592,7 +592,7 @@ def test_a_batch_keeps_its_table_and_goes_on(data, runs, tmp_path, monkeypatch, 
 
 
 def test_an_answer_that_cannot_be_written_is_still_given(data, runs, tmp_path, monkeypatch, capsys):
-    from cesm_nb import predict
+    from cesm_nb.cases import predict
     b, own = breasts(data.images).query('n_views == 2').iloc[0], predict.write_atomic
     def full(path, content):
         if path.suffix == '.html': raise OSError(f'cannot write {path}: No space left on device')
@@ -623,7 +623,7 @@ def test_names_in_any_encoding(data, runs, tmp_path, capsys):
 def test_two_names_are_two_patients_in_an_archive(data, runs, tmp_path):
     "PatientID is the name where that is legal; else a legal one that no other name gives."
     pydicom, _ = pytest.importorskip('pydicom'), pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
-    from cesm_nb.casepage import make_dicom, to_bytes
+    from cesm_nb.cases.page import make_dicom, to_bytes
     import io
     case, experts = next(cases_of(data, 'CM', runs['clinical']))[0], open_experts([runs['clinical'].run_dir])
     answer, ids = predict_case(case, experts, anyway=True), set()

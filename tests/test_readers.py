@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from cesm_nb.data import breasts, check_sheet, image_key, read_dataset, read_sheet
-from cesm_nb.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME
-from cesm_nb.fetch import inspect_download
+from cesm_nb.core.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME
+from cesm_nb.cohort.download import inspect_download
 from cesm_nb.roi import scaled_outlines
 
 CSV_NAME = SHEET_NAME.replace('.xlsx', '.csv')

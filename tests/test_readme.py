@@ -22,9 +22,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from cesm_nb import commands
-from cesm_nb.grids import make_grid, read_grid_file
-from cesm_nb.settings import TrainConfig, check_parameters
+from cesm_nb import cli as commands
+from cesm_nb.experiments.grid import make_grid, read_grid_file
+from cesm_nb.core.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
 PROGRAMS = r'(?:cesm_\w+|make|papermill|pip|python|nbdev_\w+|accelerate|torchrun|docker|pre-commit|mkdir|git)'
@@ -52,7 +52,7 @@ PARSED = dict( # program -> why its lines are not run here
     git='needs GitHub',
     mkdir='stands before papermill',
     cesm_app='serves until it is stopped; test_app.py serves it',
-    cesm_fetch='its answer depends on the folder; chapter 00m runs it',
+    cesm_fetch='its answer depends on the folder; cohort.download runs it',
     **dict.fromkeys(RUN, 'the README runs this program; another line of it is parsed'))
 BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs/mine', FILE='a.csv') # what a reader puts in
 
@@ -233,7 +233,7 @@ def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
                 elif program == 'make': parse_make(m, args, bare)
                 elif program == 'papermill': parse_papermill(args)
                 elif program.startswith('cesm_'):
-                    if args == ['--help']: continue # test of chapter 00h
+                    if args == ['--help']: continue # test of cli
                     rest = [] if program != 'cesm_grid' or '--data' in args else ['configs/primary.yaml', '--data', 'data'] # a fragment
                     parse(m, program, args + rest)
                     if program == 'cesm_grid' and args[0].endswith('.yaml'): make_grid(read_grid_file(ROOT/args[0]))

@@ -7,7 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cesm_nb import data, quality, results, roi, splits, stats
+from cesm_nb import data, roi
+from cesm_nb.experiments import publish as results
+from cesm_nb.stats import scores as stats
+from cesm_nb.cohort import quality
+from cesm_nb.cohort import splits
 from conftest import REAL, ROOT, needs_data
 
 pytestmark = needs_data

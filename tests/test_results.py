@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cesm_nb.findings import LEAD, MORE, NOT_RUN, READER, lead_scores, lead_table, say_finding, say_outcome, say_references, say_replication
-from cesm_nb.grids import make_grid, read_grid_file
-from cesm_nb.results import fold_tables, repeat_tables, write_tables, find_results
-from cesm_nb.simulate import simulate
-from cesm_nb.terms import PROBS
+from cesm_nb.experiments.front_page import LEAD, MORE, NOT_RUN, READER, lead_scores, lead_table, say_finding, say_outcome, say_references, say_replication
+from cesm_nb.experiments.grid import make_grid, read_grid_file
+from cesm_nb.experiments.publish import fold_tables, repeat_tables, write_tables, find_results
+from cesm_nb.synthetic.predictions import simulate
+from cesm_nb.core.terms import PROBS
 from conftest import ROOT
 
 from describe_confirmation import name_strata, weigh
@@ -287,8 +287,8 @@ def run_cells(path, start):
     return '\n'.join(map(str, shown)), figures
 
 
-READ = {'06a_ladder': ('## With regions', ('primary', 'ladder', 'regions', 'pretraining')),
-        '05l_findings': ('## The front page', ('replication', 'primary', 'ablations', 'pretraining'))}
+READ = {'api/leakage.ladder': ('## With regions', ('primary', 'ladder', 'regions', 'pretraining')),
+        'api/experiments.front_page': ('## The front page', ('replication', 'primary', 'ablations', 'pretraining'))}
 
 
 @pytest.mark.parametrize('chapter', READ)
@@ -299,9 +299,9 @@ def test_chapters_read_what_there_is(tmp_path, monkeypatch, chapter, there):
     monkeypatch.chdir(tmp_path)
     text, figures = run_cells(ROOT/'nbs'/f'{chapter}.ipynb', start)
     absent = [n for n in names if f'`results/{n}` is not published yet' in text]
-    if chapter == '05l_findings': names = [n for n in names if n != 'primary'] # a column of a table there
+    if chapter == 'api/experiments.front_page': names = [n for n in names if n != 'primary'] # a column of a table there
     assert [n for n in absent if n in names] == dict(none=[*names], first=[*names[1:]], all=[])[there]
-    assert figures == (3 if chapter == '06a_ladder' else 2 + (there != 'none')) # two curves or a sentence in their place, changes
+    assert figures == (3 if chapter == 'api/leakage.ladder' else 2 + (there != 'none')) # two curves or a sentence in their place, changes
     if there == 'all':
         assert 'simulated' in text and 'not finished' not in text and 'not yet' not in text.replace(NOT_RUN, '')
         assert len(re.findall('raises|lowers|is not shown to change|supported|contradicted|undecided', text)) >= 7

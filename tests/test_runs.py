@@ -12,17 +12,17 @@ import papermill as pm
 import pytest
 import torch
 
-from cesm_nb.splits import share_with_twin
-from cesm_nb.commands import cesm_evaluate, cesm_phantom, cesm_tensorize, cesm_train
+from cesm_nb.cohort.splits import share_with_twin
+from cesm_nb.cli import cesm_evaluate, cesm_phantom, cesm_tensorize, cesm_train
 from cesm_nb.evaluate import evaluate
-from cesm_nb.reproduce import read_settings
-from cesm_nb.runs import Run
-from cesm_nb.settings import make_config
+from cesm_nb.experiments.reproduce import read_settings
+from cesm_nb.core.runs import Run
+from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT, call
 
 BIN = Path(sys.executable).parent
-REPRODUCE = 'from cesm_nb.commands import cesm_reproduce; cesm_reproduce()'
+REPRODUCE = 'from cesm_nb.cli import cesm_reproduce; cesm_reproduce()'
 SMALLEST = 'lcnet_035' # what spans chapters does not depend on the network
 QUICK = dict(image_size=64, epochs=2, batch_size=8, mixed_precision='no', backbones=SMALLEST)
 

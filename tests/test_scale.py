@@ -7,8 +7,8 @@ from pathlib import Path
 import joblib
 import pytest
 
-from cesm_nb.phantom import make_phantom
-from cesm_nb.settings import TensorConfig
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.core.settings import TensorConfig
 from cesm_nb.tensorize import tensorize
 from conftest import PATIENCE
 
@@ -64,7 +64,7 @@ def test_memory_of_a_process(made, tmp_path):
 import re, sys, tempfile
 from pathlib import Path
 from cesm_nb.data import read_dataset
-from cesm_nb.settings import TensorConfig
+from cesm_nb.core.settings import TensorConfig
 from cesm_nb.tensorize import list_tasks, save_tensors, tensor_settings
 peak_mib = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])//1024 # ru_maxrss would count pytest's too
 cfg = TensorConfig(data_root=sys.argv[1], image_size=224)

@@ -1,11 +1,11 @@
 "The phantom as a control: an honest pipeline is at chance without a signal and finds a strong one (about two minutes)."
 import numpy as np
 
-from cesm_nb.phantom import make_phantom
-from cesm_nb.intervals import bootstrap_weights
-from cesm_nb.stats import weighted_scores
-from cesm_nb.terms import PROBS
-from cesm_nb.settings import make_config
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.stats.intervals import bootstrap_weights
+from cesm_nb.stats.scores import weighted_scores
+from cesm_nb.core.terms import PROBS
+from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
 
 SETTINGS = dict(protocol='clinical', image_size=64, epochs=4, batch_size=8, lr=1e-3, mixed_precision='no',

@@ -168,7 +168,7 @@ def test_landing_page_shows_its_figure_within_400_words(pages):
 
 def test_signatures_hold_no_links():
     "nbdev links names in backticks, in code too, where readers see brackets and addresses."
-    page = tidied(processed((ROOT/'nbs'/'00i_report.ipynb').read_text(encoding='utf-8')))
+    page = tidied(processed((ROOT/'nbs'/'api/reporting.html.ipynb').read_text(encoding='utf-8')))
     outputs = [joined(o['data']['text/markdown']) for c in json.loads(page)['cells'] for o in c.get('outputs', [])
                if 'text/markdown' in o.get('data', {})]
     signatures = re.findall(r'^```python.*?^```', '\n'.join(outputs), re.M | re.S)
@@ -254,10 +254,10 @@ def on_paper(page): return page.replace('@media print', '@media all')
 
 def report_pages(folder, monkeypatch):
     "One page of each command, small: what `cesm_check`, `cesm_audit` and `cesm_evaluate` write, in light, dark and print."
-    from cesm_nb import audit
-    from cesm_nb.check import write_report as write_check
+    from cesm_nb.leakage import audit
+    from cesm_nb.cohort.check import write_report as write_check
     from cesm_nb.evaluate import write_report as write_scores
-    from cesm_nb.phantom import make_phantom
+    from cesm_nb.synthetic.phantom import make_phantom
     data = make_phantom(folder/'phantom', 20, size_px=64, progress=False)
     write_check(data, folder/'check')
     published = pd.read_csv(ROOT/'results'/'audit'/'controls.csv') # forests would take longer than all other tests here

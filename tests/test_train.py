@@ -12,10 +12,10 @@ import torch
 
 from cesm_nb import train as trainer
 from cesm_nb.model import ABLATIONS
-from cesm_nb.settings import TensorConfig
+from cesm_nb.core.settings import TensorConfig
 from cesm_nb.tensorize import tensorize
-from cesm_nb.finished import load_run, predict_run
-from cesm_nb.settings import make_config
+from cesm_nb.training.inference import load_run, predict_run
+from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
 from conftest import forked
 from mortal import die_at

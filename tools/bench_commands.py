@@ -15,8 +15,8 @@ from unittest.mock import patch
 import cv2
 from sklearn.ensemble import RandomForestClassifier
 
-from cesm_nb import check
-from cesm_nb.commands import cesm_audit
+from cesm_nb.cohort import check
+from cesm_nb.cli import cesm_audit
 from cesm_nb.data import read_dataset
 
 

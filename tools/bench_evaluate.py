@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 
-from cesm_nb.intervals import bootstrap_weights, interval_table
-from cesm_nb.simulate import simulate, sklearn_scores
-from cesm_nb.stats import weighted_scores
+from cesm_nb.stats.intervals import bootstrap_weights, interval_table
+from cesm_nb.synthetic.predictions import simulate, sklearn_scores
+from cesm_nb.stats.scores import weighted_scores
 
 
 def main():

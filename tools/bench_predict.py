@@ -32,7 +32,7 @@ def say(seconds): return f'{seconds[0]:.2f}/{seconds[1]:.2f}'
 
 def make_run(folder):
     "An untrained model of the paper's two backbones, 224 px."
-    from cesm_nb.settings import TrainConfig
+    from cesm_nb.core.settings import TrainConfig
     from cesm_nb.train import fit
     return fit(TrainConfig(
         run_dir=str(folder/'run'), protocol='clinical', phantom_patients=16, phantom_signal=2.,
@@ -45,7 +45,7 @@ def make_files(folder):
     import cv2
     import numpy as np
     from test_dicom import make, write
-    from cesm_nb.phantom import draw_image, plan_phantom
+    from cesm_nb.synthetic.phantom import draw_image, plan_phantom
     breast, out = plan_phantom(12, seed=0).query("side == 'L'").iloc[0], []
     for view in ('CC', 'MLO'):
         small = draw_image(breast, view, 'CM', size_px=800)[0]
@@ -63,15 +63,15 @@ def main():
     ap.add_argument('--cases', type=int, default=100)
     ap.add_argument('--repeat', type=int, default=5)
     o = ap.parse_args()
-    start = 'import sys; from time import perf_counter; t = perf_counter(); import cesm_nb.predict, pydicom; print(perf_counter() - t)'
+    start = 'import sys; from time import perf_counter; t = perf_counter(); import cesm_nb.cases.predict, pydicom; print(perf_counter() - t)'
     imports = float(subprocess.run([sys.executable, '-c', start], capture_output=True, text=True, check=True).stdout)
     import torch
-    from cesm_nb.ask import ask, prepare_case, stack_prepared
-    from cesm_nb.batches import assemble
-    from cesm_nb.casepage import looked_at, page_of
-    from cesm_nb.dicom import read_case
-    from cesm_nb.familiar import doubts
-    from cesm_nb.predict import open_experts, predict_case, predict_cases
+    from cesm_nb.cases.prepare import ask, prepare_case, stack_prepared
+    from cesm_nb.training.dataset import assemble
+    from cesm_nb.cases.page import looked_at, page_of
+    from cesm_nb.imaging.dicom import read_case
+    from cesm_nb.cases.ood import doubts
+    from cesm_nb.cases.predict import open_experts, predict_case, predict_cases
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         folder = Path(folder)
         run, files = o.run or make_run(folder), make_files(folder)

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from cesm_nb.decode import resize_area
+from cesm_nb.imaging.decode import resize_area
 from cesm_nb.roi import fit_tiles, outline
-from cesm_nb.settings import TensorConfig
+from cesm_nb.core.settings import TensorConfig
 from cesm_nb.data import read_dataset
 from cesm_nb.tensorize import list_tasks, read_tensor, save_tensors, tensor_name, tensor_settings
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from cesm_nb.settings import TensorConfig
+from cesm_nb.core.settings import TensorConfig
 from cesm_nb.tensorize import prepare, read_tensor, tensorize
 from cesm_nb.tensorize import read_manifest
-from cesm_nb.batches import read_breasts
-from cesm_nb.settings import make_config
+from cesm_nb.training.dataset import read_breasts
+from cesm_nb.core.settings import make_config
 from cesm_nb.train import check_config
 from cesm_nb.train import Training, build_network, predict, train_epoch
 

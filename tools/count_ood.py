@@ -1,4 +1,4 @@
-"""Hand in test breasts of runs as what they are not, and count how many the checks of chapter 07c flag, beside false rejections.
+"""Hand in test breasts of runs as what they are not, and count how many the checks of cases.ood flag, beside false rejections.
 
     python tools/count_ood.py RUN [RUN ...] [--data FOLDER] [--sample N] [--out results/ood.csv]
 
@@ -15,13 +15,13 @@ import pandas as pd
 from count_refusals import describe, write
 from tqdm import tqdm
 
-from cesm_nb.alike import read_own
-from cesm_nb.ask import open_member, prepare_case
+from cesm_nb.cases.subgroups import read_own
+from cesm_nb.cases.prepare import open_member, prepare_case
 from cesm_nb.data import breasts, read_dataset
-from cesm_nb.dicom import read_case
-from cesm_nb.familiar import REASONS, doubts, fit_training
-from cesm_nb.intervals import patient_share
-from cesm_nb.runs import read_config
+from cesm_nb.imaging.dicom import read_case
+from cesm_nb.cases.ood import REASONS, doubts, fit_training
+from cesm_nb.stats.intervals import patient_share
+from cesm_nb.core.runs import read_config
 
 AS_IT_IS, OTHER_ENERGY = 'as it is', 'the other energy'
 NAMES = dict(CM='low energy as subtracted', DM='subtracted as low energy')

@@ -2,7 +2,7 @@
 
     python tools/count_public_splits.py DATA [--list NAME=FILE ...] [--out results/public_splits.csv]
 
-NAME is one of `cesm_nb.leaks.PUBLIC_SPLITS`, FILE its list of images (see chapter 06e); the split that is a rule needs none.
+NAME is one of `cesm_nb.leakage.split_audit.PUBLIC_SPLITS`, FILE its list of images (see leakage.split_audit); the split that is a rule needs none.
 The table has counts, and nothing of a single patient."""
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ SEEDS = range(1, 100) # those of the rule
 
 def count(images, lists):
     "A row for each split: where it is from, and its counts."
-    from cesm_nb.leaks import PUBLIC_SPLITS, audit_split, count_shared, read_foreign, split_rows
+    from cesm_nb.leakage.split_audit import PUBLIC_SPLITS, audit_split, count_shared, read_foreign, split_rows
     odd = sorted(set(lists) - set(PUBLIC_SPLITS))
     if odd: raise SystemExit(f'unknown splits {odd}: expected {sorted(PUBLIC_SPLITS)}')
     parts = {k: [read_foreign(f)] for k, f in lists.items()}

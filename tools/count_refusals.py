@@ -12,7 +12,7 @@ import pandas as pd
 
 def describe(runs, table):
     "The table with what it is about: data, model, size, number of runs."
-    from cesm_nb.runs import read_config
+    from cesm_nb.core.runs import read_config
     configs = [read_config(r) for r in runs]
     about = {(('real', 'phantom')[c['phantom']], c['settings'].get('model') or 'four_stream', c['settings']['backbones'],
               c['settings']['image_size']) for c in configs}
@@ -37,7 +37,7 @@ def main():
     ap.add_argument('runs', nargs='+', type=Path, help='run folders, their tensors in place')
     ap.add_argument('--out', type=Path, help='CSV file')
     o = ap.parse_args()
-    from cesm_nb.familiar import false_refusals
+    from cesm_nb.cases.ood import false_refusals
     found = describe(o.runs, false_refusals(o.runs))
     print(found.to_string(index=False))
     if o.out: write(found, o.out)

@@ -2,7 +2,7 @@
 
     python tools/count_sets.py RUN [RUN ...] [--out results/sets.csv]
 
-Several runs of one setting, such as the folds of a cross-validation, are joined as in chapter 07d: each patient is judged by limits from
+Several runs of one setting, such as the folds of a cross-validation, are joined as in cases.conformal: each patient is judged by limits from
 others. With --out the rows of that model and data are written, or written anew: counts, and nothing of a single patient."""
 import argparse
 from pathlib import Path
@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 from count_refusals import describe, write
 
-from cesm_nb.alike import predict_held, read_own
-from cesm_nb.ask import open_member
-from cesm_nb.choose import heat
-from cesm_nb.terms import PROBS
-from cesm_nb.runs import Run
-from cesm_nb.sure import describe_certainty, join_members
+from cesm_nb.cases.subgroups import predict_held, read_own
+from cesm_nb.cases.prepare import open_member
+from cesm_nb.stats.calibration import heat
+from cesm_nb.core.terms import PROBS
+from cesm_nb.core.runs import Run
+from cesm_nb.cases.conformal import describe_certainty, join_members
 
 
 def calibrate(table):

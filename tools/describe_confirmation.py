@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cesm_nb.controls import beside_reader
+from cesm_nb.leakage.controls import beside_reader
 from cesm_nb.data import breasts, read_dataset
-from cesm_nb.terms import CLASSES, KEYS, PROBS
-from cesm_nb.intervals import bootstrap_weights, interval_ends
-from cesm_nb.results import PREDICTIONS, read_predictions_of_grid
-from cesm_nb.stats import weighted_scores
+from cesm_nb.core.terms import CLASSES, KEYS, PROBS
+from cesm_nb.stats.intervals import bootstrap_weights, interval_ends
+from cesm_nb.experiments.publish import PREDICTIONS, read_predictions_of_grid
+from cesm_nb.stats.scores import weighted_scores
 
 READ = ('best', 'best, each breast by itself') # variants that are compared with the radiologist
 SCORES = ('auc', 'auc_malignant', 'auc_abnormal', 'accuracy')

@@ -5,7 +5,7 @@ Give the command after `results/` has changed, as `tools/make_readme.py`: the pi
 """
 from pathlib import Path
 
-from cesm_nb.findings import lead_scores, plot_lead
+from cesm_nb.experiments.front_page import lead_scores, plot_lead
 
 ROOT = Path(__file__).resolve().parent.parent
 ICON = '''<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">

@@ -9,12 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from cesm_nb.figures import save_figure
-from cesm_nb.findings import (
+from cesm_nb.reporting.figures import save_figure
+from cesm_nb.experiments.front_page import (
     MORE, confirmation_table, lead_scores, lead_table, plot_lead, say_composition, say_confirmation,
     say_finding, say_outcome, say_reach, say_references, say_replication)
-from cesm_nb.results import read_results
-from cesm_nb.tables import to_markdown
+from cesm_nb.experiments.publish import read_results
+from cesm_nb.reporting.tables import to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = ('finding', 'results')

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from joblib import Parallel, delayed
 
-from cesm_nb.coverage import coverage, coverage_repeated, coverage_retrained
+from cesm_nb.stats.coverage import coverage, coverage_repeated, coverage_retrained
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ('accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant',

@@ -18,12 +18,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from cesm_nb.ask import open_member
-from cesm_nb.errors import is_refusal
-from cesm_nb.finished import predict_run
-from cesm_nb.phantom import make_phantom
-from cesm_nb.runs import Run, read_parts
-from cesm_nb.settings import make_config
+from cesm_nb.cases.prepare import open_member
+from cesm_nb.core.errors import is_refusal
+from cesm_nb.training.inference import predict_run
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.core.runs import Run, read_parts
+from cesm_nb.core.settings import make_config
 from cesm_nb.tensorize import read_manifest
 from cesm_nb.train import fit
 

@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cesm_nb.check import main as check
-from cesm_nb.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
-from cesm_nb.errors import one_way_out
-from cesm_nb.phantom import make_phantom
-from cesm_nb.settings import TensorConfig
+from cesm_nb.cohort.check import main as check
+from cesm_nb.core.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
+from cesm_nb.core.errors import one_way_out
+from cesm_nb.synthetic.phantom import make_phantom
+from cesm_nb.core.settings import TensorConfig
 from cesm_nb.tensorize import main as tensorize
 from cesm_nb.tensorize import read_tensor
 

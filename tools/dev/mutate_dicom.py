@@ -22,7 +22,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]/'tests'))
 import test_dicom
-from cesm_nb import dicom
+from cesm_nb.imaging import dicom
 
 SECONDS = 20
 VALUES = dict( # tag -> other values, some that fit and some that cannot
@@ -40,7 +40,7 @@ class Hang(BaseException): "Too much processor time."
 def originals(folder):
     "Whole files: bytes of each."
     import cv2
-    from cesm_nb.phantom import draw_image, plan_phantom
+    from cesm_nb.synthetic.phantom import draw_image, plan_phantom
     breast = plan_phantom(12, seed=0).query("side == 'L'").iloc[0]
     picture = cv2.resize(draw_image(breast, 'CC', 'CM', size_px=160)[0], (48, 64), interpolation=cv2.INTER_AREA)
     names = 'ImplicitVRLittleEndian ExplicitVRLittleEndian ExplicitVRBigEndian RLELossless JPEGLSLossless JPEGLosslessSV1'.split()
