@@ -395,7 +395,7 @@ def record_session(
 
 # %% ../nbs/04_train_colab_t4.ipynb #542fe8db
 def fit(
-    cfg:TrainConfig, # settings, or `ProbeConfig`
+    cfg:TrainConfig, # settings, of any recipe
     report:Optional[Callable]=None, # see `train_loop`; None shows nothing but a progress bar
 ) -> Run: # what was made
     "Make a run folder from data to predictions; raise ValueError where it is in use or unfit."

@@ -17,7 +17,8 @@ CLASSES = ('Normal', 'Benign', 'Malignant') # the index is the label; a larger o
 PROBS = [f'p_{c.lower()}' for c in CLASSES] # columns of predictions
 KEYS = ['patient_id', 'side'] # columns that name a breast
 SIZE = ['original_width_px', 'original_height_px'] # columns, in px; NaN where unknown
-CLASS_COLORS = {'Normal': '#0072B2', 'Benign': '#E69F00', 'Malignant': '#D55E00'} # Okabe-Ito: safe when colour-blind
+CLASS_COLORS = { # Okabe-Ito: safe when colour-blind
+    'Normal': '#0072B2', 'Benign': '#E69F00', 'Malignant': '#D55E00'}
 SIDES = {'L': 'Left', 'R': 'Right'}
 DENSITY = {'A': 0.25, 'B': 0.5, 'C': 0.75, 'D': 1.0} # ACR density as the third channel stores it
 SHEET_NAME = 'Radiology-manual-annotations.xlsx'
@@ -26,8 +27,8 @@ SIZES_NAME = 'image_sizes.csv' # only in resized mirrors: the size each region's
 PHANTOM_NAME = 'phantom.json' # only in made-up data sets: how they were made
 FOLDERS = {'DM': 'Low energy images of CDD-CESM', 'CM': 'Subtracted images of CDD-CESM'}
 SHEET_COLUMNS = (
-    'Image_name', 'Patient_ID', 'Side', 'Type', 'Age', 'Breast density (ACR)', 'BIRADS', 'Findings', 'View', 'Tags',
-    'Machine', 'Pathology Classification/ Follow up')
+    'Image_name', 'Patient_ID', 'Side', 'Type', 'Age', 'Breast density (ACR)', 'BIRADS', 'Findings',
+    'View', 'Tags', 'Machine', 'Pathology Classification/ Follow up')
 
 # %% ../../nbs/api/core.terms.ipynb #2f6bceb1
 def name_channels(

@@ -398,7 +398,7 @@ def _rows_alike():
             *median, _cell('`fill_density`', '04_train_colab_t4.ipynb')],
         'L1.3 feature selection on training and test data': [
             *both('no: none is selected'), _cell('chapter 03', '03_model.ipynb')],
-        'L1.4 duplicates': [*both('no: none found'), _cell(alike, '00f_check.ipynb#all-images')],
+        'L1.4 duplicates': [*both('no: none found'), _cell(alike, 'api/cohort.check.ipynb#all-images')],
         'L3.1 temporal leakage': [*both(undated), _cell('columns of the sheet', '00_data.ipynb')],
         'L3.3 test data are not of the population of interest': [
             *both('**yes**: one hospital, far more cancers than in screening'),
@@ -413,7 +413,7 @@ def info_sheet(
     at = real[real.score == 'auc'].set_index(['control', 'label', 'split_unit']).value
     masks, missing, views = (at[k, 'all rows', 'patient'] for k in (
         'mask shapes, DM + CM', 'density missing or not', 'number of views'))
-    trial = lambda leak: _cell(f'trial, leak `{leak}`', '06a_ladder.ipynb#the-ladder-on-phantoms')
+    trial = lambda leak: _cell(f'trial, leak `{leak}`', 'api/leakage.ladder.ipynb#the-ladder-on-phantoms')
     here = _cell('controls', '06_leakage_audit.ipynb#what-the-annotations-of-cdd-cesm-reveal')
     rows = _rows_alike() | {
         'L2 features that are not legitimate: regions': [*_does(

@@ -77,7 +77,8 @@ class SharedModel(
         facts = dict(settings=self.settings, facts=self.facts, weights_source=self.weights_source)
         config = self.settings | {k: facts[k] for k in ('facts', 'weights_source')}
         card = facts | dict(classes=', '.join(CLASSES)) | (model_card_kwargs or {})
-        card |= dict(kind=type(self).__name__, module='probe.model' if self.settings.get('model') == 'probe' else 'model')
+        module = 'probe.model' if self.settings.get('model') == 'probe' else 'model'
+        card |= dict(kind=type(self).__name__, module=module)
         return super().save_pretrained(
             save_directory, config=config, model_card_kwargs=card, **more)
 
