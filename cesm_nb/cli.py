@@ -17,7 +17,7 @@ from typing import Annotated, Any, Optional
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, Positional, arg
 
-from .core.errors import one_way_out
+from .core.errors import CesmError, one_way_out
 from .core.files import reading
 from cesm_nb.core.settings import (
     AuditConfig, TensorConfig, TrainConfig, check_ranges, make_config, parse_settings,
@@ -47,7 +47,7 @@ def check_given(
 ):
     "Raise ValueError where a list is empty: tyro has no option for one or more."
     for k in names:
-        if not getattr(options, k): raise ValueError(f'{k} is empty: name at least one')
+        if not getattr(options, k): raise CesmError(f'{k} is empty: name at least one')
 
 # %% ../nbs/api/cli.ipynb #1a9e6358
 def read_file(
@@ -57,7 +57,7 @@ def read_file(
     with reading(path, 'mapping of settings', 'see configs/best.yaml for one') as file:
         found = dict(read_yaml(file.read_text('utf-8')))
     try: make_config(found)
-    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+    except ValueError as e: raise CesmError(f'{path}: {e}') from e
     return found
 
 # %% ../nbs/api/cli.ipynb #410b00d1

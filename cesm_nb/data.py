@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .core.errors import AbsentError, CesmError
 from .io.via import can_draw, looks_like_regions, read_regions
 from .core.terms import (
     VIEWS, MODALITIES, CHANNELS, CLASSES, KEYS, SIZE, CLASS_COLORS, SIDES, DENSITY, SHEET_NAME,
@@ -38,7 +39,7 @@ def parse_name(
     "Take an image's name apart; raise ValueError where it is not `P<number>_<L or R>_<DM or CM>_<CC or MLO>[copy]`."
     m = _NAME.fullmatch(str(name).strip())
     if not m:
-        raise ValueError(f'image name {name!r} is not of the form P<number>_<L or R>_<DM or CM>_<CC or MLO>[copy]')
+        raise CesmError(f'image name {name!r} is not of the form P<number>_<L or R>_<DM or CM>_<CC or MLO>[copy]')
     patient, side, modality, view, copy = m.groups()
     return dict(patient_id=int(patient), side=side, modality=modality, view=view, copy=int(copy or 1))
 
@@ -85,8 +86,8 @@ def _refuse_second_half(chosen, name, folders):
     held = _image_keys(chosen) if others else set()
     for d in others:
         if more := _image_keys(d) - held:
-            raise ValueError(f'folder {name!r} is there more than once: {d} holds {len(more)} images that {chosen} lacks; '
-                             'move all of them into one, or remove or rename the other')
+            raise CesmError(f'folder {name!r} is there more than once: {d} holds {len(more)} images that {chosen} lacks; '
+                            'move all of them into one, or remove or rename the other')
 
 def _find_folders(near, far):
     "Folders of low energy and of subtracted images, and the one that holds images of both; None where there is none."
@@ -97,7 +98,7 @@ def _find_folders(near, far):
             found = [d for p in folders for d in list_folder(p) if spell(d.name) in map(spell, names) and d.is_dir()]
             if out[m] or not found: continue
             level = [d for d in found if len(d.parts) == len(found[0].parts)]
-            if len(level) > 1: raise ValueError(f'folder {FOLDERS[m]!r} is there more than once: {", ".join(map(str, level[:4]))}; remove or rename all but one')
+            if len(level) > 1: raise CesmError(f'folder {FOLDERS[m]!r} is there more than once: {", ".join(map(str, level[:4]))}; remove or rename all but one')
             out[m] = found[0]
     for m in MODALITIES:
         if out[m]: _refuse_second_half(out[m], FOLDERS[m], far())
@@ -124,7 +125,7 @@ def find_layout(
     if out['sheet'] is None or with_images and not (out['DM'] or out['CM'] or out['images']):
         held = 'no such folder'
         if base.is_dir(): held = [f.name + '/'*f.is_dir() for f in list_folder(base)][:12]
-        raise FileNotFoundError(
+        raise AbsentError(
             f'{root} lacks ' + ('the annotation sheet' if out['sheet'] is None else 'both image folders') +
             f': looked for {SHEET_NAME} (or .csv) and folders {list(FOLDERS.values())} there and below, found {held}; '
             'data/README.md says what to download and where to put it')
@@ -165,7 +166,7 @@ def _refuse_rows(
     if not bad.any(): return
     rows = ', '.join(f'row {i+2} ({v[:80]!r})' for i, v in values[bad].head(10).items())
     more = f' and {bad.sum()-10} more' if bad.sum() > 10 else ''
-    raise ValueError(f'{file}: {what}: {rows}{more}; correct these cells or remove the rows')
+    raise CesmError(f'{file}: {what}: {rows}{more}; correct these cells or remove the rows')
 
 _ALIASES = {
     'image': 'Image_name', 'image id': 'Image_name', 'file name': 'Image_name', 'filename': 'Image_name', 'imagename': 'Image_name', 'patient': 'Patient_ID',
@@ -182,7 +183,7 @@ def read_sheet(
     rows = np.flatnonzero(filled > 1) # a note is a cell on its own
     last = rows[-1] + 1 if len(rows) else 0
     sheet = sheet.iloc[:last][filled.iloc[:last] > 0]
-    if sheet.empty: raise ValueError(f'{path} has no rows; expected one per image, download it again')
+    if sheet.empty: raise CesmError(f'{path} has no rows; expected one per image, download it again')
     sheet.index -= 2
     sheet.attrs['file'] = str(path)
     return sheet
@@ -291,12 +292,12 @@ class DataSet(NamedTuple):
         use, file = "use roi_source 'breast' or 'none' (protocol clinical)", self.files.get('regions')
         need = setting or "roi_source 'annotation'"
         if setting: use = f'leave {setting} out'
-        if file is None and self.regions.empty: raise ValueError(f"{self.root} has no region file, which {need} needs: add it or {use}")
+        if file is None and self.regions.empty: raise CesmError(f"{self.root} has no region file, which {need} needs: add it or {use}")
         lost, on = self.unmatched.image_name, self.regions.image_name.isin(used.image_name).sum()
         named = f' (such as {lost.iloc[0]!r})' if len(lost) else ''
-        raise ValueError(f"{file} has no region that can be drawn on an image of modality {modality!r}, which {need} needs: of "
-                         f'{len(self.regions)} regions {len(lost)} are on images that the sheet does not name{named}, {on} cannot be drawn and '
-                         f'{len(self.regions)-len(lost)-on} are on other images; correct the file or {use}')
+        raise CesmError(f"{file} has no region that can be drawn on an image of modality {modality!r}, which {need} needs: of "
+                        f'{len(self.regions)} regions {len(lost)} are on images that the sheet does not name{named}, {on} cannot be drawn and '
+                        f'{len(self.regions)-len(lost)-on} are on other images; correct the file or {use}')
 
 # %% ../nbs/00_data.ipynb #5a865b73
 def _fingerprint(layout, images):
@@ -318,7 +319,7 @@ def read_cdd_cesm(
     "Read CDD-CESM as the archive has it; raise as `find_layout`, `read_sheet`, `check_sheet`, `read_regions` do."
     layout = find_layout(root, with_images, regions)
     if regions and not layout['regions'].is_file():
-        raise FileNotFoundError(f'{regions} is absent: name the region file (VIA export, CSV or JSON)')
+        raise AbsentError(f'{regions} is absent: name the region file (VIA export, CSV or JSON)')
     files = find_images(layout)
     images, matched = _join_images(layout, read_regions(layout['regions']), files)
     phantom = layout['phantom'] is not None or (images.machine == 'phantom').all() # its sheet says so where the note was left behind
@@ -338,7 +339,7 @@ def read_dataset(
     for reader in READERS.values():
         try: return reader(Path(data).expanduser(), regions, with_images)
         except FileNotFoundError as e: refused.append(str(e))
-    raise FileNotFoundError('; or '.join(refused))
+    raise AbsentError('; or '.join(refused))
 
 # %% ../nbs/00_data.ipynb #3bfbd945
 def _density(images):
@@ -366,7 +367,7 @@ def breasts(
 ) -> pd.DataFrame: # one row per breast: patient_id, side, label, age_years, density, ..., cc_name, cc_path, ..., n_views
     "Gather the rows of each breast; a breast whose files are all absent stays in, with `n_views` 0."
     columns, channels = list(map(to_column, name_channels(modality))), CHANNELS[modality]
-    if label_scope not in ('modality', 'breast'): raise ValueError(f"label_scope {label_scope!r}: use 'modality' or 'breast'")
+    if label_scope not in ('modality', 'breast'): raise CesmError(f"label_scope {label_scope!r}: use 'modality' or 'breast'")
     used = images[images.modality.isin([m for m, _ in channels])]
     scope = (used if label_scope == 'modality' else images).groupby(KEYS).label
     by = used.groupby(KEYS)

@@ -18,7 +18,7 @@ import pandas as pd
 from .stats.calibration import POINTS, SCALED, SHARES, apply_validation, pool_runs
 from .stats.compare import fold_auc
 from .core.terms import PROBS
-from .core.errors import one_way_out
+from .core.errors import CesmError, one_way_out
 from cesm_nb.reporting.figures import (
     plot_confusion, plot_curves, plot_decision, plot_forest, plot_ranking, plot_reliability,
     plot_scores, save_figure)
@@ -254,9 +254,9 @@ class Evaluation(TypedDict):
 def _read_all(run_dirs, out_dir):
     "Runs, their joint test breasts, what validation chose, and where results go."
     run_dirs = [Path(d) for d in ([run_dirs] if isinstance(run_dirs, (str, Path)) else run_dirs)]
-    if not run_dirs: raise ValueError('no run folder is named: name at least one')
+    if not run_dirs: raise CesmError('no run folder is named: name at least one')
     if len(run_dirs) > 1 and not out_dir:
-        raise ValueError(f'{len(run_dirs)} runs need an out_dir for what they have in common')
+        raise CesmError(f'{len(run_dirs)} runs need an out_dir for what they have in common')
     runs = [Run.open(d) for d in run_dirs]
     pool_tests(runs) # refuses what does not belong together
     test, chosen = apply_validation(pool_runs(runs))
@@ -429,5 +429,5 @@ def main(
     inside:bool=True, # maps, attention and pointing game, where tensors are there
 ):
     "What `cesm_evaluate` does; raise SystemExit with a sentence where it cannot."
-    if not run_dirs: raise ValueError('no run folder is named: name at least one')
+    if not run_dirs: raise CesmError('no run folder is named: name at least one')
     print(evaluate_all(run_dirs, out_dir, n_draws, inside))

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from .core.errors import CesmError
 from .networks.backbones import make_streams, split_backbones
 from .core.files import read_json
 from .core.recipes import find_recipe
@@ -71,7 +72,7 @@ class FourStream(SharedModel, nn.Module):
         "Give the views to the backbones."
         channels, which = self.settings['channels'].split(','), slice(None)
         if x.shape[1] != len(channels) + 1:
-            raise ValueError(
+            raise CesmError(
                 f'{x.shape[1]} channels, expected {channels} and one of age and density')
         if len(self.streams.views) < len(channels):
             which = list(map(channels.index, self.streams.views))
@@ -142,9 +143,9 @@ def check_mixer(
 ):
     "Raise ValueError where attention and Conv1D cannot be built."
     if n_heads < 1 or width % n_heads:
-        raise ValueError(f'n_heads={n_heads} does not divide {width}: use 1, 2, 4, 8 or 16')
+        raise CesmError(f'n_heads={n_heads} does not divide {width}: use 1, 2, 4, 8 or 16')
     if token_kernel < 1 or token_kernel % 2 == 0:
-        raise ValueError(f'token_kernel={token_kernel} is not odd and positive: use 1 or 3')
+        raise CesmError(f'token_kernel={token_kernel} is not odd and positive: use 1 or 3')
 
 # %% ../nbs/03_model.ipynb #0345b1f1
 _CHOICES = dict(views=('both', *VIEWS)) | dict.fromkeys((
@@ -157,11 +158,11 @@ def check_model(
     "Raise ValueError where a model cannot be built, naming the setting."
     for k, allowed in _CHOICES.items():
         v = settings.get(k, allowed[0])
-        if v not in allowed: raise ValueError(f'{k}={v!r}: use {" or ".join(map(repr, allowed))}')
+        if v not in allowed: raise CesmError(f'{k}={v!r}: use {" or ".join(map(repr, allowed))}')
     split_backbones(settings.get('backbones', PAPER_BACKBONES))
     check_mixer(**{k: settings[k] for k in ('width', 'n_heads', 'token_kernel') if k in settings})
     drop_rate = settings.get('drop_rate', 0.)
-    if not 0 <= drop_rate <= 1: raise ValueError(f'drop_rate={drop_rate} is not in [0, 1]')
+    if not 0 <= drop_rate <= 1: raise CesmError(f'drop_rate={drop_rate} is not in [0, 1]')
 
 # %% ../nbs/03_model.ipynb #4d0e4942
 class TokenMixer(nn.Module):
@@ -198,7 +199,7 @@ class TokenMixer(nn.Module):
         return t
 
     def forward_attention(self, t, hidden=None): # -> (B, n_heads, n, n): row looks at column
-        if self.attn is None: raise ValueError('attention=False: no attention weights to show')
+        if self.attn is None: raise CesmError('attention=False: no attention weights to show')
         return self.attn(t, t, t, key_padding_mask=hidden, average_attn_weights=False)[1]
 
 # %% ../nbs/03_model.ipynb #c85fc76c
@@ -244,14 +245,14 @@ def load_model(
     folder = Path(folder).expanduser()
     for name in ('config.json', 'model.safetensors'):
         if not (folder/name).is_file():
-            raise ValueError(f'{folder/name} is absent: name a folder that export_model made')
+            raise CesmError(f'{folder/name} is absent: name a folder that export_model made')
     try:
         names = {'model?': {*MODELS, 'probe', 'lesion_map'}}
         made = read_json(folder/'config.json', 'expected what export_model writes', names)
         if made.get('model') == 'lesion_map' and not made.get('probe'):
-            raise ValueError('it was trained in steps, which was removed after version 0.1.0')
+            raise CesmError('it was trained in steps, which was removed after version 0.1.0')
         if made.get('model', 'four_stream') not in MODELS: find_recipe('probe') # which adds it
         return MODELS[made.get('model', 'four_stream')].from_pretrained(folder, map_location=device)
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError) as e:
         cause = ' '.join(str(e).split())[:300]
-        raise ValueError(f'{folder} holds no readable model: {cause}; export it again') from e
+        raise CesmError(f'{folder} holds no readable model: {cause}; export it again') from e

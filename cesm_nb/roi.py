@@ -10,6 +10,7 @@ __all__ = ['MAX_POINTS', 'CLIP_TOLERANCE', 'TILE_PX', 'scaled_outlines', 'fill',
 import cv2
 import numpy as np
 
+from .core.errors import CesmError
 from .imaging.breast import SEGMENT_PX, segment_breast
 from .imaging.decode import MAX_PIXELS
 from .core.settings import SWITCHES
@@ -109,7 +110,7 @@ def effective_clip(
     tiles:int=8, # tiles along each side
 ) -> float: # the limit applied, in the same unit
     "Limit that OpenCV applies: whole pixels per level and tile, rounded down, at least one."
-    if tiles < 1: raise ValueError(f'clahe_tiles is {tiles}: use at least 1')
+    if tiles < 1: raise CesmError(f'clahe_tiles is {tiles}: use at least 1')
     area = _tile_px(shape_px, tiles)
     return max(int(clip*area/256), 1)*256/area
 
@@ -120,8 +121,8 @@ def fit_tiles(
     tiles:int=8, # the most tiles along each side, at least 1
 ) -> tuple: # (limit to hand to OpenCV, tiles along each side)
     "Choose the most tiles whose applied limit is within a tenth of `clip`, or the closest."
-    if not 0 < clip < np.inf: raise ValueError(f'clahe_clip is {clip}: use a number above 0')
-    if tiles < 1: raise ValueError(f'clahe_tiles is {tiles}: use at least 1')
+    if not 0 < clip < np.inf: raise CesmError(f'clahe_clip is {clip}: use a number above 0')
+    if tiles < 1: raise CesmError(f'clahe_tiles is {tiles}: use at least 1')
     if clip >= 256: return 256., min(tiles, max(shape_px)) # a whole tile in one level: no limit
     options = []
     for n in range(min(tiles, max(shape_px)), 0, -1):
@@ -179,7 +180,7 @@ def clahe_within(
 ) -> np.ndarray: # (h, w) uint8, equal to `image` outside the outlines
     "Enhance contrast inside the outlines only (paper, section 3.2)."
     if extent not in ('box', 'image'):
-        raise ValueError(f"clahe_extent {extent!r}: use 'box' or 'image'")
+        raise CesmError(f"clahe_extent {extent!r}: use 'box' or 'image'")
     if not outlines: return image
     out = image.copy()
     whole = _clahe(image, clip, tiles) if extent == 'image' else None
@@ -216,7 +217,7 @@ def enhance(
 ) -> tuple: # ((h, w) uint8 image, list of sentences about what is odd)
     "Enhance one image where the protocol says."
     if roi_source not in SWITCHES['roi_source']:
-        raise ValueError(f"roi_source {roi_source!r}: use {SWITCHES['roi_source']}")
+        raise CesmError(f"roi_source {roi_source!r}: use {SWITCHES['roi_source']}")
     if roi_source == 'none': return image, []
     if roi_source == 'annotation':
         outlines, skipped = scaled_outlines(geometries, image.shape, original_px)

@@ -27,6 +27,7 @@ from joblib import Parallel, delayed, effective_n_jobs
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
+from .core.errors import CesmError, FileError
 from .data import DataSet, breasts, read_dataset
 from .core.terms import CLASSES, CLASS_COLORS, DENSITY, SIDES
 from .imaging.decode import NO_VIEW, image_problem, read_image, resize_area
@@ -103,15 +104,15 @@ def claim_folder(
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         if any(folder.glob('*.pt')):
-            raise ValueError(f'{folder} has tensors but no settings.json: '
-                             'choose another tensor_dir')
+            raise CesmError(f'{folder} has tensors but no settings.json: '
+                            'choose another tensor_dir')
         return write_atomic(path, json.dumps(settings, indent=1).encode())
     old = read_json(path, f'delete {folder} and run again')
     other = '; '.join(
         f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in settings.items()
         if old.get(k) != v)
     if other:
-        raise ValueError(
+        raise CesmError(
             f'{folder} was made with other settings ({other}): '
             'choose another tensor_dir or delete it')
 
@@ -211,13 +212,13 @@ def read_tensor(
 ) -> dict: # as from `make_tensor`
     "Load a tensor file as data only; raise ValueError where it is none."
     if Path(path).exists() and not Path(path).is_file(): # reading a pipe would never end
-        raise ValueError(f'{path} is no regular file: delete it and run again')
+        raise CesmError(f'{path} is no regular file: delete it and run again')
     try: d = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
-        raise ValueError(
+        raise CesmError(
             f'{path} is no tensor file ({type(e).__name__}): delete it and run again') from e
     if not isinstance(d, dict) or 'x' not in d:
-        raise ValueError(f'{path} holds no breast: delete it and run again')
+        raise CesmError(f'{path} holds no breast: delete it and run again')
     return d
 
 # %% ../nbs/02_tensorize.ipynb #ea7b34c1
@@ -248,7 +249,7 @@ def check_tensor(
 def _manifest_row(d, task, image_size, name):
     "Check a tensor and say what is in it; `file` is empty where no view could be read."
     wrong = check_tensor(d, task, image_size)
-    if wrong: raise ValueError(f'{name}: {"; ".join(wrong)}; delete the file and run again')
+    if wrong: raise CesmError(f'{name}: {"; ".join(wrong)}; delete the file and run again')
     has = {f'has_{c}': r for c, r in zip(task['channels'], d['real'].tolist())}
     kept = ('patient_id', 'side', 'label', 'age_years', 'density', 'density_source')
     return dict(file=name if any(has.values()) else '', problems='; '.join(d['problems']), **has,
@@ -296,9 +297,9 @@ def _save_all(tasks, settings, folder, n_jobs):
         with tqdm(tasks, 'tensors', unit='breast', disable=len(tasks) < 2) as queue:
             return Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue)
     except TerminatedWorkerError:
-        raise OSError('a process that made tensors was killed, perhaps as memory ran out: '
-                      'what was finished is '
-                      'kept, run again with fewer n_jobs') from None
+        raise FileError('a process that made tensors was killed, perhaps as memory ran out: '
+                        'what was finished is '
+                        'kept, run again with fewer n_jobs') from None
 
 # %% ../nbs/02_tensorize.ipynb #4e1be789
 def save_tensors(
@@ -338,13 +339,13 @@ def list_tasks(
         data.need_regions(cfg.modality, '' if roi_source == 'annotation' else 'region_teacher=True')
         lost = data.unmatched.image_name
         if cfg.strict and len(lost):
-            raise ValueError(f'strict: {len(lost)} of {len(data.regions)} regions are on images '
-                             f'that the sheet does not name, such as {lost.iloc[0]!r}: '
-                             'correct the region file, or run without strict')
+            raise CesmError(f'strict: {len(lost)} of {len(data.regions)} regions are on images '
+                            f'that the sheet does not name, such as {lost.iloc[0]!r}: '
+                            'correct the region file, or run without strict')
     table = breasts(data.images, cfg.modality, cfg.label_scope, cfg.view_copy)
     tasks = make_tasks(table, data.images, data.regions)
     if not tasks:
-        raise ValueError(f'{root} has no image of modality {cfg.modality!r} that the sheet names')
+        raise CesmError(f'{root} has no image of modality {cfg.modality!r} that the sheet names')
     if dropped := _drop_count(table, tasks, cfg.modality): print(dropped)
     return tasks
 
@@ -359,9 +360,9 @@ def _write_problems(rows, folder, strict):
     write_atomic(path, odd.to_csv(index=False).encode())
     if not (strict and len(odd)): return
     first = '; '.join(f'P{o.patient_id}_{o.side} {o.problems}' for o in odd.head(3).itertuples())
-    raise ValueError(f'strict: {len(odd)} of {len(rows)} breasts have problems, such as {first}; '
-                     'all are in '
-                     f'{path}: correct or remove these files, or run without strict')
+    raise CesmError(f'strict: {len(odd)} of {len(rows)} breasts have problems, such as {first}; '
+                    'all are in '
+                    f'{path}: correct or remove these files, or run without strict')
 
 def tensorize(
     cfg:TensorConfig, # settings
@@ -378,7 +379,7 @@ def tensorize(
     manifest = rows[rows.file != ''].reset_index(drop=True) # no view could be read: not a case
     lost = len(rows) - len(manifest)
     where = f'of {len(rows)} breasts has an image that can be read; see {folder}/problems.csv'
-    if manifest.empty: raise ValueError(f'{cfg.data_root}: none {where}')
+    if manifest.empty: raise CesmError(f'{cfg.data_root}: none {where}')
     if lost:
         print(f'{lost} of {len(rows)} breasts dropped: none of their images can be used; '
               f'see {folder}/problems.csv')
@@ -391,13 +392,13 @@ def read_manifest(
 ) -> pd.DataFrame: # one row per breast; density '' where missing
     "Read the list of tensors; raise ValueError, naming the line, where it is absent or altered."
     path, advice = run_file(tensor_dir, 'manifest'), 'run cesm_tensorize again'
-    if not path.exists(): raise ValueError(f'{path} is absent: run cesm_tensorize first')
+    if not path.exists(): raise CesmError(f'{path} is absent: run cesm_tensorize first')
     check_digests(tensor_dir, path.name)
     with reading(path, 'table', advice) as file:
         table = pd.read_csv(file, dtype={'side': str}, keep_default_na=False,
                             na_values={'age_years': ['']})
     absent = [c for c in _MANIFEST if c not in table]
-    if absent: raise ValueError(f'{path} has no column {absent}; expected {_MANIFEST}: {advice}')
+    if absent: raise CesmError(f'{path} has no column {absent}; expected {_MANIFEST}: {advice}')
     check_manifest(table, path)
     return table
 

@@ -34,7 +34,7 @@ from .core.terms import CLASSES, name_channels
 from cesm_nb.training.distributed import (
     add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
     tell_all)
-from .core.errors import one_way_out
+from .core.errors import CesmError, NotFiniteError, one_way_out
 from .core.files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
 from .training.losses import (
     check_finite, epoch_batches, name_scores, tabulate, weigh_classes)
@@ -190,9 +190,9 @@ def read_training(
         if [row['epoch'] for row in state['history']] == list(range(1, len(state['history']) + 1)):
             return dict(best_digest='') | state # version 0.1.0 kept no digest
     except Exception as e: # whatever a file of another kind makes torch raise
-        raise ValueError(
+        raise CesmError(
             f'{path} holds no training ({type(e).__name__}): delete the run folder') from e
-    raise ValueError(f'{path} holds another training: delete the run folder')
+    raise CesmError(f'{path} holds another training: delete the run folder')
 
 def load_training(
     t:Training, # in place
@@ -206,7 +206,7 @@ def load_training(
         t.history, (t.best_epoch, t.best_score) = list(state['history']), state['best']
         t.best_digest = state['best_digest']
     except Exception as e: # of a model of another shape
-        raise ValueError(f'{path} holds another training: delete the run folder') from e
+        raise CesmError(f'{path} holds another training: delete the run folder') from e
 
 # %% ../nbs/04_train_colab_t4.ipynb #e212b541
 def validate(
@@ -244,7 +244,7 @@ def train_loop(
         except FloatingPointError as e:
             kept = 'no epoch is kept'
             if t.history: kept = f'epoch {t.best_epoch} is kept in {checkpoints}'
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f'{e}: lower lr ({row["lr"]}) in another run_dir; {kept}') from e
         t.history.append(row)
         t.sched.step(row['val_loss'])
@@ -305,7 +305,7 @@ def check_network(
     check_batch(n_each*n_views, cfg.image_size)
     classes = splits.label[splits.split == 'val'].nunique()
     if cfg.keep == 'auc' and classes < len(CLASSES):
-        raise ValueError(
+        raise CesmError(
             f"keep='auc': the validation set has {classes} of {len(CLASSES)} classes, so its macro "
             "AUC is undefined: use keep='accuracy', or more patients")
 
@@ -335,7 +335,7 @@ def fit_network(
     t.team.wait_for_everyone() # until the main process has written the best weights
     with reading(best, 'weights file', 'delete the run folder') as file: weights = load_file(file)
     if t.best_digest and digest_file(best) != t.best_digest:
-        raise ValueError(
+        raise CesmError(
             f'{best} does not hold the weights of the best epoch: delete the run folder')
     t.model.load_state_dict(weights)
     every = torch.arange(len(data.label), device=data.label.device)
@@ -385,7 +385,7 @@ def record_session(
     "Add this session to the record of a run; raise ValueError where the folder holds another run."
     kept = find_run(cfg.run_dir, config, splits, cfg.resume)
     if n_epochs > cfg.epochs:
-        raise ValueError(
+        raise CesmError(
             f'{cfg.run_dir} has {n_epochs} epochs already, epochs={cfg.epochs} is fewer: '
             'ask for at least as many or choose another run_dir')
     session = {k: config[k] for k in ('commit', 'versions', 'device', 'precision')}

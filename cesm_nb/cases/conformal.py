@@ -12,6 +12,7 @@ from math import ceil
 import numpy as np
 import pandas as pd
 
+from ..core.errors import CesmError
 from ..stats.calibration import apply_validation, heat
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..stats.intervals import SHARE_FORM, interval_table, patient_share
@@ -25,7 +26,7 @@ def _check_finite(prob):
     prob = np.asarray(prob)
     if np.isfinite(prob).all(): return
     bad = prob[~np.isfinite(prob).all(-1)] if prob.ndim > 1 else [prob]
-    raise ValueError(f'the probabilities {bad[0].tolist()} are not finite: no class can be named')
+    raise CesmError(f'the probabilities {bad[0].tolist()} are not finite: no class can be named')
 
 def find_limit(
     label:np.ndarray, # (n,) int, of breasts that the model was not fitted to
@@ -94,7 +95,7 @@ def _apply(chosen, test):
 
 def _judge_test(val, test, level):
     "Test breasts by `_apply`, chosen on calibration breasts of other patients than their own."
-    if not len(test): raise ValueError('no test breast to judge: has the split a test part?')
+    if not len(test): raise CesmError('no test breast to judge: has the split a test part?')
     women, of = np.unique([*val.patient_id, *test.patient_id], return_inverse=True)
     n = N_GROUPS if set(val.patient_id) & set(test.patient_id) else 1
     group = (np.random.default_rng(0).permutation(len(women)) % n)[of]

@@ -18,6 +18,7 @@ import torch
 
 from .subgroups import Own, read_own
 from .prepare import Member, Prepared, open_member, stack_prepared, wanted
+from ..core.errors import CesmError
 from ..training.dataset import Breasts, assemble, breasts_at_once
 from ..core.terms import CHANNELS, name_channels
 from ..imaging.breast import segment_breast
@@ -134,10 +135,10 @@ def check_clouds(
     for at, n in (clouds | dict(features=member.net.settings['width'])).items():
         kind, _, name = at.partition('.')
         cloud = about[kind].get(name) if name else about[kind]
-        if cloud is None: raise ValueError(f'{at} is absent')
+        if cloud is None: raise CesmError(f'{at} is absent')
         rows = [len(cloud['centre']), len(cloud['scale']), *map(len, cloud['axes'])]
         if set(rows) == {n} and len(cloud['axes']) == len(cloud['spread']): continue
-        raise ValueError(f'{at} holds rows of {sorted(set(rows))} numbers, expected {n}')
+        raise CesmError(f'{at} holds rows of {sorted(set(rows))} numbers, expected {n}')
 
 def fit_training(
     member:Member, # a run folder
@@ -149,7 +150,7 @@ def fit_training(
     part = manifest.split.to_numpy()
     train, val = part == 'train', part == 'val'
     if not val.any():
-        raise ValueError(f'{member.folder} held no breast back for validation: train it with some')
+        raise CesmError(f'{member.folder} held no breast back for validation: train it with some')
     names, found = name_channels(member.preparation['tensors']['modality']), {}
     for i in _seen(member):
         rows = np.array([signature(v) for v in batch.views[:, i].numpy()])

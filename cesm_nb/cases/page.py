@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .prepare import Member, Prepared, stack_prepared
+from ..core.errors import CesmError
 from ..training.dataset import assemble
 from ..core.terms import CHANNELS, CLASSES, PROBS, SIDES, name_channels
 from ..imaging.dicom import ENERGY_NAMES, Case
@@ -164,7 +165,7 @@ def summarise(
 ) -> str: # one sentence
     "Say what was answered."
     if answer.classes and not np.isfinite(answer.prob).all():
-        raise ValueError(f'{case.name}: the probabilities {answer.prob.tolist()} are not finite')
+        raise CesmError(f'{case.name}: the probabilities {answer.prob.tolist()} are not finite')
     what = f'{case.name}, {SIDES[case.side].lower()} breast'
     if not answer.classes:
         return f'{what}: no answer, since it is unlike what the model was trained on.'
@@ -209,7 +210,7 @@ def page_of(
 def need_highdicom(): # the module; ValueError where it is absent
     try: import highdicom # the extra `sr`
     except ImportError:
-        raise ValueError('DICOM out needs highdicom: pip install "cesm_nb[dicom,sr]"') from None
+        raise CesmError('DICOM out needs highdicom: pip install "cesm_nb[dicom,sr]"') from None
     return highdicom
 
 # %% ../../nbs/api/cases.page.ipynb #f466f547

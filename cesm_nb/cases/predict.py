@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .subgroups import ALIKE_FORM, describe_alike, name_groups_of, predict_held, read_own
 from .prepare import Member, ask, export_for_cases, open_member, prepare_case
 from .page import make_dicom, need_highdicom, page_of, to_bytes
+from ..core.errors import CesmError
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Case, printable, read_case
@@ -59,8 +60,8 @@ def describe_expert(
     "Describe a run for cases; raise ValueError as `describe_training`, and where none validate."
     own = read_own(member)
     if not (own[0].split == 'val').any():
-        raise ValueError(f'{member.folder} has no breast to say by how sure its model is, all but '
-                         "the test breasts trained: train a model for cases with fit_on='train'")
+        raise CesmError(f'{member.folder} has no breast to say by how sure its model is, all but '
+                        "the test breasts trained: train a model for cases with fit_on='train'")
     print(f'{member.name} is tried on its own breasts first, which takes a while')
     predictions = predict_held(member, own)
     certain = describe_certainty(predictions)
@@ -78,12 +79,12 @@ def _read_kept(member, path):
     advice = 'it is made again' if member.is_run else 'export the run again with export_expert'
     found, phantom = read_sealed(path, advice, _FORM), member.preparation['phantom']
     if found['weights'] != digest_weights(member.net):
-        raise ValueError(f'{path} is about other weights: {advice}')
+        raise CesmError(f'{path} is about other weights: {advice}')
     if found['phantom'] is not phantom:
-        raise ValueError(
+        raise CesmError(
             f'{path}: phantom is {found["phantom"]}, the model says {phantom}: {advice}')
     try: check_clouds(member, found)
-    except ValueError as e: raise ValueError(f'{path}: {e}: {advice}') from e
+    except ValueError as e: raise CesmError(f'{path}: {e}: {advice}') from e
     return found
 
 def _read_training(member):
@@ -111,7 +112,7 @@ def open_experts(
 ) -> list: # of `Expert`
     "Open models; raise ValueError as `open_member` does."
     if not runs:
-        raise ValueError('no model: name a run folder, an exported one, or owner/name@revision')
+        raise CesmError('no model: name a run folder, an exported one, or owner/name@revision')
     members = [open_member(r) for r in runs]
     return [Expert(m, _read_training(m)) for m in members]
 
@@ -244,12 +245,12 @@ _SPELLINGS = {
 def _years(text, where):
     "An age in years, with a decimal point or comma."
     try: return float(text.replace(',', '.'))
-    except ValueError: raise ValueError(f'{where}: age is no number, expected years') from None
+    except ValueError: raise CesmError(f'{where}: age is no number, expected years') from None
 
 def _read_list(path):
     "Cases of a list; one whose age cannot be read carries the sentence about it."
     table = read_table(path, ('case', 'files'), _SPELLINGS, optional=_LIST, closed=True)
-    if table.empty: raise ValueError(f'{path} has no case, expected one per row: add them')
+    if table.empty: raise CesmError(f'{path} has no case, expected one per row: add them')
     for i, r in zip(table.index, table.to_dict('records')):
         files = [path.parent/f.strip() for f in r['files'].split(';') if f.strip()]
         options = {k: v.strip() for k, v in r.items() if k in _LIST and v.strip()}
@@ -320,7 +321,7 @@ class _Table:
         whole = text[:text.rfind('\n') + 1] # a process that was killed may leave half a row
         self.rows = list(csv.DictReader(StringIO(whole)))
         if self.rows and 'case' not in self.rows[0]:
-            raise ValueError(f'{self.path} is no table of cases: choose another folder for --out')
+            raise CesmError(f'{self.path} is no table of cases: choose another folder for --out')
         self.write()
 
     def write(self):
@@ -386,7 +387,7 @@ def predict_cases(
     "Predict cases that are not there yet and write each as it comes; raise where that cannot be."
     if dicom: need_highdicom() # before the work, not after it
     if options.get('name') and len(cases) > 1:
-        raise ValueError(f'one name is given for {len(cases)} cases: name them in a list of cases')
+        raise CesmError(f'one name is given for {len(cases)} cases: name them in a list of cases')
     (out := Path(out)).mkdir(parents=True, exist_ok=True)
     about = _digest_all([(digest_weights(e.member.net), e.member.preparation, e.training)
         for e in experts], regions is not None and regions.to_csv(), anyway)
@@ -402,7 +403,7 @@ def predict_cases(
             said = ''
             if row is None or not all((out/f'{stem}{k}').exists() for k in wanted):
                 try:
-                    if 'problem' in own: raise ValueError(own['problem'])
+                    if 'problem' in own: raise CesmError(own['problem'])
                     case = read_case(files, **own)
                     answer = predict_case(case, experts, regions, anyway)
                     page = page_of(case, answer, experts) if pages else b''
@@ -436,7 +437,7 @@ def main(
     table = predict_cases(cases, experts, out, read_regions(regions) if regions else None,
         anyway, pages, dicom_out, **options)
     bad = table[table.problem != '']
-    if len(bad) == len(table): raise ValueError(bad.problem.iloc[0])
+    if len(bad) == len(table): raise CesmError(bad.problem.iloc[0])
     print('Research use only.' + (' PHANTOM: the model was trained on made-up images.' if
                                   any(e.member.preparation['phantom'] for e in experts) else ''))
     for r in table.itertuples():

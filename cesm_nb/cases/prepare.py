@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..core.errors import CesmError
 from ..training.dataset import Breasts
 from ..core.terms import CHANNELS, DENSITY, name_channels, to_column
 from ..training.distributed import limit_threads
@@ -73,7 +74,7 @@ def _download(name):
     try: return Path(snapshot_download(repo, revision=revision))
     except Exception as e: # the hub, the network and the disk have errors of their own
         why = ' '.join(str(e).split())[:160]
-        raise ValueError(
+        raise CesmError(
             f'{name} cannot be fetched ({type(e).__name__}: {why}): check its name') from e
 
 _EXPORTED = 'config.json', 'model.safetensors' # files whose digests `preparation.json` holds
@@ -84,7 +85,7 @@ def _read_preparation(folder, net):
     found = read_sealed(path := folder/PREPARATION, _AGAIN, _FORM)
     for name, kept in found.get('files', {}).items():
         if name in _EXPORTED and digest_file(folder/name) != kept:
-            raise ValueError(f'{folder/name} has changed since it was exported: {_AGAIN}')
+            raise CesmError(f'{folder/name} has changed since it was exported: {_AGAIN}')
     tensors, switches = found['tensors'], net.facts.get('switches')
     facts = net.facts | (switches if isinstance(switches, dict) else {})
     facts |= dict(channels=net.settings['channels'])
@@ -92,7 +93,7 @@ def _read_preparation(folder, net):
         phantom=found['phantom'], channels=','.join(name_channels(tensors['modality'])))
     for k in ('phantom', 'modality', 'image_size', 'roi_source', 'channels'):
         if facts.get(k, own[k]) == own[k]: continue
-        raise ValueError(f'{path}: {k} is {own[k]!r}, but {facts[k]!r} in {_EXPORTED[0]}: {_AGAIN}')
+        raise CesmError(f'{path}: {k} is {own[k]!r}, but {facts[k]!r} in {_EXPORTED[0]}: {_AGAIN}')
     return found
 
 # %% ../../nbs/api/cases.prepare.ipynb #0c28930e
@@ -104,7 +105,7 @@ def open_member(
     folder = Path(where).expanduser()
     if not folder.exists():
         if not _HUB.fullmatch(str(where)):
-            raise ValueError(
+            raise CesmError(
                 f'{where} is absent: name a run folder, an exported one, or owner/name@revision '
                 'with a commit of 40 hexadecimal digits')
         folder = _download(str(where))
@@ -139,7 +140,7 @@ def _regions_of(view, regions):
     stem = Path(view.file).stem.strip()
     found = [] if regions is None else regions.geometry[regions.image_name == stem].tolist()
     if found and any(n.startswith(('cut', 'mirrored', 'turned')) for n in view.notes):
-        raise ValueError(
+        raise CesmError(
             f'{view.file} was cut or turned, its regions are not: name another image')
     return found
 
@@ -149,11 +150,11 @@ def _check_wanted(case, member, regions):
     if not usable:
         want, have = (' or '.join(f'{ENERGY_NAMES[m]} {v}' for m, v in o)
             for o in (wanted(member), case.views))
-        raise ValueError(
+        raise CesmError(
             f'{case.name} has {have}, but {member.name} looks at {want}: name such an image')
     if tensors['roi_source'] != 'annotation': return
     if not any(_regions_of(case.views[k], regions) for k in usable):
-        raise ValueError(
+        raise CesmError(
             f'{case.name} has no drawn regions, which {member.name} needs: name a region file, '
             "or use a run of the protocol 'clinical'")
 
@@ -200,8 +201,8 @@ def prepare_case(
         patient_id=0, side=case.side, label=0, age_years=age, density=case.density,
         density_source='own', channels=columns, views=views), p['tensors'])
     if not tensor['real'].any():
-        raise ValueError(f'{case.name} has no image that counts as a view ('
-                         f'{"; ".join(tensor["problems"])}): name others')
+        raise CesmError(f'{case.name} has no image that counts as a view ('
+                        f'{"; ".join(tensor["problems"])}): name others')
     rows = decode_rows(tensor['x'])
     if not case.density: rows[1] = p['density']
     pixels = (tensor['x'][:-1]*255).round().to(torch.uint8)
@@ -225,8 +226,8 @@ def ask_batch(
     prob = predict_breasts(member.net, batch, dtype).softmax(1).numpy()
     if np.isfinite(prob).all(): return prob
     bad = prob[~np.isfinite(prob).all(1)][0]
-    raise ValueError(f'{member.folder} gives the probabilities {bad.tolist()}, expected finite '
-                     'ones: train or export it again')
+    raise CesmError(f'{member.folder} gives the probabilities {bad.tolist()}, expected finite '
+                    'ones: train or export it again')
 
 def ask(
     member:Member, # the model

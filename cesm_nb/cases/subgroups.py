@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .prepare import Member, ask_batch, wanted
+from ..core.errors import CesmError
 from ..training.dataset import Breasts
 from ..stats.compare import repeated_interval
 from ..core.terms import KEYS, PROBS, name_channels, to_column
@@ -25,7 +26,7 @@ def read_own(
 ) -> Own:
     "Read the breasts of a run; raise ValueError as `open_breasts`."
     if not member.is_run:
-        raise ValueError(f'{member.folder} is no run folder: describe the run, then export it')
+        raise CesmError(f'{member.folder} is no run folder: describe the run, then export it')
     return open_breasts(member.folder)
 
 def _pick(batch, at): # rows of a batch, without the other breasts, as a case has none

@@ -19,6 +19,7 @@ from typing import NamedTuple, Optional
 
 from .prepare import wanted
 from .page import page_of
+from ..core.errors import CesmError
 from ..core.terms import DENSITY, SIDES
 from ..imaging.dicom import ENERGY_NAMES, Upload, join_views, read_view
 from .predict import open_experts, predict_case, write_answer
@@ -168,10 +169,10 @@ def read_upload(
 ): # `cesm_nb.imaging.dicom.Case`
     "Read the case that a form holds; raise ValueError with one sentence where there is none."
     if odd := [k for k in files if k not in images]:
-        raise ValueError(f'no model looks at a file in the field {odd[0][:20]!r}: leave it out')
+        raise CesmError(f'no model looks at a file in the field {odd[0][:20]!r}: leave it out')
     age, window = fields.get('age_years', ''), fields.get('window') or '1'
     try: age = float(age) if age else None
-    except ValueError: raise ValueError(f'age {age[:20]!r} is no number') from None
+    except ValueError: raise CesmError(f'age {age[:20]!r} is no number') from None
     views = []
     for k, file in files.items():
         modality, view = images[k]
@@ -240,7 +241,7 @@ def make_site(
     experts = open_experts(runs)
     for e in experts:
         if e.member.preparation['tensors']['roi_source'] == 'annotation':
-            raise ValueError(
+            raise CesmError(
                 f'{e.member.name} needs drawn regions, which the page does not ask for: use '
                 "cesm_predict --regions, or a run of the protocol 'clinical'")
     if keep: (keep := Path(keep)).mkdir(parents=True, exist_ok=True)
@@ -267,7 +268,7 @@ def main(
     matplotlib.use('Agg') # figures are drawn in threads
     try: import python_multipart, starlette, uvicorn # noqa: F401
     except ImportError as e:
-        raise ValueError(f'{e.name} is absent: pip install "cesm_nb[dicom,app]"') from None
+        raise CesmError(f'{e.name} is absent: pip install "cesm_nb[dicom,app]"') from None
     with socket.create_server(('127.0.0.1', port)) as door:
         port = door.getsockname()[1]
         server = make_server(make_app(make_site(run, port, keep)))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..core.errors import AbsentError
 from ..data import find_layout, image_key, read_dataset
 
 # %% ../../nbs/api/cohort.download.ipynb #687711ac
@@ -60,7 +61,7 @@ def inspect_download(
     "Count what is there; raise FileNotFoundError where there is no folder."
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(
+        raise AbsentError(
             f'{root} is no folder: make it and put the files of {PAGE} there')
     present, wrong = _images_there(root), []
     read, wanted, why, phantom = _annotations(root)

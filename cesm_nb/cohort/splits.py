@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from ..core.errors import CesmError
 from ..core.terms import CLASSES
 from ..core.settings import SWITCHES, TrainConfig
 
@@ -34,10 +35,10 @@ def make_splits(
 ) -> pd.DataFrame: # patient_id, side, split ('train', 'val', 'test'), in the order of `table`
     "Split breasts, stratified by label; raise ValueError where a class has too few of them."
     if split_unit not in SWITCHES['split_unit']:
-        raise ValueError(f"split_unit {split_unit!r}: use 'breast' or 'patient'")
+        raise CesmError(f"split_unit {split_unit!r}: use 'breast' or 'patient'")
     if n_folds and not (n_folds >= 3 and 0 <= fold < n_folds):
-        raise ValueError(f'fold {fold} of n_folds {n_folds}: use n_folds 0 or at least 3, '
-                         'and 0 <= fold < n_folds')
+        raise CesmError(f'fold {fold} of n_folds {n_folds}: use n_folds 0 or at least 3, '
+                        'and 0 <= fold < n_folds')
     y = table.label.to_numpy()
     g = table.patient_id.to_numpy() if split_unit == 'patient' else np.arange(len(table))
     counts = np.bincount(y, minlength=len(CLASSES))
@@ -45,9 +46,9 @@ def make_splits(
     # 3 + 3 of 20 parts are 15 % + 15 %; 1 + 1 of 7 where a class is small
     n_parts = n_folds or (20 if few >= 40 else 7)
     if few < n_parts:
-        raise ValueError(f'class {rarest!r} has {few} breasts, '
-                         f'fewer than the {n_parts} parts to deal them into: '
-                         'all three classes are needed, with that many breasts each')
+        raise CesmError(f'class {rarest!r} has {few} breasts, '
+                        f'fewer than the {n_parts} parts to deal them into: '
+                        'all three classes are needed, with that many breasts each')
     part, n_held = _parts(y, g, n_parts, seed), 3 if n_parts == 20 and not n_folds else 1
     split = np.where(part < n_held, 'test', np.where(part < 2*n_held, 'val', 'train'))
     if n_folds: # the held-out fold is the test set; 15 % of all, from the rest, choose the epoch
@@ -66,14 +67,13 @@ def hold_out(
     test = table.patient_id.isin(test_patients).to_numpy()
     absent = sorted(set(test_patients) - set(table.patient_id))
     if absent:
-        raise ValueError(
+        raise CesmError(
             f'test_patients names {len(absent)} of {len(test_patients)} patients who have no image '
             f'in this data set: {absent[:10]}; add their images')
     part = _parts(*(table.loc[~test, k].to_numpy() for k in ('label', 'patient_id')), 7, seed)
     split = np.full(len(table), 'test', object)
     split[~test] = np.where(part == 0, 'val', 'train')
     return table[['patient_id', 'side']].assign(split=split).reset_index(drop=True)
-
 
 # %% ../../nbs/api/cohort.splits.ipynb #3c71b911
 def share_with_twin(
@@ -91,22 +91,22 @@ def read_splits(
     "Read a split made elsewhere; raise ValueError, naming them, where breasts are not in it."
     s = pd.read_csv(path, dtype={'side': str, 'split': str})
     absent = [c for c in ('patient_id', 'side', 'split') if c not in s]
-    if absent: raise ValueError(f'{path} has no column {absent}; expected patient_id, side, split')
+    if absent: raise CesmError(f'{path} has no column {absent}; expected patient_id, side, split')
     bad = s[~s.split.isin(SPLITS)]
     if len(bad):
-        raise ValueError(f'{path} line {bad.index[0]+2}: '
-                         f'split {bad.split.iloc[0]!r} is not one of {SPLITS}')
+        raise CesmError(f'{path} line {bad.index[0]+2}: '
+                        f'split {bad.split.iloc[0]!r} is not one of {SPLITS}')
     twice = s[s.duplicated(['patient_id', 'side'])]
     if len(twice):
-        raise ValueError(f'{path} names P{twice.patient_id.iloc[0]}_{twice.side.iloc[0]} twice; '
-                         'expected one line per breast')
+        raise CesmError(f'{path} names P{twice.patient_id.iloc[0]}_{twice.side.iloc[0]} twice; '
+                        'expected one line per breast')
     out = table[['patient_id', 'side']].merge(s[['patient_id', 'side', 'split']], how='left')
     lost = out[out.split.isna()]
     if len(lost):
         names = [f'P{p}_{s}' for p, s in zip(lost.patient_id, lost.side)]
-        raise ValueError(f'{path} does not cover {len(lost)} of {len(table)} breasts: '
-                         f'{", ".join(names[:10])}'
-                         + (' ...' if len(names) > 10 else '') + '; add a line for each')
+        raise CesmError(f'{path} does not cover {len(lost)} of {len(table)} breasts: '
+                        f'{", ".join(names[:10])}'
+                        + (' ...' if len(names) > 10 else '') + '; add a line for each')
     return out
 
 # %% ../../nbs/api/cohort.splits.ipynb #22fcefc7
@@ -128,11 +128,11 @@ def _read_own(manifest, cfg, split_unit):
     needed = [s for s in SPLITS if s != 'val' or getattr(cfg, 'fit_on', 'train') == 'train']
     empty = [s for s in needed if not (splits.split == s).any()]
     if empty:
-        raise ValueError(
+        raise CesmError(
             f'{cfg.splits_csv} puts no breast into {empty}; expected some in each of {needed}')
     parts = splits.groupby('patient_id').split.nunique()
     if split_unit == 'patient' and (parts > 1).any():
-        raise ValueError(
+        raise CesmError(
             f'{cfg.splits_csv} puts patient {parts.idxmax()} into two parts, which split_unit '
             "'patient' forbids: keep her breasts together or use split_unit 'breast'")
     return splits

@@ -20,7 +20,7 @@ from typing import Optional
 import psutil
 from filelock import FileLock, SoftFileLock, Timeout
 
-from .errors import first_line, note_file
+from .errors import AbsentError, CesmError, FileError, first_line, note_file
 
 # %% ../../nbs/api/core.files.ipynb #d05da90a
 @contextmanager
@@ -33,15 +33,14 @@ def reading(
     path = Path(path)
     note_file(path)
     if path.exists() and not path.is_file():
-        raise ValueError(f'{path} is no file, expected a {kind}: {advice}')
+        raise CesmError(f'{path} is no file, expected a {kind}: {advice}')
     try: yield path
-    except FileNotFoundError: raise FileNotFoundError(f'{path} is absent: {advice}') from None
+    except FileNotFoundError: raise AbsentError(f'{path} is absent: {advice}') from None
     except OSError as e:
-        raise OSError(f'{path} cannot be read ({e.strerror or first_line(e)}): {advice}') from e
+        raise FileError(f'{path} cannot be read ({e.strerror or first_line(e)}): {advice}') from e
     except Exception as e: # whatever a parser raises over bytes of another kind
-        raise ValueError(
+        raise CesmError(
             f'{path} is no {kind} ({type(e).__name__}: {first_line(e)}): {advice}') from e
-
 
 # %% ../../nbs/api/core.files.ipynb #3f1c07a2
 _WORDS = {
@@ -79,7 +78,7 @@ def _check_keys(found, form, at):
         name, more = k.removesuffix('?'), [n for n in found if n not in named]
         if k == '*': [check_form(found[n], f, f'{at}{n}') for n in more]
         elif name in found: check_form(found[name], f, f'{at}{name}')
-        elif name == k: raise ValueError(f'{at}{k} is absent, expected {_describe(f)}')
+        elif name == k: raise CesmError(f'{at}{k} is absent, expected {_describe(f)}')
 
 def check_form(
     value, # of JSON
@@ -98,7 +97,7 @@ def check_form(
         for i, v in enumerate(value): check_form(v, form[min(i, len(form) - 1)], f'{at}[{i}]')
         return
     if not _fits(value, form):
-        raise ValueError(f'{at} is {value!r:.60}, expected {_describe(form)}')
+        raise CesmError(f'{at} is {value!r:.60}, expected {_describe(form)}')
 
 # %% ../../nbs/api/core.files.ipynb #3f1c07a5
 def read_json(
@@ -109,9 +108,9 @@ def read_json(
     "Read JSON; raise ValueError or OSError, naming file, key and value, where it is not so."
     with reading(path, 'JSON file', advice) as file: out = json.loads(file.read_text('utf-8'))
     if not isinstance(out, dict):
-        raise ValueError(f'{path} holds a {type(out).__name__}, expected an object: {advice}')
+        raise CesmError(f'{path} holds a {type(out).__name__}, expected an object: {advice}')
     try: check_form(out, form or {})
-    except ValueError as e: raise ValueError(f'{path}: {e}: {advice}') from e
+    except ValueError as e: raise CesmError(f'{path}: {e}: {advice}') from e
     return out
 
 # %% ../../nbs/api/core.files.ipynb #4f1e6a09
@@ -127,8 +126,8 @@ def write_atomic(
         os.replace(beside, path)
     except OSError as e:
         beside.unlink(missing_ok=True)
-        raise OSError(f'cannot write {path}: {e.strerror}; what was finished is kept, '
-                      'run again once there is room') from e
+        raise FileError(f'cannot write {path}: {e.strerror}; what was finished is kept, '
+                        'run again once there is room') from e
 
 def _runs(pid):
     "Whether a process is there that may still write; a zombie may not."
@@ -183,7 +182,7 @@ def read_sealed(
     "Read JSON as `read_json` does; raise ValueError where it has changed since it was written."
     found = read_json(path, advice, form)
     if found.get('digest', own := _digest(found)) == own: return found
-    raise ValueError(f'{path} has changed since it was written: {advice}')
+    raise CesmError(f'{path} has changed since it was written: {advice}')
 
 # %% ../../nbs/api/core.files.ipynb #6e06dbf4
 LOCK, _HANDOVER_S = '.lock', 1
@@ -209,10 +208,10 @@ def lock_folder(
     except Timeout:
         soft = isinstance(lock, SoftFileLock) # no kernel that knows whether its holder is alive
         gone = f'; if that process has ended, delete {path}' if soft else ''
-        raise ValueError(f'{folder} is in use{_read_holder(path)}: wait until it ends, '
-                         f'or choose another run_dir{gone}') from None
+        raise CesmError(f'{folder} is in use{_read_holder(path)}: wait until it ends, '
+                        f'or choose another run_dir{gone}') from None
     except OSError as e:
-        raise OSError(f'cannot lock {path}: {e.strerror}: choose another run_dir') from e
+        raise FileError(f'cannot lock {path}: {e.strerror}: choose another run_dir') from e
     try:
         _write_holder(lock, f'{os.getpid()}\n{socket.gethostname()}\n')
         yield

@@ -9,6 +9,8 @@ __all__ = ['RECIPES', 'Recipe', 'Job', 'Fitted', 'find_recipe']
 from importlib import import_module
 from typing import Callable, NamedTuple
 
+from .errors import CesmError
+
 # %% ../../nbs/api/core.recipes.ipynb #6ef3a9e5
 class Recipe(NamedTuple):
     "How models of one kind are checked, built, fitted and used."
@@ -39,5 +41,5 @@ def find_recipe(
     model:str, # a name in `RECIPES`
 ) -> Recipe:
     "Import the recipe of a kind of model; raise ValueError where there is none."
-    if model not in RECIPES: raise ValueError(f'model={model!r}: use one of {list(RECIPES)}')
+    if model not in RECIPES: raise CesmError(f'model={model!r}: use one of {list(RECIPES)}')
     return import_module(RECIPES[model]).RECIPE

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .errors import CesmError
 from .terms import CLASSES, DENSITY, KEYS, PHANTOM_NAME, PROBS, SIDES
 from .files import digest_file, read_json, reading, remove_leftovers, write_json
 from cesm_nb.core.settings import (
@@ -63,7 +64,7 @@ def read_status(
     if not path.exists(): return {}
     status = read_json(path, _REDO, _STATUS)
     best, run = status['best_epoch'], status['epochs_run']
-    if best > run: raise ValueError(f'{path}: best_epoch {best} is above epochs_run {run}: {_REDO}')
+    if best > run: raise CesmError(f'{path}: best_epoch {best} is above epochs_run {run}: {_REDO}')
     return status
 
 # %% ../../nbs/api/core.runs.ipynb #55acd6ea
@@ -76,9 +77,9 @@ def check_digests(
     for name in names:
         path = Path(run_dir)/name
         if name in digests and path.exists() and digest_file(path, _REDO) != digests[name]:
-            raise ValueError(f'{path} has changed since the run finished: {_REDO}; '
-                             'where a training was cut off, '
-                             'run it to its end')
+            raise CesmError(f'{path} has changed since the run finished: {_REDO}; '
+                            'where a training was cut off, '
+                            'run it to its end')
 
 def seal_run(
     run_dir:str|Path, # run folder
@@ -96,12 +97,12 @@ def _check_phantom(config):
     "Raise ValueError where the data or tensors of a run say otherwise whether they are a phantom."
     root, tensors = (config['settings'].get(k) for k in ('data_root', 'tensor_dir'))
     if root and (note := Path(root)/PHANTOM_NAME).exists() and not config['phantom']:
-        raise ValueError(f'phantom is False, but {note} is there')
+        raise CesmError(f'phantom is False, but {note} is there')
     try: made = read_json(path := Path(tensors or '.')/'settings.json', '')
     except (ValueError, OSError): return # refused where tensors are used
     of_run = made.get('data') == config['data_fingerprint']
     if of_run and made.get('phantom', config['phantom']) is not config['phantom']:
-        raise ValueError(f'phantom is {config["phantom"]}, but {made["phantom"]} in {path}')
+        raise CesmError(f'phantom is {config["phantom"]}, but {made["phantom"]} in {path}')
 
 # %% ../../nbs/api/core.runs.ipynb #b32e2d6d
 _CONFIG = dict(
@@ -118,12 +119,12 @@ def _check_finished(config):
     settings, switches = config['settings'], config['switches']
     absent = [k for k in _NEEDED if k not in settings]
     absent += [k for k in SWITCHES if k not in switches]
-    if absent: raise ValueError(f'has no {absent}')
+    if absent: raise CesmError(f'has no {absent}')
     check_ranges(cfg := make_config(with_defaults(settings)))
     asked = switches_of(cfg)
     if asked != switches:
-        raise ValueError(f'has switches {switches}, but its settings mean {asked}')
-    if not isinstance(config.get('precision'), str): raise ValueError("has no 'precision'")
+        raise CesmError(f'has switches {switches}, but its settings mean {asked}')
+    if not isinstance(config.get('precision'), str): raise CesmError("has no 'precision'")
 
 def read_config(
     run_dir:str|Path, # run folder
@@ -135,7 +136,7 @@ def read_config(
         make_config(with_defaults(config['settings']))
         _check_phantom(config)
         if read_status(run_dir): _check_finished(config)
-    except (ValueError, TypeError) as e: raise ValueError(f'{path}: {e}; {_REDO}') from e
+    except (ValueError, TypeError) as e: raise CesmError(f'{path}: {e}; {_REDO}') from e
     return config
 
 # %% ../../nbs/api/core.runs.ipynb #c04e7a12
@@ -158,7 +159,7 @@ def find_folder(
     found = next((p for p in places if (p/file).exists()), None)
     if found: return found
     sought = ' or '.join(map(str, dict.fromkeys(places)))
-    raise ValueError(f'{run_dir}: its {name} is not found at {sought}: {_HINTS[name]}')
+    raise CesmError(f'{run_dir}: its {name} is not found at {sought}: {_HINTS[name]}')
 
 # %% ../../nbs/api/core.runs.ipynb #b854160f
 _PARTS = ('train', 'val', 'test')
@@ -169,7 +170,7 @@ def _refuse_rows(path, bad, table, columns, wanted):
     if not bad.any(): return
     i = int(bad.argmax())
     values = ', '.join(f'{c} {table[c].iloc[i]}' for c in columns)
-    raise ValueError(f'{path} line {i+2}: {values}; expected {wanted}: {_REDO}')
+    raise CesmError(f'{path} line {i+2}: {values}; expected {wanted}: {_REDO}')
 
 def _numbers(column): return pd.to_numeric(column, errors='coerce')
 
@@ -182,8 +183,8 @@ def read_rows(
         table = pd.read_csv(file, dtype={'side': str, 'split': str})
     absent = [c for c in [*KEYS, *columns] if c not in table]
     if absent:
-        raise ValueError(f'{path} has no column {absent}; expected {[*KEYS, *columns]}: {_REDO}')
-    if table.empty: raise ValueError(f'{path} has no row: {_REDO}')
+        raise CesmError(f'{path} has no column {absent}; expected {[*KEYS, *columns]}: {_REDO}')
+    if table.empty: raise CesmError(f'{path} has no row: {_REDO}')
     ids = _numbers(table.patient_id)
     _refuse_rows(path, ~(ids % 1 == 0) | (ids < 0), table, ['patient_id'], 'a whole number')
     _refuse_rows(path, ~table.side.isin(list(SIDES)), table, ['side'], 'L or R')
@@ -226,7 +227,7 @@ def read_history(
     "Read the epochs of a run; raise ValueError, naming file and line, where they cannot be."
     with reading(path, 'table', _REDO) as file: table = pd.read_csv(file)
     absent = [c for c in ('epoch', *_CURVES) if c not in table]
-    if absent or table.empty: raise ValueError(f'{path} has no {absent or "row"}: {_REDO}')
+    if absent or table.empty: raise CesmError(f'{path} has no {absent or "row"}: {_REDO}')
     # nobody validated
     absent = [c for c in _CURVES if c.startswith('val_') and table[c].isna().all()]
     table[['epoch', *_CURVES]] = table[['epoch', *_CURVES]].apply(_numbers)
@@ -255,7 +256,7 @@ def check_manifest(
                  ['age_years'], 'an age in years')
     views = table[[c for c in table if c.startswith('has_')]]
     _refuse_rows(path, ~views.isin([True, False]).all(axis=1), table, list(views), 'True or False')
-    if views.shape[1] < 2: raise ValueError(f'{path} does not say which views there are: {_REDO}')
+    if views.shape[1] < 2: raise CesmError(f'{path} does not say which views there are: {_REDO}')
 
 # %% ../../nbs/api/core.runs.ipynb #cd088f5b
 def find_commit():
@@ -287,15 +288,15 @@ def find_run(
     run_dir, advice = Path(run_dir), 'choose another run_dir or delete it'
     if not run_file(run_dir, 'config').exists():
         if not (run_dir/CHECKPOINTS).exists(): return {}
-        raise ValueError(f'{run_dir} holds checkpoints but no {RUN_FILES["config"]}: {advice}')
-    if not resume: raise ValueError(f'{run_dir} holds a run: {advice}, or set resume=True')
+        raise CesmError(f'{run_dir} holds checkpoints but no {RUN_FILES["config"]}: {advice}')
+    if not resume: raise CesmError(f'{run_dir} holds a run: {advice}, or set resume=True')
     kept = read_config(run_dir)
     old, new = _facts(kept), _facts(config)
     other = '; '.join(
         f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in new.items() if old.get(k) != v)
-    if other: raise ValueError(f'{run_dir} holds a run with other settings ({other}): {advice}')
+    if other: raise CesmError(f'{run_dir} holds a run with other settings ({other}): {advice}')
     if (f := run_file(run_dir, 'splits')).exists() and f.read_text() != splits.to_csv(index=False):
-        raise ValueError(f'{run_dir} holds a run with another split, see {f}: {advice}')
+        raise CesmError(f'{run_dir} holds a run with another split, see {f}: {advice}')
     return kept
 
 # %% ../../nbs/api/core.runs.ipynb #650f51ab
@@ -311,12 +312,12 @@ def _hold_together(run_dir, predictions, history):
         if name == 'manifest': check_manifest(table, other)
         compare_rows(predictions, table, columns, path, other)
     if history.val_loss.isna().any() and (predictions.split == 'val').any():
-        raise ValueError(f'{run_file(run_dir, "history")} has no val_loss, '
-                         f'though breasts validate: {_REDO}')
+        raise CesmError(f'{run_file(run_dir, "history")} has no val_loss, '
+                        f'though breasts validate: {_REDO}')
     n = read_status(run_dir).get('epochs_run', len(history))
     if n != len(history):
-        raise ValueError(f'{run_file(run_dir, "history")} has {len(history)} epochs, '
-                         f'{RUN_FILES["status"]} says {n}: {_REDO}')
+        raise CesmError(f'{run_file(run_dir, "history")} has {len(history)} epochs, '
+                        f'{RUN_FILES["status"]} says {n}: {_REDO}')
 
 def compare_rows(
     a:pd.DataFrame, # rows of breasts
@@ -335,8 +336,8 @@ def compare_rows(
     what = 'is in one of them only' if x._merge != 'both' else ', '.join(
         f'has {c} {x[c]:.0f} and {x[c + "_other"]:.0f}' if c == 'label' else
         f'has {c} {x[c]} and {x[c + "_other"]}' for c in columns)
-    raise ValueError(f'{a_path} and {b_path} are not of one run: P{x.patient_id}_{x.side} {what}; '
-                     f'{_REDO}')
+    raise CesmError(f'{a_path} and {b_path} are not of one run: P{x.patient_id}_{x.side} {what}; '
+                    f'{_REDO}')
 
 # %% ../../nbs/api/core.runs.ipynb #008c31c9
 class Run(NamedTuple):
@@ -355,8 +356,8 @@ class Run(NamedTuple):
         absent = [f.name for k in ('config', 'history', 'predictions')
                   if not (f := run_file(run_dir, k)).exists()]
         if absent:
-            raise ValueError(f'{run_dir} lacks {absent}: '
-                             'expected a folder that cesm_train finished')
+            raise CesmError(f'{run_dir} lacks {absent}: '
+                            'expected a folder that cesm_train finished')
         check_digests(run_dir, *(k for k in _SEALED if k != _WEIGHTS))
         history = read_history(run_file(run_dir, 'history'))
         predictions = read_predictions(run_file(run_dir, 'predictions'))
@@ -375,12 +376,12 @@ def pool_tests(
     "Join the test sets of folds; raise ValueError where they do not belong together."
     recipes = [_recipe(r.config) for r in runs]
     differs = sorted({k for r in recipes for k in r if r[k] != recipes[0].get(k)})
-    if differs: raise ValueError(f'the runs differ in {differs}: evaluate them one by one')
+    if differs: raise CesmError(f'the runs differ in {differs}: evaluate them one by one')
     test = pd.concat([p[p.split == 'test'] for p in (r.predictions for r in runs)],
                      ignore_index=True)
     twice = test[test.duplicated(['patient_id', 'side'])]
     if len(twice):
-        raise ValueError(
+        raise CesmError(
             f'P{twice.patient_id.iloc[0]}_{twice.side.iloc[0]} is tested in two runs: '
             'only folds of one split can be pooled')
     return test

@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Union, get_args, get_origin
 
+from .errors import CesmError
+
 # %% ../../nbs/api/core.settings.ipynb #5f1c3b8e
 RoiSource = Literal['annotation', 'breast', 'none'] # the drawn regions, the whole breast, nowhere
 SplitUnit = Literal['breast', 'patient']
@@ -39,12 +41,12 @@ def resolve_protocol(
 ) -> dict: # every switch with its value
     "Fill in the switches that are not set by hand; raise ValueError where one is unknown."
     if protocol not in PROTOCOLS:
-        raise ValueError(f'protocol {protocol!r} is unknown: use one of {list(PROTOCOLS)}')
+        raise CesmError(f'protocol {protocol!r} is unknown: use one of {list(PROTOCOLS)}')
     out = PROTOCOLS[protocol] | {k: v for k, v in switches.items() if v is not None}
     for k, v in out.items():
         if k not in SWITCHES or v not in SWITCHES[k]:
             choices = SWITCHES.get(k, list(SWITCHES))
-            raise ValueError(f'{k}={v!r} is not a switch of a protocol: use one of {choices}')
+            raise CesmError(f'{k}={v!r} is not a switch of a protocol: use one of {choices}')
     return out
 
 # %% ../../nbs/api/core.settings.ipynb #ad5552fc
@@ -168,9 +170,9 @@ def check_types(
         if k not in known:
             like = get_close_matches(k, known, 3)
             near = f'did you mean {" or ".join(like)}?' if like else f'use one of {sorted(known)}'
-            raise ValueError(f'unknown parameter {k!r}: {near}')
+            raise CesmError(f'unknown parameter {k!r}: {near}')
         if not _fits(v, known[k]):
-            raise ValueError(f'parameter {k}={v!r} is not {_name_type(known[k])}')
+            raise CesmError(f'parameter {k}={v!r} is not {_name_type(known[k])}')
 
 # %% ../../nbs/api/core.settings.ipynb #94eae6c9
 _REMOVED = dict( # setting of version 0.1.0 -> its value in every published run
@@ -185,14 +187,14 @@ def translate_settings(
     probe = out.pop('probe', False)
     if out.get('model') == 'lesion_map':
         if not probe:
-            raise ValueError("model='lesion_map' without probe=True, which was trained in steps, "
-                             "was removed after version 0.1.0: use model='probe'")
+            raise CesmError("model='lesion_map' without probe=True, which was trained in steps, "
+                            "was removed after version 0.1.0: use model='probe'")
         out['model'], out['keep'] = 'probe', 'last'
     elif probe and out.get('model') != 'probe':
-        raise ValueError("probe=True is a setting of version 0.1.0: use model='probe'")
+        raise CesmError("probe=True is a setting of version 0.1.0: use model='probe'")
     for k, used in _REMOVED.items():
         if (v := out.pop(k, used)) != used:
-            raise ValueError(f'{k}={v!r} was removed after version 0.1.0: leave it out')
+            raise CesmError(f'{k}={v!r} was removed after version 0.1.0: leave it out')
     return out
 
 # %% ../../nbs/api/core.settings.ipynb #e7cb708a
@@ -211,11 +213,11 @@ def _own_settings(settings, strict=True):
     for k in others & set(out):
         if out[k] == usual[k] or not strict and k in _NETWORK_ONLY: del out[k]
         elif kind is TrainConfig:
-            raise ValueError(f"{k}={out[k]!r} only applies to the linear probe: set model='probe', "
-                             f'or leave it at {usual[k]!r}')
+            raise CesmError(f"{k}={out[k]!r} only applies to the linear probe: set model='probe', "
+                            f'or leave it at {usual[k]!r}')
         elif k in _NETWORK_ONLY or k == 'keep' and out[k] != 'last':
-            raise ValueError(f'{k}={out[k]!r} does not apply to the linear probe: leave it at '
-                             f"{usual[k]!r}, or set model='four_stream'")
+            raise CesmError(f'{k}={out[k]!r} does not apply to the linear probe: leave it at '
+                            f"{usual[k]!r}, or set model='four_stream'")
     return kind, out
 
 def make_config(
@@ -247,8 +249,8 @@ def _yaml_loader():
         for key, _ in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in seen:
-                raise ValueError(f'{name!r} stands twice, in lines {seen[name]} and {line}: '
-                                 'remove one')
+                raise CesmError(f'{name!r} stands twice, in lines {seen[name]} and {line}: '
+                                'remove one')
             seen[name] = line
         return yaml.SafeLoader.construct_mapping(self, node, deep)
     Loader.construct_mapping = read_mapping
@@ -286,9 +288,9 @@ def check_ranges(
         low, high = map(float, interval[1:-1].split(','))
         above = v >= low if interval[0] == '[' else v > low
         if above and (v <= high if interval[-1] == ']' else v < high): continue
-        if interval == '(0, inf)': raise ValueError(f'{k}={v} is not above 0')
-        if high > 180 and v < low: raise ValueError(f'{k}={v} is too small: use at least {low:g}')
-        raise ValueError(f'{k}={v} is not in {interval}')
+        if interval == '(0, inf)': raise CesmError(f'{k}={v} is not above 0')
+        if high > 180 and v < low: raise CesmError(f'{k}={v} is too small: use at least {low:g}')
+        raise CesmError(f'{k}={v} is not in {interval}')
 
 # %% ../../nbs/api/core.settings.ipynb #53aacb09
 def check_together(
@@ -296,10 +298,10 @@ def check_together(
 ):
     "Raise ValueError where settings contradict each other, with what to set."
     if cfg.splits_csv and cfg.n_folds:
-        raise ValueError(
+        raise CesmError(
             f'splits_csv and n_folds={cfg.n_folds} both make a split: use one of them')
     if cfg.model == 'probe' and cfg.epochs != 1:
-        raise ValueError(
+        raise CesmError(
             f'epochs={cfg.epochs}: the linear probe is fitted in one pass, leave it out')
 
 # %% ../../nbs/api/core.settings.ipynb #8eb3c7c5
@@ -411,9 +413,9 @@ def check_parameters(
     import papermill as pm # a development tool
     found = pm.inspect_notebook(str(notebook))
     if list(found) != list(names):
-        raise ValueError(f'{notebook} has parameters {list(found)}, expected {list(names)}: '
-                         'is the `parameters` tag there?')
+        raise CesmError(f'{notebook} has parameters {list(found)}, expected {list(names)}: '
+                        'is the `parameters` tag there?')
     for k, text in (comments or {}).items():
         if (said := found[k]['help']) == text: continue
-        raise ValueError(f'{notebook}: the comment of {k} is {said!r}, expected {text!r}')
+        raise CesmError(f'{notebook}: the comment of {k} is {said!r}, expected {text!r}')
     return {k: v['default'] for k, v in found.items()}

@@ -7,6 +7,9 @@ __all__ = ['VIEWS', 'MODALITIES', 'CHANNELS', 'CLASSES', 'PROBS', 'KEYS', 'SIZE'
            'SHEET_NAME', 'REGIONS_NAME', 'SIZES_NAME', 'PHANTOM_NAME', 'FOLDERS', 'SHEET_COLUMNS', 'name_channels',
            'to_column']
 
+# %% ../../nbs/api/core.terms.ipynb #65fb2c75
+from .errors import CesmError
+
 # %% ../../nbs/api/core.terms.ipynb #f540f161
 VIEWS = ('CC', 'MLO')
 MODALITIES = ('DM', 'CM') # low energy, subtracted
@@ -36,7 +39,7 @@ def name_channels(
 ) -> tuple: # 'CC', 'MLO', or 'DM CC', ... where there are several modalities
     "Name the channels of a stack; raise ValueError where it is unknown."
     if modality not in CHANNELS:
-        raise ValueError(f'modality {modality!r} is unknown: use one of {list(CHANNELS)}')
+        raise CesmError(f'modality {modality!r} is unknown: use one of {list(CHANNELS)}')
     several = len({m for m, _ in CHANNELS[modality]}) > 1
     return tuple(f'{m} {v}' if several else v for m, v in CHANNELS[modality])
 

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..core.errors import CesmError
 from ..stats.compare import detectable, sd_interval
 from .aggregate import PAIR_NAMES, SHOWN_NAMES, say_change
 from .publish import find_results, read_results, say_absent
@@ -57,7 +58,7 @@ def _control_scores(roots, control=CONTROL):
     t = pd.read_csv(path)
     named = [t[k] == v for k, v in zip(('control', 'label', 'split_unit'), control)]
     t = t[np.logical_and.reduce(named)].set_index('score')
-    if t.empty: raise ValueError(f'{path} has no control {control}: run cesm_audit again')
+    if t.empty: raise CesmError(f'{path} has no control {control}: run cesm_audit again')
     return t
 
 def _lead_control(roots, control=CONTROL):
@@ -69,7 +70,6 @@ def _lead_control(roots, control=CONTROL):
 def _published(): # cells of the paper
     reported = {k: f'{v:.4f}' for k, v in PAPER.items()}
     return dict.fromkeys((*LEAD, *MORE), 'not reported') | reported | {TESTED: PAPER_SIZE}
-
 
 # %% ../../nbs/api/experiments.front_page.ipynb #1eeefc50
 _HONEST = 'best_grid', 'best' # the grid of chapter 08 and its model

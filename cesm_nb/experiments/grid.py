@@ -25,6 +25,7 @@ import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from ..core.errors import CesmError
 from ..synthetic.altered_regions import HOW, alter_regions, write_view
 from ..data import breasts, read_dataset
 from ..core.terms import KEYS
@@ -58,35 +59,35 @@ class Grid:
 def _check_repeats(g):
     "Raise ValueError where folds, seeds and pairs do not fit together."
     if g.n_folds < 3 and g.n_folds != 0:
-        raise ValueError(f'n_folds={g.n_folds} is too small: pooled results need at least 3 folds, '
-                         'and 0 makes one split for each seed')
+        raise CesmError(f'n_folds={g.n_folds} is too small: pooled results need at least 3 folds, '
+                        'and 0 makes one split for each seed')
     if not g.seeds or len(set(g.seeds)) < len(g.seeds):
-        raise ValueError(f'seeds={list(g.seeds)}: name at least one, and each once')
+        raise CesmError(f'seeds={list(g.seeds)}: name at least one, and each once')
     if g.test_patients and g.n_folds:
-        raise ValueError(f'test_patients with n_folds={g.n_folds}: the named patients are the test set of every run, '
-                         'so set n_folds to 0')
+        raise CesmError(f'test_patients with n_folds={g.n_folds}: the named patients are the test set of every run, '
+                        'so set n_folds to 0')
     fixed = [v for v in (g.base, *g.variants.values()) if v.get('split_seed') is not None]
     if g.n_folds == 0 and fixed and not g.test_patients:
-        raise ValueError(f"split_seed={fixed[0]['split_seed']} with n_folds=0 makes the same split "
-                         'for all seeds: remove split_seed')
+        raise CesmError(f"split_seed={fixed[0]['split_seed']} with n_folds=0 makes the same split "
+                        'for all seeds: remove split_seed')
     if g.n_folds == 0 and g.pairs and not g.test_patients:
-        raise ValueError(f'n_folds=0 tests other breasts with each seed, so {list(g.pairs[0])} '
-                         'cannot be paired: remove pairs or use folds')
+        raise CesmError(f'n_folds=0 tests other breasts with each seed, so {list(g.pairs[0])} '
+                        'cannot be paired: remove pairs or use folds')
 
 def _check_folds(g, name, n):
     "Raise ValueError where a variant's own folds do not fit the grid."
     if (n == 0) != (g.n_folds == 0):
-        raise ValueError(f'variants: {name} has n_folds={n} in a grid of n_folds={g.n_folds}: '
-                         'folds and single splits make no table together, use a grid each')
+        raise CesmError(f'variants: {name} has n_folds={n} in a grid of n_folds={g.n_folds}: '
+                        'folds and single splits make no table together, use a grid each')
     _check_repeats(replace(g, n_folds=n))
 
 # %% ../../nbs/api/experiments.grid.ipynb #3161087b
 def _check_names(what, given, known, needed=()):
     "Raise ValueError where keys are unknown or absent."
-    if not isinstance(given, dict): raise ValueError(f'{what} is {given!r:.60}: write a mapping, {{}} where nothing differs')
+    if not isinstance(given, dict): raise CesmError(f'{what} is {given!r:.60}: write a mapping, {{}} where nothing differs')
     odd, absent = [k for k in given if known and k not in known], [k for k in needed if k not in given]
-    if odd: raise ValueError(f'{what} has keys {odd}: use {list(known)}')
-    if absent: raise ValueError(f'{what} has no {absent}')
+    if odd: raise CesmError(f'{what} has keys {odd}: use {list(known)}')
+    if absent: raise CesmError(f'{what} has no {absent}')
 
 def _is_count(n): return type(n) is int and n >= 0
 
@@ -99,26 +100,26 @@ def _check_form(content):
     for k, (known, needed) in kinds.items():
         _check_names(k, content.get(k) or {}, ())
         for name, given in (content.get(k) or {}).items(): _check_names(f'{k}: {name}', given, known, needed)
-    if not content['variants']: raise ValueError('the grid has no variants: name at least one')
+    if not content['variants']: raise CesmError('the grid has no variants: name at least one')
     for name, way in (content.get('data') or {}).items():
         if way['how'] not in HOW or not isinstance(way.get('amount', 1), (int, float)) or not _is_count(way.get('seed', 0)):
-            raise ValueError(f'data: {name} is {way}: use how, one of {HOW}, a number amount and a whole number seed')
+            raise CesmError(f'data: {name} is {way}: use how, one of {HOW}, a number amount and a whole number seed')
     for name, way in (content.get('rescore') or {}).items():
         if way.get('roi_source', 'none') not in SWITCHES['roi_source']:
-            raise ValueError(f'rescore: {name} has roi_source {way["roi_source"]!r}: use one of {SWITCHES["roi_source"]}')
+            raise CesmError(f'rescore: {name} has roi_source {way["roi_source"]!r}: use one of {SWITCHES["roi_source"]}')
     folds, seeds, pairs = (content.get(k, d) for k, d in [('n_folds', 0), ('seeds', (0,)), ('pairs', ())])
-    if not _is_count(folds): raise ValueError(f'n_folds is {folds!r}: use 0 or a whole number from 3')
+    if not _is_count(folds): raise CesmError(f'n_folds is {folds!r}: use 0 or a whole number from 3')
     if not isinstance(seeds, (list, tuple)) or not all(map(_is_count, seeds)):
-        raise ValueError(f'seeds is {seeds!r}: use a list of whole numbers from 0')
+        raise CesmError(f'seeds is {seeds!r}: use a list of whole numbers from 0')
     test = content.get('test_patients', ())
     if not isinstance(test, (list, tuple)) or not all(map(_is_count, test)):
-        raise ValueError(f'test_patients is {test!r:.60}: use a list of patient numbers, such as [12, 45]')
+        raise CesmError(f'test_patients is {test!r:.60}: use a list of patient numbers, such as [12, 45]')
     for name, change in content['variants'].items():
         own = change.get('seeds', [0])
         if not isinstance(own, (list, tuple)) or not own or not all(map(_is_count, own)):
-            raise ValueError(f'variants: {name} has seeds {own!r}: use a list of whole numbers from 0')
+            raise CesmError(f'variants: {name} has seeds {own!r}: use a list of whole numbers from 0')
     if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
-        raise ValueError(f'pairs is {pairs!r:.60}: use a list of pairs of names')
+        raise CesmError(f'pairs is {pairs!r:.60}: use a list of pairs of names')
 
 # %% ../../nbs/api/experiments.grid.ipynb #5e9ab95d
 def own_settings(
@@ -160,7 +161,7 @@ def make_grid(
     asked += [(c['data'], g.data) for c in changes if c.get('data')]
     for name, known in asked:
         if name not in known:
-            raise ValueError(f'the grid names {name!r}, which is none of {list(known)}')
+            raise CesmError(f'the grid names {name!r}, which is none of {list(known)}')
     return g
 
 # %% ../../nbs/api/experiments.grid.ipynb #e7a10002
@@ -171,13 +172,13 @@ def _read_mapping(path, kind, example):
     with reading(path, kind, advice := f'see configs/{example}.yaml for one') as file:
         content = read_yaml(file.read_text('utf-8'))
     if isinstance(content, dict): return content
-    raise ValueError(f'{path} is no {kind}, it holds {content!r:.40}: {advice}')
+    raise CesmError(f'{path} is no {kind}, it holds {content!r:.40}: {advice}')
 
 def _find_beside(path, name):
     "The file that `path` extends; raise ValueError where it is not there."
     other = Path(path).parent/str(name)
     if isinstance(name, str) and other.is_file(): return other
-    raise ValueError(f'{path} extends {name!r}, which is no file beside it: correct the name')
+    raise CesmError(f'{path} extends {name!r}, which is no file beside it: correct the name')
 
 def _read_layers(path, above=()):
     "A grid over the grids that it extends; variants name their own files by their paths."
@@ -188,8 +189,8 @@ def _read_layers(path, above=()):
     if 'extends' not in content: return content
     other = _find_beside(path, content.pop('extends'))
     if other.resolve() in above:
-        raise ValueError(f'{path} extends {other.name}, which extends it in turn: '
-                         'remove `extends` from one of them')
+        raise CesmError(f'{path} extends {other.name}, which extends it in turn: '
+                        'remove `extends` from one of them')
     below = _read_layers(other, above)
     bases = [c.get('base', {}) for c in (below, content)]
     if all(isinstance(b, dict) for b in bases): content['base'] = bases[0] | bases[1]
@@ -200,7 +201,7 @@ def _extend_variant(change, base):
     path, own = change['extends'], {k: v for k, v in change.items() if k != 'extends'}
     found = _read_mapping(path, 'mapping of settings', 'best')
     try: make_config(found)
-    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+    except ValueError as e: raise CesmError(f'{path}: {e}') from e
     return {k: v for k, v in found.items()
             if k not in _FOLDS and (k, v) not in base.items()} | own
 
@@ -211,7 +212,7 @@ def read_grid_file(
     content = _read_layers(path)
     base, variants = content.get('base'), content.get('variants')
     if not isinstance(base, dict):
-        raise ValueError(f'{path}: no mapping `base` of settings that all runs share')
+        raise CesmError(f'{path}: no mapping `base` of settings that all runs share')
     for name, change in variants.items() if isinstance(variants, dict) else ():
         if isinstance(change, dict) and 'extends' in change:
             variants[name] = _extend_variant(change, base)
@@ -311,8 +312,8 @@ def rescore(
     old = Run.open(run_dir).predictions
     lost = old[KEYS].merge(read_manifest(tensor_dir), how='left', on=KEYS).file.isna()
     if lost.any():
-        raise ValueError(f'{tensor_dir} lacks {lost.sum()} of the {len(old)} breasts of {run_dir}: '
-                         'make all of its tensors')
+        raise CesmError(f'{tensor_dir} lacks {lost.sum()} of the {len(old)} breasts of {run_dir}: '
+                        'make all of its tensors')
     return predict_run(run_dir, tensor_dir)
 
 def rescored_path(
@@ -344,7 +345,7 @@ def run_section(
     nb = nbformat.read(notebook, 4)
     starts = [i for i, c in enumerate(nb.cells) if c.source.startswith('## ')] + [len(nb.cells)]
     at = next((i for i in starts[:-1] if nb.cells[i].source.split('\n')[0] == title), None)
-    if at is None: raise ValueError(f'{notebook} has no section {title!r}')
+    if at is None: raise CesmError(f'{notebook} has no section {title!r}')
     imports = next(c for c in nb.cells if c.source.startswith('#| export'))
     nb.cells = [imports, *nb.cells[at:starts[starts.index(at) + 1]]]
     return nb
@@ -363,9 +364,9 @@ def run_notebook(
     out.parent.mkdir(parents=True, exist_ok=True)
     asked = dict(kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'])
     try: pm.execute_notebook(run_section(notebook), str(out), asdict(cfg), **asked)
-    except DeadKernelError: raise ValueError(f'the process that ran {notebook} has died, for want of memory or by a signal; see {out}') from None
+    except DeadKernelError: raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a signal; see {out}') from None
     except PapermillExecutionError as e:
-        raise ValueError(f'{e.ename}: {e.evalue}; see {out}') from None
+        raise CesmError(f'{e.ename}: {e.evalue}; see {out}') from None
 
 # %% ../../nbs/api/experiments.grid.ipynb #f3a2c9c7
 @cache # once per process
@@ -436,7 +437,7 @@ def run_jobs(
     notebook:str|Path='', # see `run_one`
 ):
     "Make all tensors, then all runs and other scores, in this order; raise ValueError where `n_jobs` is 0."
-    if n_jobs == 0: raise ValueError('n_jobs=0: use 1 or more')
+    if n_jobs == 0: raise CesmError('n_jobs=0: use 1 or more')
     n_jobs = min(n_jobs, len(jobs), os.cpu_count() or 1) # more processes than runs or cores only take memory
     making = {c.tensor_dir: c for own, others in jobs for c in (own, *others)}
     for cfg in making.values(): tensorize(cfg)
@@ -530,5 +531,5 @@ def read_tests(
     if out: return out
     finished = [p.variant for p in plan if is_finished(p.cfg)]
     counts = '; '.join(f'{v!r} {finished.count(v)}' for v in grid.variants)
-    raise ValueError(f'no seed of any variant is complete: of {len(plan)//len(grid.variants)} runs '
-                     f'of each variant there are {counts}; run it on without --only-results')
+    raise CesmError(f'no seed of any variant is complete: of {len(plan)//len(grid.variants)} runs '
+                    f'of each variant there are {counts}; run it on without --only-results')

@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..core.errors import CesmError
 from ..data import DataSet, breasts, read_dataset
 from ..core.terms import KEYS, PROBS
 from ..evaluate import find_best_epoch
@@ -86,12 +87,12 @@ def check_commits(
     if any(c['phantom'] for c in configs): return ', '.join(sorted(used))
     odd = sorted(c for c in used if not c or c.endswith('+changes'))
     if odd:
-        raise ValueError(f'runs were made at commit {odd[0]!r}, which nobody can check out: commit '
-                         'first and run again in another --runs folder')
+        raise CesmError(f'runs were made at commit {odd[0]!r}, which nobody can check out: commit '
+                        'first and run again in another --runs folder')
     if len(used) > 1:
-        raise ValueError(f'runs of one seed were made at {len(used)} commits, '
-                         f'{", ".join(sorted(used))}: '
-                         'run all of a variant and seed at one, in another --runs folder')
+        raise CesmError(f'runs of one seed were made at {len(used)} commits, '
+                        f'{", ".join(sorted(used))}: '
+                        'run all of a variant and seed at one, in another --runs folder')
     return used.pop()
 
 def _without_paths(settings):
@@ -110,7 +111,7 @@ def name_commits(
     for v, c in zip(variants, configs): of.setdefault((v, str(c['settings']['seed'])), []).append(c)
     for (v, seed), group in of.items():
         try: out.setdefault(v, {})[seed] = check_commits(group)
-        except ValueError as e: raise ValueError(f'{v}: {e}') from None
+        except ValueError as e: raise CesmError(f'{v}: {e}') from None
     return out
 
 def shorten_commits(
@@ -141,7 +142,6 @@ def _say_commits(commits):
     return '; run at commits ' + ', '.join(f'{c} ({"; ".join(names)})' for c, names in of.items())
 
 def _shown(variants): return {k: _without_paths(v) for k, v in variants.items()}
-
 
 # %% ../../nbs/api/experiments.publish.ipynb #2f717965
 def _agreed(values):
@@ -255,14 +255,13 @@ def read_predictions_of_grid(
         lost = rows[rows.label.isna()]
         if len(lost):
             first = f'P{lost.patient_id.iloc[0]}_{lost.side.iloc[0]}'
-            raise ValueError(
+            raise CesmError(
                 f'the sheet of {data.root} lacks {len(lost[KEYS].drop_duplicates())} breasts of '
                 f'{folder}, such as {first}: use the sheet of the whole data set')
         rows = rows.astype(dict(label=int)).sort_values(KEYS, kind='stable')
         out[name] = {s: t.drop(columns=['variant', 'seed']).reset_index(drop=True)
                      for s, t in rows.groupby('seed')}
     return out
-
 
 # %% ../../nbs/api/experiments.publish.ipynb #3be10f05
 class Published(NamedTuple):
@@ -289,15 +288,15 @@ def read_published(
     facts = json.loads((folder/'settings.json').read_text())
     advice = 'give another --out'
     if facts['data_fingerprint'] != data.fingerprint:
-        raise ValueError(f'{folder} holds results on other data ({facts["data_fingerprint"]}, '
-                         f'not {data.fingerprint}): {advice}')
+        raise CesmError(f'{folder} holds results on other data ({facts["data_fingerprint"]}, '
+                        f'not {data.fingerprint}): {advice}')
     for p in {p.variant: p for p in plan}.values():
         if p.variant not in facts['variants']: continue
         there, here = _essence(facts, p.variant), describe_settings(p)
         odd = sorted(k for k in there if there[k] != here.get(k))
         if odd:
-            raise ValueError(f'{folder} holds {p.variant} with another {odd[0]} '
-                             f'({there[odd[0]]!r:.60}): {advice}')
+            raise CesmError(f'{folder} holds {p.variant} with another {odd[0]} '
+                            f'({there[odd[0]]!r:.60}): {advice}')
     tests = read_predictions_of_grid(folder, data, facts)
     known = [*grid.variants, *grid.rescore]
     curves = pd.read_csv(folder/'curves.csv')
@@ -414,13 +413,12 @@ def show_recomputed(
 ):
     "What `cesm_evaluate FOLDER --data ROOT` does."
     if len(folders) != 1 or not (Path(folders[0])/PREDICTIONS).exists():
-        raise ValueError(
+        raise CesmError(
             f'--data needs one folder of published results that holds {PREDICTIONS}, not '
             f'{folders}; run folders are evaluated without it')
     read, gap = recompute_results(folders[0], root, n_draws)
     print(read['table'].to_string())
     print(f'largest difference to {folders[0]}/scores.csv: {gap:.2g}')
-
 
 # %% ../../nbs/api/experiments.publish.ipynb #68ba5b52
 def find_results(
@@ -431,7 +429,7 @@ def find_results(
     places = [Path(p, 'results', name) for p in roots]
     found = next((p for p in places if p.is_dir()), None)
     if found is None:
-        raise ValueError(
+        raise CesmError(
             f'{places[0]} is absent: run in the repository, or in a copy of its results/')
     return found
 

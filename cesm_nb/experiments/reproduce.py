@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ..core.errors import one_way_out
+from ..core.errors import CesmError, one_way_out
 from ..core.files import reading
 from ..core.runs import read_config
 from ..core.settings import TrainConfig, make_config, read_yaml
@@ -31,7 +31,7 @@ def find_checkout() -> Path: # the folder that holds `nbs/` and `configs/`
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         notebook = folder/'nbs'/f'{CHAPTERS[3]}.ipynb'
         if notebook.is_file() and (folder/'configs').is_dir(): return folder
-    raise ValueError(
+    raise CesmError(
         f'no notebooks at or above {here}: clone the repository and run the command there')
 
 # %% ../../nbs/api/experiments.reproduce.ipynb #e83bd4c2
@@ -42,10 +42,10 @@ def read_changes(
     out = {}
     for word in words:
         key, equals, text = word.partition('=')
-        if not equals: raise ValueError(f'{word!r} is no setting: write KEY=VALUE')
+        if not equals: raise CesmError(f'{word!r} is no setting: write KEY=VALUE')
         try: out[key] = read_yaml(text)
         except (yaml.YAMLError, ValueError) as e:
-            raise ValueError(f'{word!r} has no value that YAML reads: quote it') from e
+            raise CesmError(f'{word!r} has no value that YAML reads: quote it') from e
     return out
 
 # %% ../../nbs/api/experiments.reproduce.ipynb #cbc9b457
@@ -59,7 +59,7 @@ def read_settings(
     root = find_checkout()
     file = root/'configs'/(f'{protocol}.yaml' if data else 'smoke.yaml')
     if not file.exists():
-        raise ValueError(f"protocol {protocol!r} has no {file}: use 'paper' or 'clinical'")
+        raise CesmError(f"protocol {protocol!r} has no {file}: use 'paper' or 'clinical'")
     run_dir = run_dir or root/'runs'/f"{'real' if data else 'phantom'}-{protocol}"
     with reading(file, 'mapping of settings', 'restore it from the repository'):
         known = dict(read_yaml(file.read_text('utf-8')))
@@ -82,8 +82,8 @@ def run_chapter(
     notebook = (root := find_checkout())/'nbs'/f'{name}.ipynb'
     known = pm.inspect_notebook(str(notebook))
     if not known:
-        raise ValueError(f'{notebook} has no cell tagged `parameters`: '
-                         'papermill would run it with its defaults')
+        raise CesmError(f'{notebook} has no cell tagged `parameters`: '
+                        'papermill would run it with its defaults')
     settings = {k: v for k, v in asdict(cfg).items() if k in known}
     live = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if name.startswith('04') else {}
     pm.execute_notebook(

@@ -14,7 +14,7 @@ from pathlib import Path
 import joblib
 
 from ..data import read_dataset
-from ..core.errors import one_way_out
+from ..core.errors import CesmError, one_way_out
 from ..core.files import read_json
 from .grid import (
     Grid, join_jobs, list_jobs, make_grid, plan_runs, read_grid_file, run_jobs)
@@ -48,7 +48,7 @@ def read_grid(
         content['base'] |= changes
         given = dict(seeds=list(seeds), n_folds=n_folds)
         return make_grid(content | {k: v for k, v in given.items() if v})
-    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+    except ValueError as e: raise CesmError(f'{path}: {e}') from e
 
 # %% ../../nbs/api/experiments.run.ipynb #0a6d0ffe
 def write_command(
@@ -105,9 +105,9 @@ def check_results_folder(
     there = read_json(path, 'restore it, or give another --out')
     if there.get('data_fingerprint') == fingerprint: return
     what = 'a phantom' if there.get('phantom') else 'another data set'
-    raise ValueError(f'{folder} holds results on {what} (data_fingerprint '
-                     f'{there.get("data_fingerprint")}, expected {fingerprint}): '
-                     'give another --out, or move them away')
+    raise CesmError(f'{folder} holds results on {what} (data_fingerprint '
+                    f'{there.get("data_fingerprint")}, expected {fingerprint}): '
+                    'give another --out, or move them away')
 
 # %% ../../nbs/api/experiments.run.ipynb #cc835404
 def publish(
@@ -126,7 +126,7 @@ def publish(
         try: write_results(g, plans[name], *how, published=published[name])
         except ValueError as e: refused.append(f'{name}: {e}')
         else: print((out/name/'table.md').read_text(), flush=True)
-    if refused: raise ValueError('\n'.join(refused))
+    if refused: raise CesmError('\n'.join(refused))
 
 # %% ../../nbs/api/experiments.run.ipynb #56820857
 @one_way_out('cesm_grid')

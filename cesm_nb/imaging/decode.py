@@ -15,19 +15,20 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from ..core.errors import CesmError
 from ..data import exif_orientation
 
 # %% ../../nbs/api/imaging.decode.ipynb #a6f79f35
 MAX_PIXELS = 10**8 # an image or a size that claims more is broken; large mammograms have 2*10**7
 
 def _bound(h, w):
-    if h*w > MAX_PIXELS: raise ValueError(f'its header claims {w} x {h} pixels')
+    if h*w > MAX_PIXELS: raise CesmError(f'its header claims {w} x {h} pixels')
 
 def _decode_jpeg(data):
     h, w, colour, _ = simplejpeg.decode_jpeg_header(data)
     _bound(h, w)
     if colour == 'Gray': return simplejpeg.decode_jpeg(data, 'GRAY')[..., 0]
-    if colour in ('CMYK', 'YCCK'): raise ValueError('it is CMYK, expected grey')
+    if colour in ('CMYK', 'YCCK'): raise CesmError('it is CMYK, expected grey')
     return simplejpeg.decode_jpeg(data, 'RGB')
 
 def _decode_other(data):
@@ -42,16 +43,16 @@ def _to_8_bits(image):
     if image.dtype == np.uint16:
         if image.max() <= 255: return image.astype(np.uint8)
         if not (image & 255).any() or not (image % 257).any(): return (image >> 8).astype(np.uint8)
-    raise ValueError(f'it has {8*image.dtype.itemsize} bits a pixel, expected 8')
+    raise CesmError(f'it has {8*image.dtype.itemsize} bits a pixel, expected 8')
 
 def _to_grey(image):
     "The middle one of three channels; raise ValueError where they differ by more than 1."
     if image.ndim == 2: return image
-    if (image[..., 3:] != 255).any(): raise ValueError('it is partly transparent, expected grey')
+    if (image[..., 3:] != 255).any(): raise CesmError('it is partly transparent, expected grey')
     a, b, c = cv2.split(image)[:3]
     low, high = cv2.min(a, b), cv2.max(a, b)
     if cv2.subtract(cv2.max(high, c), cv2.min(low, c)).max() > 1:
-        raise ValueError('it is in colour, expected grey')
+        raise CesmError('it is in colour, expected grey')
     return cv2.max(low, cv2.min(high, c))
 
 # %% ../../nbs/api/imaging.decode.ipynb #7e62fe09
@@ -74,8 +75,8 @@ def decode_image(
     "Decode an image; raise ValueError where it is damaged, has more than 8 bits or is not grey."
     try: image = (_decode_jpeg if data[:2] == b'\xff\xd8' else _decode_other)(data)
     except (OSError, SyntaxError, Image.DecompressionBombError) as e: # Pillow's
-        raise ValueError(str(e)) from e
-    if image is None: raise ValueError('it cannot be decoded')
+        raise CesmError(str(e)) from e
+    if image is None: raise CesmError('it cannot be decoded')
     image = _to_grey(_to_8_bits(image))
     return np.ascontiguousarray(_TURN.get(stored_turn(data), np.asarray)(image))
 
@@ -87,8 +88,8 @@ def read_bytes(
 ) -> bytes: # its content
     "Read a regular file; raise ValueError for a pipe, a device or more than `MAX_BYTES`."
     size = (path := Path(path)).stat().st_size
-    if not path.is_file(): raise ValueError('it is no regular file')
-    if size > MAX_BYTES: raise ValueError(f'it has {size:,} bytes, more than {MAX_BYTES:,}')
+    if not path.is_file(): raise CesmError('it is no regular file')
+    if size > MAX_BYTES: raise CesmError(f'it has {size:,} bytes, more than {MAX_BYTES:,}')
     return path.read_bytes()
 
 def read_image(
@@ -98,7 +99,7 @@ def read_image(
     try: return decode_image(read_bytes(path))
     except FileNotFoundError: why = 'the file is absent'
     except (OSError, ValueError) as e: why = str(e).replace('\n', ' ') or type(e).__name__
-    raise ValueError(f'{path} is no image that can be used ({why}); download it again or remove it')
+    raise CesmError(f'{path} is no image that can be used ({why}); download it again or remove it')
 
 # %% ../../nbs/api/imaging.decode.ipynb #19b916c3
 def _sum_bands(

@@ -17,6 +17,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from ..core.errors import CesmError
 from ..core.terms import DENSITY, MODALITIES, SIDES, VIEWS
 from .dicom_pixels import Refused, crop_breast, grey_levels, number_of, text_of, wall_side
 from .decode import MAX_PIXELS, decode_image
@@ -415,19 +416,19 @@ def read_view(
     options = dict(side=side.upper(), view=view.upper(), modality=modality.upper())
     for k, among in dict(side=SIDES, view=VIEWS, modality=MODALITIES).items():
         if options[k] not in ('', *among):
-            raise ValueError(f'{k} is {options[k]!r}, expected one of {list(among)}')
+            raise CesmError(f'{k} is {options[k]!r}, expected one of {list(among)}')
     try:
         with warnings.catch_warnings(): # about values that nobody reads; those read are checked
             warnings.simplefilter('ignore')
             return _read_any(file, options, window, secondary, crop)
     except FileNotFoundError:
-        raise ValueError(f'{where} is absent: name a DICOM, JPEG or PNG file') from None
+        raise CesmError(f'{where} is absent: name a DICOM, JPEG or PNG file') from None
     except Refused as e:
-        raise ValueError(str(e) if name in str(e) else f'{name} is not used: {e}') from None
+        raise CesmError(str(e) if name in str(e) else f'{name} is not used: {e}') from None
     except Exception as e: # pydicom, decoders and numpy have errors of their own
         # what they say may hold values of the header, or an address that differs from run to run
-        raise ValueError(f'{name} cannot be read, it is damaged ({type(e).__name__}): '
-                         'export it again') from e
+        raise CesmError(f'{name} cannot be read, it is damaged ({type(e).__name__}): '
+                        'export it again') from e
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c00022
 class Case(NamedTuple):
@@ -447,19 +448,19 @@ def _refuse_mixture(views):
     "Raise ValueError where images do not belong to one breast."
     sides = {v.side: v.file for v in views}
     if len(sides) > 1:
-        raise ValueError(f'{" and ".join(sides.values())} are of two sides: a case is one breast')
+        raise CesmError(f'{" and ".join(sides.values())} are of two sides: a case is one breast')
     for k in _IDENTITY:
         several = {v.identity[k]: v.file for v in views if k in v.identity}
         if len(several) > 1:
             two = ' and '.join(list(several.values())[:2])
-            raise ValueError(f'{two} differ in {k}, expected files of one breast from one '
-                             'examination: name those alone')
+            raise CesmError(f'{two} differ in {k}, expected files of one breast from one '
+                            'examination: name those alone')
     seen = {}
     for v in views:
         other = seen.setdefault((v.modality, v.view), v)
         if other is not v:
             which = f'{v.view} view, {ENERGY_NAMES[v.modality]}'
-            raise ValueError(f'{other.file} and {v.file} are both the {which}: name one')
+            raise CesmError(f'{other.file} and {v.file} are both the {which}: name one')
     return seen
 
 # %% ../../nbs/api/imaging.dicom.ipynb #30915ad0
@@ -471,12 +472,12 @@ def join_views(
 ) -> Case:
     "Make images one case; raise ValueError where they are not of one breast."
     if not views:
-        raise ValueError('the case has no files: name DICOM, JPEG or PNG files of one breast')
+        raise CesmError('the case has no files: name DICOM, JPEG or PNG files of one breast')
     density = density.strip().upper()
     if density not in ('', *DENSITY):
-        raise ValueError(f'density is {density!r}, expected one of {list(DENSITY)}, or nothing')
+        raise CesmError(f'density is {density!r}, expected one of {list(DENSITY)}, or nothing')
     if age_years is not None and not 10 <= age_years <= 120:
-        raise ValueError(f'age is {age_years}, expected 10 to 120 years, or nothing')
+        raise CesmError(f'age is {age_years}, expected 10 to 120 years, or nothing')
     found = _refuse_mixture(views)
     ages = {v.age_years for v in views if not np.isnan(v.age_years)}
     age = float(age_years) if age_years is not None else max(ages, default=np.nan)

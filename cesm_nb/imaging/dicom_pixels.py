@@ -9,11 +9,12 @@ __all__ = ['MARGIN', 'Refused', 'text_of', 'number_of', 'grey_levels', 'find_bre
 import cv2
 import numpy as np
 
+from ..core.errors import CesmError
 from .breast import mask_wall
 from .breast import segment_breast
 
 # %% ../../nbs/api/imaging.dicom_pixels.ipynb #93e50007
-class Refused(ValueError): "A refusal of ours, apart from the errors of a damaged file."
+class Refused(CesmError): "A refusal of ours, apart from the errors of a damaged file."
 
 def text_of(
     ds, # `pydicom.Dataset`

@@ -19,6 +19,8 @@ from typing import Optional
 import openpyxl
 import pandas as pd
 
+from ..core.errors import AbsentError, CesmError
+
 # %% ../../nbs/api/io.tables.ipynb #4d4047fa
 MAX_COLUMNS = 100 # of a sheet: cells further right are passed over
 MAX_ROWS = 500_000 # of a sheet that hold anything
@@ -39,9 +41,9 @@ def only_one(
     alike = lambda a, b: a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
     others = [p for p in paths[1:] if not alike(p, paths[0])]
     if others:
-        raise ValueError(f'{what} is there more than once: '
-                         f'{", ".join(map(str, [paths[0], *others[:4]]))}; '
-                         'remove or rename all but one')
+        raise CesmError(f'{what} is there more than once: '
+                        f'{", ".join(map(str, [paths[0], *others[:4]]))}; '
+                        'remove or rename all but one')
     return paths[0] if paths else None
 
 # %% ../../nbs/api/io.tables.ipynb #801bd052
@@ -83,16 +85,16 @@ def read_bytes(
 ) -> bytes: # of a kind that can be read here
     "Read a file; raise ValueError where it is too large, an old or open workbook, or a web page."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path} is absent or no regular file')
+    if not path.is_file(): raise AbsentError(f'{path} is absent or no regular file')
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f'{path} has more than {MAX_BYTES:,} bytes, expected a table: '
-                         'is it another file?')
+        raise CesmError(f'{path} has more than {MAX_BYTES:,} bytes, expected a table: '
+                        'is it another file?')
     data = path.read_bytes()
-    if data.startswith(_OLD[0]): raise ValueError(f'{path} {_OLD[1]}: save it as .xlsx or .csv')
+    if data.startswith(_OLD[0]): raise CesmError(f'{path} {_OLD[1]}: save it as .xlsx or .csv')
     if data.startswith(b'PK') and b'opendocument' in data[:200]:
-        raise ValueError(f'{path} is an OpenDocument file (.ods): save it as .xlsx or .csv')
+        raise CesmError(f'{path} is an OpenDocument file (.ods): save it as .xlsx or .csv')
     if data.lstrip()[:9].lower().startswith((b'<!doctype', b'<html')):
-        raise ValueError(f'{path} is a web page, no table: download it again or save it as .csv')
+        raise CesmError(f'{path} is a web page, no table: download it again or save it as .csv')
     return data
 
 def decode_text(
@@ -106,8 +108,8 @@ def decode_text(
     for encoding in filter(None, (wide, 'utf-8-sig', 'cp1252')):
         try: return data.decode(encoding)
         except UnicodeDecodeError: pass
-    raise ValueError(f'{path} is no CSV file that can be read (its encoding is none of UTF-8, '
-                     'UTF-16, Windows-1252): save it as CSV in UTF-8')
+    raise CesmError(f'{path} is no CSV file that can be read (its encoding is none of UTF-8, '
+                    'UTF-16, Windows-1252): save it as CSV in UTF-8')
 
 # %% ../../nbs/api/io.tables.ipynb #6c2684e7
 def _records(text, sep, strict=True):
@@ -134,11 +136,11 @@ def _text_rows(path, data, wanted):
         rows = [(i, r) for i, r in _records(text, named[1] if named else _separator(text, wanted))
                 if any(map(str.strip, r))]
     except csv.Error as e:
-        raise ValueError(f'{path} is no CSV file that can be read ({e}): '
-                         'are its quotes closed? save it again as CSV') from e
+        raise CesmError(f'{path} is no CSV file that can be read ({e}): '
+                        'are its quotes closed? save it again as CSV') from e
     if not rows:
-        raise ValueError(f'{path} is no CSV file that can be read (it is empty): '
-                         'download it again or save it as CSV')
+        raise CesmError(f'{path} is no CSV file that can be read (it is empty): '
+                        'download it again or save it as CSV')
     return rows
 
 # %% ../../nbs/api/io.tables.ipynb #e762e2e7
@@ -169,8 +171,8 @@ def _damage(path):
     "A damaged workbook fails in zip, XML or openpyxl, each with errors of its own."
     try: yield
     except Exception as e:
-        raise ValueError(f'{path} is no workbook that can be read ({type(e).__name__}): '
-                         'download it again, or save it as Excel workbook (.xlsx) or .csv') from e
+        raise CesmError(f'{path} is no workbook that can be read ({type(e).__name__}): '
+                        'download it again, or save it as Excel workbook (.xlsx) or .csv') from e
 
 def _add_formulas(sheet, rows):
     "Put formulas where no value is stored; `sheet` is read with them."
@@ -184,16 +186,16 @@ def _add_formulas(sheet, rows):
 def _pick_sheet(path, book, wanted):
     "The sheet that has the columns; raise ValueError where several have, and none is called 'all'."
     if not book.worksheets:
-        raise ValueError(f'{path} has no sheet that can be read (is it Strict Open XML?): '
-                         'save it as Excel workbook (.xlsx) or .csv')
+        raise CesmError(f'{path} has no sheet that can be read (is it Strict Open XML?): '
+                        'save it as Excel workbook (.xlsx) or .csv')
     with _damage(path):
         fits = {s.title: max((_fit(r, wanted) for _, r in islice(_sheet_rows(s), 30)), default=0)
                 for s in book.worksheets}
     good = [t for t, n in fits.items() if n and 2*n >= len(set(wanted.values()))] or list(fits)[:1]
     named = [t for t in good if spell(t) == 'all']
     if len(good) > 1 and not named:
-        raise ValueError(f"{path} has several sheets with these columns, {good}: "
-                         "call the one that is meant 'all'")
+        raise CesmError(f"{path} has several sheets with these columns, {good}: "
+                        "call the one that is meant 'all'")
     return book[(named or good)[0]]
 
 def _book_rows(path, data, wanted):
@@ -203,8 +205,8 @@ def _book_rows(path, data, wanted):
         book = size <= MAX_BYTES and openpyxl.load_workbook(
             BytesIO(data), read_only=True, data_only=True)
     if size > MAX_BYTES:
-        raise ValueError(f'{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: '
-                         'save the sheet as .csv')
+        raise CesmError(f'{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: '
+                        'save the sheet as .csv')
     sheet = _pick_sheet(path, book, wanted)
     with _damage(path):
         rows = dict(islice(_sheet_rows(sheet), MAX_ROWS + 1))
@@ -231,15 +233,15 @@ def _header(path, rows, wanted, columns, closed):
     twice = [c for c in known if named.count(c) > 1]
     shown = [c[:60] for c in map(str.strip, cells) if c][:20]
     if absent:
-        raise ValueError(f'{path} has no column {absent}; expected {columns}, '
-                         f'and row {number} has {shown}')
+        raise CesmError(f'{path} has no column {absent}; expected {columns}, '
+                        f'and row {number} has {shown}')
     if twice:
-        raise ValueError(f'{path} has column {twice} more than once in row {number}: '
-                         'remove or rename all but one')
+        raise CesmError(f'{path} has column {twice} more than once in row {number}: '
+                        'remove or rename all but one')
     other = [c.strip()[:60] for c, n in zip(cells, named) if closed and n is None and c.strip()]
     if other:
-        raise ValueError(f'{path} has column {other}, expected {known} alone: '
-                         'rename or remove what is not meant')
+        raise CesmError(f'{path} has column {other}, expected {known} alone: '
+                        'rename or remove what is not meant')
     return at, len(cells), {c: named.index(c) for c in known if c in named}
 
 # %% ../../nbs/api/io.tables.ipynb #af7f075f
@@ -258,19 +260,19 @@ def read_table(
     book = not text and (Path(path).suffix.lower() in ('.xlsx', '.xlsm')
                          or data.startswith(b'PK\x03\x04'))
     rows = (_book_rows if book else _text_rows)(path, data, wanted)
-    if not rows: raise ValueError(f'{path} has no rows; expected one per image, download it again')
+    if not rows: raise CesmError(f'{path} has no rows; expected one per image, download it again')
     if len(rows) > MAX_ROWS:
-        raise ValueError(f'{path} has more than {MAX_ROWS:,} rows: is it the sheet that is meant?')
+        raise CesmError(f'{path} has more than {MAX_ROWS:,} rows: is it the sheet that is meant?')
     at, width, where = _header(path, rows, wanted, columns, closed)
     for i, r in rows[at+1:] if not book else ():
         if any(c.strip() for c in r[width:]):
-            raise ValueError(f'{path}: row {i} has {len(r)} cells, the header {width}: '
-                             'put cells that hold a separator into quotes')
+            raise CesmError(f'{path}: row {i} has {len(r)} cells, the header {width}: '
+                            'put cells that hold a separator into quotes')
     lost = [i for i, r in rows[at+1:] for k in where.values()
             if k < len(r) and isinstance(r[k], _Formula)]
     if lost:
-        raise ValueError(f'{path}: row {lost[0]} has a formula without a stored value: open it in '
-                         'Excel or LibreOffice and save it, or save it as .csv')
+        raise CesmError(f'{path}: row {lost[0]} has a formula without a stored value: open it in '
+                        'Excel or LibreOffice and save it, or save it as .csv')
     cell = lambda r, k: r[k] if k < len(r) else ''
     return pd.DataFrame({c: pd.Series([cell(r, k) for _, r in rows[at+1:]], dtype=str)
                          for c, k in where.items()}).set_axis([i for i, _ in rows[at+1:]])

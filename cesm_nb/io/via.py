@@ -14,6 +14,7 @@ from typing import Optional
 import numpy as np
 import pandas as pd
 
+from ..core.errors import CesmError
 from .tables import decode_text, read_bytes, read_table
 
 # %% ../../nbs/api/io.via.ipynb #5778fa9a
@@ -88,16 +89,16 @@ def outline(
     geometry:dict, # VIA `region_shape_attributes`, parsed
 ) -> np.ndarray: # (n, 2) float, x and y in original px
     "Give a region's outline; raise ValueError where it is no region that can be drawn."
-    if not geometry: raise ValueError('broken JSON')
+    if not geometry: raise CesmError('broken JSON')
     kind = geometry.get('name')
     if kind not in ('polygon', 'polyline', 'ellipse', 'circle', 'point'):
-        raise ValueError(f'unknown shape {str(kind)[:40]!r}')
+        raise CesmError(f'unknown shape {str(kind)[:40]!r}')
     try: points = _points(geometry, kind)
     except (KeyError, TypeError, ValueError, OverflowError) as e:
-        raise ValueError(f'{kind} lacks or garbles {str(e)[:80]}') from e
-    if len(points) < 3: raise ValueError(f'{kind} has {len(points)} points, fewer than 3')
+        raise CesmError(f'{kind} lacks or garbles {str(e)[:80]}') from e
+    if len(points) < 3: raise CesmError(f'{kind} has {len(points)} points, fewer than 3')
     if not np.isfinite(points).all() or np.abs(points).max() > 1e5:
-        raise ValueError(f'{kind} has coordinates that are no pixels')
+        raise CesmError(f'{kind} has coordinates that are no pixels')
     return points
 
 # %% ../../nbs/api/io.via.ipynb #0b38c193
@@ -146,12 +147,12 @@ def _from_json(path, text):
     "JSON of VIA 1, 2 or 3, export or project."
     found = _parse(text)
     if not isinstance(found, dict):
-        raise ValueError(f'{path} is no JSON that can be read: export the regions from VIA again')
+        raise CesmError(f'{path} is no JSON that can be read: export the regions from VIA again')
     images = found.get('_via_img_metadata', found)
     known = [v for v in _entries(images) if isinstance(v, dict) and 'filename' in v]
     if not known and not {'file', 'metadata'} <= set(found):
-        raise ValueError(f'{path} is no export of VIA: it has {sorted(found)[:8]}; '
-                         'export the regions from VIA as CSV or JSON')
+        raise CesmError(f'{path} is no export of VIA: it has {sorted(found)[:8]}; '
+                        'export the regions from VIA as CSV or JSON')
     for v in known:
         for r in filter(lambda r: isinstance(r, dict), _entries(v.get('regions'))):
             shape = r.get('shape_attributes', r.get('region_shape_attributes'))

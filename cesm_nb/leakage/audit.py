@@ -23,6 +23,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from tqdm import tqdm
 
+from ..core.errors import CesmError
 from ..stats.compare import repeated_interval
 from cesm_nb.leakage.controls import (
     BOTH, MASK_NUMBERS, ON_DISK, PARTIAL, Control, label_columns, make_controls,
@@ -133,7 +134,7 @@ def run_controls(
               if k not in PARTIAL or rarest[k].min() >= cfg.n_folds}
     counts = np.array([rarest[k] for k in labels]).min(0)
     if counts.min() < cfg.n_folds:
-        raise ValueError(
+        raise CesmError(
             f'the smallest class, {CLASSES[counts.argmin()]}, has {counts.min()} breasts, '
             f'fewer than {cfg.n_folds} folds: all three classes are needed; use more breasts, or '
             'fewer folds (at least 3) with --n-folds')
@@ -365,8 +366,8 @@ def check_clinical(
     "Raise ValueError where settings that are called clinical give something away."
     found = find_leaks(cfg)
     if found:
-        raise ValueError(f'this is not the clinical protocol ({"; ".join(found)}): '
-                         'leave these switches to the protocol')
+        raise CesmError(f'this is not the clinical protocol ({"; ".join(found)}): '
+                        'leave these switches to the protocol')
 
 def find_leaks_in_run(
     run_dir:str|Path, # folder of chapter 04

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from ..core.errors import AbsentError, CesmError
 from ..stats.compare import paired_table, repeated_interval
 from ..data import DataSet, breasts, read_dataset
 from ..core.terms import CLASSES, DENSITY, KEYS, MODALITIES, PROBS, REGIONS_NAME, SIZE, VIEWS
@@ -39,17 +40,17 @@ def read_annotations(
     found = read_dataset(data, regions, with_images=False)
     sheet, region_file = found.files['sheet'], found.files['regions']
     if region_file is None:
-        raise FileNotFoundError(f'{sheet.parent/REGIONS_NAME} is absent: '
-                                'name the region file (VIA export, CSV) with --regions')
+        raise AbsentError(f'{sheet.parent/REGIONS_NAME} is absent: '
+                          'name the region file (VIA export, CSV) with --regions')
     named = found.regions.image_name.isin(found.images.image_name)
     if not named.any():
         first = found.regions.image_name.iloc[0] if len(found.regions) else 'no image at all'
-        raise ValueError(f'{region_file} has no region on any image of {sheet} '
-                         f'(it names {first!r}): are the two files of one data set?')
+        raise CesmError(f'{region_file} has no region on any image of {sheet} '
+                        f'(it names {first!r}): are the two files of one data set?')
     if not found.images.n_regions.any():
         first = str(found.regions.geometry[named].iloc[0])[:60]
-        raise ValueError(f'{region_file} has {named.sum()} regions on images of {sheet}, but none '
-                         f'that can be drawn, such as {first}: export it from VIA again')
+        raise CesmError(f'{region_file} has {named.sum()} regions on images of {sheet}, but none '
+                        f'that can be drawn, such as {first}: export it from VIA again')
     images = found.images.assign(path=_paths_on_disk(data, regions, found.images))
     return found._replace(images=images, regions=found.regions[named])
 
@@ -65,7 +66,7 @@ def region_frame(
     "Find the frame that 99 % of the regions do not reach beyond."
     corners = np.array([_corner(g) for g in regions.geometry]).reshape(-1, 2)
     if not np.isfinite(corners).any():
-        raise ValueError('no region can be drawn: is it a VIA export?')
+        raise CesmError('no region can be drawn: is it a VIA export?')
     return tuple(np.nanpercentile(corners, 99, axis=0).clip(1).tolist())
 
 # %% ../../nbs/api/leakage.controls.ipynb #0567db85
@@ -261,19 +262,19 @@ def _stack_seeds(table, variant):
     if 'variant' in table:
         if variant not in set(table.variant):
             held = sorted(set(table.variant))
-            raise ValueError(f'variant {variant!r}: the predictions have {held}')
+            raise CesmError(f'variant {variant!r}: the predictions have {held}')
         table = table[table.variant == variant]
     if 'split' in table: table = table[table.split == 'test']
     lacks = [c for c in [*KEYS, 'seed', *PROBS] if c not in table]
     if lacks or table.empty:
-        raise ValueError(
+        raise CesmError(
             f'the predictions have {len(table)} test rows and lack the columns {lacks}')
     if table.duplicated([*KEYS, 'seed']).any():
-        raise ValueError('a breast is predicted twice with one seed: name one variant of one grid')
+        raise CesmError('a breast is predicted twice with one seed: name one variant of one grid')
     wide = table.set_index([*KEYS, 'seed'])[PROBS].unstack('seed')
     if wide.isna().any(axis=None):
-        raise ValueError('the seeds predict different breasts, which cannot be paired: use a grid '
-                         'with folds, or the rows of one seed')
+        raise CesmError('the seeds predict different breasts, which cannot be paired: use a grid '
+                        'with folds, or the rows of one seed')
     return wide.index, wide.stack('seed', future_stack=True)[PROBS].to_numpy().reshape(
         len(wide), -1, len(PROBS)).swapaxes(0, 1)
 
@@ -291,10 +292,10 @@ def beside_reader(
     images = read_dataset(data, with_images=False).images
     images = images[images.modality == modality]
     readings, known = reader_controls(images), breasts(images, modality).set_index(KEYS).label
-    if not readings: raise ValueError(f'{data} has no BI-RADS in its {modality} rows')
+    if not readings: raise CesmError(f'{data} has no BI-RADS in its {modality} rows')
     lost = len(index.difference(known.index))
     if lost:
-        raise ValueError(
+        raise CesmError(
             f'{lost} of {len(index)} predicted breasts have no {modality} row in {data}')
     label, who = known.loc[index], index.get_level_values(0).to_numpy()
     category = readings[0].numbers.highest.reindex(index)

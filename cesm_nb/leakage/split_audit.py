@@ -15,6 +15,7 @@ from typing import Optional
 import numpy as np
 import pandas as pd
 
+from ..core.errors import CesmError
 from ..data import image_key, parse_name, read_dataset
 from ..core.terms import CLASSES, KEYS
 from ..core.files import reading, write_atomic
@@ -74,7 +75,7 @@ def _who(table, key, path):
         form = 'a number such as 12 or P12, and side L or R'
         out = pd.DataFrame(dict(patient_id=number, side=side, image=''))
     if bad.any():
-        raise ValueError(f'{path} line {bad.idxmax() + 2}: {text[bad].iloc[0]!r}: expected {form}')
+        raise CesmError(f'{path} line {bad.idxmax() + 2}: {text[bad].iloc[0]!r}: expected {form}')
     return out.assign(patient_id=out.patient_id.astype(int))
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #4f0d6b38
@@ -90,7 +91,7 @@ def _read_lists(folder):
         rows += [(w, *parts) for w in words if image_key(w)]
     twice = [names for names in found.values() if len(names) > 1]
     if twice or len(found) < 2 or not rows:
-        raise ValueError(
+        raise CesmError(
             f'{folder} has the lists {list(found.values())} with {len(rows)} images: expected one '
             'text file for each part of one fold, such as train.txt and test.txt')
     return pd.DataFrame(rows, columns=['image_name', 'split'])
@@ -110,14 +111,14 @@ def read_foreign(
     table.columns = [str(c).strip().lower() for c in table]
     key = next((c for c in (*_IMAGE, 'patient_id') if c in table), '')
     if not key or 'split' not in table or not len(table):
-        raise ValueError(
+        raise CesmError(
             f'{path} has {len(table)} lines of {list(table)}: expected the columns split and '
             'image_name, or split and patient_id (and side, for a split by breast)')
     part = table.split.str.strip().str.lower().map(PARTS)
     if part.isna().any():
         line = part.isna().idxmax()
-        raise ValueError(f'{path} line {line + 2}: part {table.split[line]!r}: '
-                         f'expected one of {", ".join(PARTS)}')
+        raise CesmError(f'{path} line {line + 2}: part {table.split[line]!r}: '
+                        f'expected one of {", ".join(PARTS)}')
     return _who(table, key, path).assign(split=part)
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #fc13068f

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from timm.models import is_model_in_modules
 from torch import distributed, nn
 
+from ..core.errors import CesmError
 from ..core.settings import PAPER_BACKBONES
 from .sharing import name_weights, pin_weights
 from ..core.terms import VIEWS
@@ -38,10 +39,10 @@ def split_backbones(
         if timm.is_model(k.split('.')[0]): continue
         like = get_close_matches(k, timm.list_models(), 3)
         near = f'; did you mean {" or ".join(like)}?' if like else ''
-        raise ValueError(
+        raise CesmError(
             f'backbones={backbones!r}: timm has no model {k!r}: use names of its models, separated '
             f'by commas, such as {PAPER_BACKBONES!r}{near}')
-    if len(set(names)) < len(names): raise ValueError(f'backbones={backbones!r} names one twice')
+    if len(set(names)) < len(names): raise CesmError(f'backbones={backbones!r} names one twice')
     return tuple(names)
 
 # %% ../../nbs/api/networks.backbones.ipynb #b1bad842
@@ -63,7 +64,7 @@ def find_weights(
     "Find the weights of a backbone; raise ValueError where they are absent."
     file = Path(weights_dir).expanduser()/f'{name}.safetensors'
     if not file.is_file():
-        raise ValueError(f'{file} is absent: put it there or set pretrained=False')
+        raise CesmError(f'{file} is absent: put it there or set pretrained=False')
     return file
 
 def _any_size(name): # lets a vision transformer look at images of other sizes than it learned on
@@ -87,7 +88,7 @@ def make_backbone(
     except (RuntimeError, SafetensorError, KeyError, OSError) as e:
         if not file: raise
         why = ' '.join(str(e).split())[:150]
-        raise ValueError(f'{file} holds no weights of {name} ({why}): download it again') from e
+        raise CesmError(f'{file} holds no weights of {name} ({why}): download it again') from e
 
 # %% ../../nbs/api/networks.backbones.ipynb #5015939d
 def normalise_views(
@@ -127,7 +128,7 @@ def make_backbones(
         why = f'no pretrained weights from the hub ({type(e).__name__}: {str(e)[:150]})'
         wanted = ', '.join(f'{n}.safetensors' for n in sorted(set(names.values())))
         if not allow_scratch:
-            raise ValueError(
+            raise CesmError(
                 f'{why}: put {wanted} into a folder and name it as weights_dir, or start from '
                 'scratch by pretrained=False or allow_scratch=True') from e
         warnings.warn(f'{why}. The model starts FROM SCRATCH: {wanted} not found.', stacklevel=3)
@@ -141,7 +142,7 @@ def check_batch(
 ):
     "Raise ValueError where batch norm gets one value per channel."
     if n_views*ceil(image_size/32)**2 < 2: # the paper's backbones shrink a view 32 times
-        raise ValueError(
+        raise CesmError(
             f'a batch of {n_views} view of {image_size} pixels cannot train a backbone, since '
             'batch norm needs two values: use batches of 2 or an image_size above 32')
 

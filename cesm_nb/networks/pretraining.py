@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..core.errors import CesmError
 from .backbones import find_weights, split_backbones
 
 # %% ../../nbs/api/networks.pretraining.ipynb #09988d0c
@@ -46,7 +47,7 @@ def check_origin(
         where = [v for k, v in HELD.items() if k.lower() in origin.lower()]
         if not where and not re.search(r'cdd[-_ ]?cesm', origin, re.I): continue
         source = f' ({where[0]})' if where else ''
-        raise ValueError(
+        raise CesmError(
             f'the weights of {name} were trained on {origin}{source}, which holds the women tested '
             'here: use weights that have not seen CDD-CESM')
 
@@ -62,7 +63,7 @@ def save_backbone(
     own = {k.removeprefix(prefix): v.contiguous() for k, v in state.items() if k.startswith(prefix)}
     if not own:
         known = sorted({k.split('.')[0] for k in state})
-        raise ValueError(f'no weight begins with {prefix!r}: use one of {known}')
+        raise CesmError(f'no weight begins with {prefix!r}: use one of {known}')
     first = next(k for k, v in own.items() if v.ndim == 4)
     if own[first].shape[1] == 1: own[first] = own[first].repeat(1, 3, 1, 1)/3 # grey three times
     path = Path(folder)/f'{name}.safetensors'

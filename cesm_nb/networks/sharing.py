@@ -18,6 +18,7 @@ import timm
 from huggingface_hub import PyTorchModelHubMixin, try_to_load_from_cache
 from safetensors import SafetensorError
 
+from ..core.errors import CesmError, FileError
 from ..core.terms import CLASSES
 from ..core.files import read_json
 
@@ -62,7 +63,7 @@ def _check_finite(model, folder):
     "Raise ValueError where a weight is not finite."
     for k, v in model.state_dict().items():
         if v.isfinite().all(): continue
-        raise ValueError(f'{folder}/model.safetensors: {k} has values that are not finite')
+        raise CesmError(f'{folder}/model.safetensors: {k} has values that are not finite')
 
 # %% ../../nbs/api/networks.sharing.ipynb #bb219bfb
 _COMMIT = re.compile('[0-9a-f]{40}')
@@ -87,7 +88,7 @@ class SharedModel(
         "Read a folder, or one commit of a hub; raise ValueError where no commit is named."
         where = pretrained_model_name_or_path
         if not Path(where).is_dir() and not _COMMIT.fullmatch(revision or ''):
-            raise ValueError(
+            raise CesmError(
                 f'{where} is no folder here, and revision={revision!r} is no commit of a hub: '
                 'name an exported folder, or a revision of 40 hexadecimal digits')
         if Path(where).is_dir(): _check_saved(cls, where)
@@ -95,7 +96,7 @@ class SharedModel(
 
     @classmethod
     def _from_pretrained(cls, *, config, **more):
-        if config is None: raise ValueError(f'{more["model_id"]} has no config.json')
+        if config is None: raise CesmError(f'{more["model_id"]} has no config.json')
         more |= dict(strict=True, pretrained=False, weights_dir='')
         with redirect_stdout(StringIO()): model = super()._from_pretrained(**more) # it prints
         _check_finite(model, more['model_id'])
@@ -104,7 +105,7 @@ class SharedModel(
 
     @classmethod
     def _load_as_pickle(cls, model, model_file, map_location, strict):
-        raise ValueError(f'{model_file} is a pickle, which can hold code: use model.safetensors')
+        raise CesmError(f'{model_file} is a pickle, which can hold code: use model.safetensors')
 
 # %% ../../nbs/api/networks.sharing.ipynb #d7d68491
 REVISIONS = {} # model of timm -> commit of its repository on the hub, 40 hexadecimal digits
@@ -115,7 +116,7 @@ def pin_weights(
     "Ask for one commit of ImageNet weights; raise ValueError where it is none."
     if name not in REVISIONS: return None
     if not _COMMIT.fullmatch(str(REVISIONS[name])):
-        raise ValueError(
+        raise CesmError(
             f'REVISIONS[{name!r}] is {REVISIONS[name]!r}: expected 40 hexadecimal digits')
     return dict(hf_hub_id=f'{timm.get_pretrained_cfg(name).hf_hub_id}@{REVISIONS[name]}')
 
@@ -138,13 +139,13 @@ def export_model(
     "Write a model for `load_model` and the hub; raise ValueError or OSError, naming the folder."
     folder = Path(folder).expanduser()
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f'{folder} is not empty: choose another folder or delete it')
+        raise CesmError(f'{folder} is not empty: choose another folder or delete it')
     folder.parent.mkdir(parents=True, exist_ok=True)
     model.facts = dict(facts)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.export-') as beside:
         try: model.save_pretrained(Path(beside)/'model')
         except (OSError, SafetensorError) as e:
             why = getattr(e, 'strerror', None) or str(e).rpartition('error: ')[2]
-            raise OSError(f'cannot write {folder}: {why}; run again once there is room') from e
+            raise FileError(f'cannot write {folder}: {why}; run again once there is room') from e
         (Path(beside)/'model').rename(folder)
     return folder

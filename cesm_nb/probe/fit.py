@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch.nn import functional as F
 
+from ..core.errors import CesmError
 from ..training.dataset import Breasts, assemble, breasts_at_once, first_breasts
 from ..core.terms import CLASSES, name_channels
 from ..core.files import write_atomic
@@ -239,19 +240,19 @@ def check_probe(
     "Raise ValueError where a linear probe cannot be built or would use test breasts."
     if cfg.pretrained: check_origin(cfg.backbones, cfg.weights_dir)
     if len(split_backbones(cfg.backbones)) > 1 or not cfg.share_views:
-        raise ValueError('the linear probe has one backbone, shared by the views: name one instead '
-                         f'of {cfg.backbones!r}, with share_views=True')
+        raise CesmError('the linear probe has one backbone, shared by the views: name one instead '
+                        f'of {cfg.backbones!r}, with share_views=True')
     if cfg.region_teacher and cfg.views != 'both':
-        raise ValueError("region_teacher=True needs both views: use views='both' instead of "
-                         f'{cfg.views!r}')
+        raise CesmError("region_teacher=True needs both views: use views='both' instead of "
+                        f'{cfg.views!r}')
     if cfg.also_size >= cfg.image_size:
-        raise ValueError(f'also_size={cfg.also_size} is not below image_size={cfg.image_size}')
+        raise CesmError(f'also_size={cfg.also_size} is not below image_size={cfg.image_size}')
     if cfg.other_breast == 'none': return
     if not cfg.align_laterality:
-        raise ValueError(f'other_breast={cfg.other_breast!r} needs both breasts in the same '
-                         'orientation: set align_laterality=True')
+        raise CesmError(f'other_breast={cfg.other_breast!r} needs both breasts in the same '
+                        'orientation: set align_laterality=True')
     if switches['split_unit'] != 'patient':
-        raise ValueError(
+        raise CesmError(
             f'other_breast={cfg.other_breast!r} would put test breasts into training where '
             f"split_unit={switches['split_unit']!r}: use split_unit='patient'")
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.errors import CesmError
 from ..core.terms import CLASSES
 from ..networks.backbones import Streams, make_backbones, name_streams, split_backbones
 from ..model import MODELS, FourStream, mean_seen
@@ -115,7 +116,7 @@ def make_pooled_streams(
         names, 0, pretrained, weights_dir, 3 if s['normalise_input'] else 1, allow_scratch)
     for k, net in nets.items():
         if hasattr(net, 'prune_intermediate_layers'): continue
-        raise ValueError(
+        raise CesmError(
             f"backbones={names[k]!r} gives no maps: use another, or model='four_stream'")
     nets = {k: PooledBackbone(net, s) for k, net in nets.items()}
     kind = StretchedStreams if s['stretch_greys'] else Streams
@@ -187,9 +188,9 @@ class LinearProbe(SharedModel, nn.Module):
             normalise_input=pretrained if normalise_input is None else normalise_input)
         for k, allowed in CHOICES.items():
             if s[k] in allowed: continue
-            raise ValueError(f'{k}={s[k]!r}: use {" or ".join(map(repr, allowed))}')
+            raise CesmError(f'{k}={s[k]!r}: use {" or ".join(map(repr, allowed))}')
         if len(split_backbones(backbones)) > 1:
-            raise ValueError(
+            raise CesmError(
                 f'the linear probe has one backbone: name one instead of {backbones!r}')
         self.facts = {} # JSON that travels with a trained model, see `export_model`
         self.streams, self.weights_source = make_pooled_streams(

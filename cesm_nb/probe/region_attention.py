@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.errors import CesmError
 from ..training.dataset import Breasts, first_breasts
 
 # %% ../../nbs/api/probe.region_attention.ipynb #9b4bef92
@@ -127,12 +128,12 @@ def mark_training_cells(
 ) -> torch.Tensor: # (n, V, n_cells) from `mark_cells`
     "Label the cells of the training breasts; raise ValueError where there is no region to fit on."
     if data.regions is None:
-        raise ValueError('region_teacher=True, but the tensors hold no regions: make them again '
-                         'with region_teacher=True')
+        raise CesmError('region_teacher=True, but the tensors hold no regions: make them again '
+                        'with region_teacher=True')
     mark = mark_cells(data.regions[index], data.label[index], data.real[index], n_cells)
     if (mark > 0).any(): return mark
-    raise ValueError('region_teacher=True, but no region of a training patient fills '
-                     f'{INSIDE:g} of a cell: leave it out, add regions, or use larger images')
+    raise CesmError('region_teacher=True, but no region of a training patient fills '
+                    f'{INSIDE:g} of a cell: leave it out, add regions, or use larger images')
 
 @torch.no_grad()
 def fit_attention(

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from ..core.errors import CesmError
+
 # %% ../../nbs/api/reporting.html.ipynb #dbbc14de
 _STYLE = '''
 :root {color-scheme: light dark; --paper: #fff; --ink: #1b1f23; --line: #ddd; --mark: #e3eef7;
@@ -73,8 +75,8 @@ def make_page(
     "Put the pieces of a page together; raise ValueError where no summary stands first."
     first = body.partition('</p>')[0]
     if not first.startswith(_LEAD) or (phantom and 'PHANTOM' not in first):
-        raise ValueError(f'page "{title}" starts with {body[:40]!r}, not with {_LEAD} and its'
-                         ' summary, and PHANTOM where it is of one: put these first')
+        raise CesmError(f'page "{title}" starts with {body[:40]!r}, not with {_LEAD} and its'
+                        ' summary, and PHANTOM where it is of one: put these first')
     page = fill_in(_PAGE, title=title, heading=heading, body=body, phantom=phantom, style=_STYLE)
     return page.encode()
 

@@ -21,6 +21,7 @@ from captum.attr import LayerGradCam
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.errors import CesmError
 from ..training.dataset import assemble
 from ..data import breasts, read_dataset
 from ..core.terms import CLASSES, VIEWS, name_channels
@@ -61,7 +62,7 @@ def find_layer(
 ) -> nn.Module: # the layer whose output Grad-CAM weighs
     "Find the deepest layer that has at least `LEAST_CELLS` cells per side."
     deep = [f for f in backbone.feature_info if -(-image_size//f['reduction']) >= LEAST_CELLS]
-    if not deep: raise ValueError(f'image_size {image_size} is too small for a map: use 28 or more')
+    if not deep: raise CesmError(f'image_size {image_size} is too small for a map: use 28 or more')
     return backbone.get_submodule(deep[-1]['module'])
 
 # %% ../../nbs/api/reporting.saliency.ipynb #965c78b7

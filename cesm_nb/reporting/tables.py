@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.errors import CesmError
 from ..stats.compare import correct_p, paired_table
 from ..data import read_dataset
 from ..core.terms import CLASSES, PROBS
@@ -273,9 +274,9 @@ def align_tests(
     for name in rest:
         if not out[name].index.equals(out[first].index):
             n = len(out[name].index.symmetric_difference(out[first].index))
-            raise ValueError(f'{first!r} and {name!r} differ in {n} test breasts: use one split')
+            raise CesmError(f'{first!r} and {name!r} differ in {n} test breasts: use one split')
         if (out[name].label != out[first].label).any():
-            raise ValueError(f'{first!r} and {name!r} have other labels: use one label_scope')
+            raise CesmError(f'{first!r} and {name!r} have other labels: use one label_scope')
     return {k: t.reset_index() for k, t in out.items()}
 
 def compare_paired(

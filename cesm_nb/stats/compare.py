@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm, rankdata, t as student
 
+from ..core.errors import CesmError
 from ..core.terms import CLASSES
 from cesm_nb.stats.intervals import (
     bootstrap_weights, drop_unfounded, explain_gaps, explain_scores, interval_ends, middle_of,
@@ -218,14 +219,14 @@ def _seed_scores(label, prob, patient_id, weights, names, fold):
     return {k: np.stack([s[k] for s in out]) for k in names}
 
 def _check_repeated(label, prob, other, dealt):
-    if dealt and (dealt < 2 or len(prob) < 2): raise ValueError(
+    if dealt and (dealt < 2 or len(prob) < 2): raise CesmError(
         f'{len(prob)} deals of {dealt} folds: dealt needs at least two of each')
     for name, p in (('prob', prob), ('other', other)):
         if p is not None and (p.ndim != 3 or p.shape[1:] != (len(label), len(CLASSES))):
-            raise ValueError(
+            raise CesmError(
                 f'{name} has shape {p.shape}: give (seeds, {len(label)}, {len(CLASSES)})')
     if other is not None and other.shape != prob.shape:
-        raise ValueError(
+        raise CesmError(
             f'{len(prob)} and {len(other)} seeds cannot be paired: give as many of each')
 
 # %% ../../nbs/api/stats.compare.ipynb #1455d4f1
@@ -309,7 +310,7 @@ def nadeau_bengio(
     "Give the mean over random splits with the corrected resampled t interval."
     values = np.asarray(values, float)
     if not len(values) or not test_share > 0:
-        raise ValueError(
+        raise CesmError(
             f'{len(values)} values with test_share={test_share}: give at least one, and a '
             'ratio above 0')
     k, mean = len(values), values.mean()

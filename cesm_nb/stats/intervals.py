@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm, t as student
 
+from ..core.errors import CesmError
 from ..core.terms import CLASSES
 from .scores import FIRST_SCORES, calibration_line, debiased_ece, list_shares, weighted_scores
 
@@ -21,7 +22,7 @@ def bootstrap_weights(
     seed:int=0, # of the draws
 ) -> np.ndarray: # (n_draws, n) float
     "Draw women with replacement; a breast weighs as often as its woman was drawn."
-    if n_draws < 1: raise ValueError(f'n_draws={n_draws} is too small: use at least 1, better 2000')
+    if n_draws < 1: raise CesmError(f'n_draws={n_draws} is too small: use at least 1, better 2000')
     women, of = np.unique(patient_id, return_inverse=True)
     n = len(women)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), n_draws) # (n_draws, women)
@@ -156,7 +157,7 @@ def interval_table(
 ) -> pd.DataFrame: # a row per score: value, low, high, wilson_*, breasts, patients, n_draws, note
     "Score predictions with patient-cluster bootstrap intervals."
     if not len(label):
-        raise ValueError('no test breast to score: is there a test part in the split?')
+        raise CesmError('no test breast to score: is there a test part in the split?')
     weights = bootstrap_weights(patient_id, n_draws, seed)
     found = score_everything(label, prob, patient_id, weights, flags)
     shares, notes = list_shares(label, prob, flags), explain_scores(label, prob, tuple(flags or ()))

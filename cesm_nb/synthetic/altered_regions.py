@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..core.errors import CesmError
 from ..data import DataSet, read_dataset
 from ..core.terms import REGIONS_NAME, SIZE
 from ..imaging.decode import read_image
@@ -181,11 +182,11 @@ def alter_regions(
     seed:int=0, # of places and choices: another seed, another draw
 ) -> pd.DataFrame: # regions: image_name, geometry
     "Make other regions; raise ValueError where `how` is unknown or no size is known."
-    if how not in HOW: raise ValueError(f'how={how!r} is no way to alter regions: use one of {HOW}')
+    if how not in HOW: raise CesmError(f'how={how!r} is no way to alter regions: use one of {HOW}')
     rng, table = np.random.default_rng(seed), regions[['image_name', 'geometry']]
     sized = images.dropna(subset=SIZE).set_index('image_name')
     if sized.empty:
-        raise ValueError('no image has a known size: alter_regions needs images or image_sizes.csv')
+        raise CesmError('no image has a known size: alter_regions needs images or image_sizes.csv')
     picked = lambda names: sorted(rng.permutation(sorted(names))[:round(amount*len(names))])
     if how == 'drop': return table[~table.image_name.isin(picked(set(table.image_name)))]
     new = lambda rows: pd.DataFrame(rows, columns=table.columns)

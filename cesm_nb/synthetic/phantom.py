@@ -21,6 +21,7 @@ from joblib import Parallel, delayed
 from scipy.special import ndtri
 from tqdm import tqdm
 
+from ..core.errors import CesmError
 from .anatomy import breast_key, draw_image, radial_spectrum, stream, tissue_maps
 from ..core.terms import (
     CLASSES, CLASS_COLORS, FOLDERS, MODALITIES, PHANTOM_NAME, REGIONS_NAME, SHEET_COLUMNS,
@@ -173,17 +174,17 @@ def plan_phantom(
     leaks:tuple|None=None, # names of `LEAKS` that are on; None: as in the real sheet
 ) -> pd.DataFrame: # one row per breast: identity, label, lesion, anatomy and quirks
     "Decide the truth about every breast, before any pixel is drawn."
-    if n_patients < 6: raise ValueError(f'n_patients is {n_patients}: a phantom needs at least 6')
+    if n_patients < 6: raise CesmError(f'n_patients is {n_patients}: a phantom needs at least 6')
     if not 0 <= clinical <= 1:
-        raise ValueError(f'clinical is {clinical}: expected a number from 0 to 1')
+        raise CesmError(f'clinical is {clinical}: expected a number from 0 to 1')
     odd = [k for k in leaks or () if k not in LEAKS]
-    if odd: raise ValueError(f'leaks {odd} are unknown: use some of {LEAKS}')
+    if odd: raise CesmError(f'leaks {odd} are unknown: use some of {LEAKS}')
     layout = _plan_layout(n_patients, seed)
     if labels is None and leaks is None: labels = _plan_labels(layout, seed)
     elif labels is None: labels = _leaky_labels(layout, 'twin' in leaks, seed)
     labels = np.asarray(labels)
     if labels.shape != (len(layout),):
-        raise ValueError(f'labels has shape {labels.shape}: expected ({len(layout)},)')
+        raise CesmError(f'labels has shape {labels.shape}: expected ({len(layout)},)')
     named = pd.DataFrame(dict(label=labels, pathology=np.array(CLASSES)[labels]))
     parts = [layout[['patient_id', 'side']], named, _plan_lesions(layout, labels, seed),
              _plan_clinical(layout, labels, seed, clinical),
@@ -330,12 +331,12 @@ def _claim(
     "Make the folders; refuse one that holds real data or another phantom."
     note = root/PHANTOM_NAME
     if note.exists() and (found := note.read_bytes()) != json.dumps(settings).encode():
-        raise ValueError(f'{root} holds another phantom, {found[:300]!r}: '
-                         'remove it or name another folder')
+        raise CesmError(f'{root} holds another phantom, {found[:300]!r}: '
+                        'remove it or name another folder')
     if not note.exists() and any((root/o).exists()
                                  for o in (SHEET_NAME, REGIONS_NAME, *FOLDERS.values())):
-        raise ValueError(f'{root} holds data that is no phantom (no {PHANTOM_NAME}): '
-                         'name an empty folder')
+        raise CesmError(f'{root} holds data that is no phantom (no {PHANTOM_NAME}): '
+                        'name an empty folder')
     for o in FOLDERS.values(): (root/o).mkdir(parents=True, exist_ok=True)
     for o in ('', *FOLDERS.values()): remove_leftovers(root/o)
     _write_new(note, json.dumps(settings).encode())
@@ -353,8 +354,8 @@ def make_phantom(
     leaks:tuple[str, ...]|None=None, # `LEAKS` that are on, others off; None: as in the real sheet
 ) -> Path: # `root`
     "Write a made-up data set in TCIA layout, truth in `truth.csv`; raise ValueError if it cannot."
-    if signal < 0: raise ValueError(f'signal is {signal}: expected at least 0')
-    if size_px < 64: raise ValueError(f'size_px is {size_px}: expected at least 64')
+    if signal < 0: raise CesmError(f'signal is {signal}: expected at least 0')
+    if size_px < 64: raise CesmError(f'size_px is {size_px}: expected at least 64')
     root, plan = Path(root), plan_phantom(n_patients, seed, clinical, leaks=leaks)
     note = dict(n_patients=n_patients, seed=seed, signal=signal, clinical=clinical, size_px=size_px)
     if leaks is not None: note['leaks'] = sorted(leaks)

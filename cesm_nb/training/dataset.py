@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from ..core.errors import CesmError
 from ..core.runs import check_manifest, compare_rows, read_config, read_status, run_file
 from ..tensorize import decode_rows, read_tensor, read_tensor_settings
 
@@ -42,7 +43,7 @@ def read_breasts(
     x = torch.stack([(d['x'][:-1]*255).round().to(torch.uint8) for d in read])
     for file, d, v in zip(manifest.file, read, x):
         if not torch.equal(v/np.float32(255), d['x'][:-1]):
-            raise ValueError(f'{file} has pixels that are no multiples of 1/255: make it again')
+            raise CesmError(f'{file} has pixels that are no multiples of 1/255: make it again')
     drawn = all('regions' in d for d in read)
     return Breasts(
         x, torch.stack([decode_rows(d['x']) for d in read]), torch.stack([d['real'] for d in read]),
@@ -104,8 +105,8 @@ def _check_origin(tensor_dir, run_dir, other):
     wrong = [f'{k}={stored.get(k)!r} there, {v!r} in the run' for k, v in asked.items()
              if stored.get(k) != v]
     if wrong:
-        raise ValueError(f'{tensor_dir} has not the tensors of {run_dir} ({"; ".join(wrong)}): '
-                         'name others or make them again')
+        raise CesmError(f'{tensor_dir} has not the tensors of {run_dir} ({"; ".join(wrong)}): '
+                        'name others or make them again')
 
 # %% ../../nbs/api/training.dataset.ipynb #a3b3b66e
 def _read_listed(tensor_dir, manifest):
@@ -113,14 +114,14 @@ def _read_listed(tensor_dir, manifest):
     try: data = read_breasts(tensor_dir, manifest)
     # of tensors of another form
     except (KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as e:
-        raise ValueError(f'{tensor_dir} has tensors of another form ({type(e).__name__}: '
-                         f'{str(e).splitlines()[0][:150]}): '
-                         'delete it and run cesm_tensorize again') from e
+        raise CesmError(f'{tensor_dir} has tensors of another form ({type(e).__name__}: '
+                        f'{str(e).splitlines()[0][:150]}): '
+                        'delete it and run cesm_tensorize again') from e
     wrong = (data.label.numpy() != manifest.label.to_numpy()) | ~data.rows.isfinite().all(1).numpy()
     if wrong.any():
-        raise ValueError(f'{tensor_dir}/{manifest.file[wrong.argmax()]} has another label, '
-                         'or no age: '
-                                     'delete it and run cesm_tensorize again')
+        raise CesmError(f'{tensor_dir}/{manifest.file[wrong.argmax()]} has another label, '
+                        'or no age: '
+                                    'delete it and run cesm_tensorize again')
     return data
 
 # %% ../../nbs/api/training.dataset.ipynb #0c6a2596
@@ -143,8 +144,8 @@ def load_inputs(
                          contralateral=find_contralateral(manifest))
     kept = read_status(run_dir).get('digests', {}).get('tensors') if run_dir and not other else None
     if kept and digest_breasts(data) != kept:
-        raise ValueError(f'the tensors in {tensor_dir} are not those that {run_dir} was trained '
-                         'on: make them again by the versions that its config.json names')
+        raise CesmError(f'the tensors in {tensor_dir} are not those that {run_dir} was trained '
+                        'on: make them again by the versions that its config.json names')
     return data
 
 # %% ../../nbs/api/training.dataset.ipynb #8ef71096

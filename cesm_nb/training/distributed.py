@@ -20,6 +20,8 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from ..core.errors import CesmError
+
 # %% ../../nbs/api/training.distributed.ipynb #30e0b59a
 def find_team(
     cpu:bool=False, # stay on the CPU
@@ -122,15 +124,15 @@ def pick_device(
     limit_threads()
     dtypes = dict(fp16=torch.float16, bf16=torch.bfloat16, no=None)
     if mixed_precision not in (*dtypes, 'auto'):
-        raise ValueError(f'mixed_precision {mixed_precision!r}: use auto, fp16, bf16 or no')
+        raise CesmError(f'mixed_precision {mixed_precision!r}: use auto, fp16, bf16 or no')
     if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
-        raise ValueError(f"device {device!r}: use 'auto', 'cpu' or 'cuda'")
+        raise CesmError(f"device {device!r}: use 'auto', 'cpu' or 'cuda'")
     if device != 'cpu' and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r}: no such GPU here, use 'auto'")
+        raise CesmError(f"device {device!r}: no such GPU here, use 'auto'")
     if mixed_precision == 'auto': mixed_precision = _best_precision(device)
     if device == 'cpu' and mixed_precision == 'fp16':
-        raise ValueError("mixed_precision 'fp16' needs a GPU: use bf16 or no on a CPU")
+        raise CesmError("mixed_precision 'fp16' needs a GPU: use bf16 or no on a CPU")
     return torch.device(device), dtypes[mixed_precision]
 
 # %% ../../nbs/api/training.distributed.ipynb #7a0f3b13

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from ..core.errors import CesmError
 from .dataset import Breasts, load_inputs
 from ..core.terms import KEYS
 from .distributed import pick_device
@@ -33,13 +34,13 @@ def _read_weights(path, model, file):
     with reading(path, 'weights file', _REDO): weights = load_file(path)
     try: model.load_state_dict(weights)
     except RuntimeError as e:
-        raise ValueError(f'{path} is of another model than {file} says: '
-                         f'{" ".join(str(e).split())[:300]}') from e
+        raise CesmError(f'{path} is of another model than {file} says: '
+                        f'{" ".join(str(e).split())[:300]}') from e
     for k, v in model.state_dict().items():
         if weights[k].dtype != v.dtype:
-            raise ValueError(f'{path}: {k} is {weights[k].dtype}, expected {v.dtype}: {_REDO}')
+            raise CesmError(f'{path}: {k} is {weights[k].dtype}, expected {v.dtype}: {_REDO}')
         if not weights[k].isfinite().all():
-            raise ValueError(f'{path}: {k} has values that are not finite: {_REDO}')
+            raise CesmError(f'{path}: {k} has values that are not finite: {_REDO}')
 
 def load_run(
     run_dir:str|Path, # a finished run
@@ -48,7 +49,7 @@ def load_run(
     run_dir = Path(run_dir)
     best, file = run_dir/CHECKPOINTS/BEST, run_file(run_dir, 'config')
     absent = [str(f) for f in (best, file) if not f.exists()]
-    if absent: raise ValueError(f'{absent[0]} is absent: expected a folder that cesm_train made')
+    if absent: raise CesmError(f'{absent[0]} is absent: expected a folder that cesm_train made')
     check_digests(run_dir, f'{CHECKPOINTS}/{BEST}', RUN_FILES['config'])
     config = read_config(run_dir)
     settings = with_defaults(config['settings'])

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..core.errors import NotFiniteError
 from ..stats.scores import score
 from ..core.terms import CLASSES, PROBS
 
@@ -42,7 +43,7 @@ def check_finite(
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         first = bad[0, 0]
-        raise FloatingPointError(
+        raise NotFiniteError(
             f'loss is {losses[first]} at {where}, batch {first+1} of {len(losses)}')
 
 # %% ../../nbs/api/training.losses.ipynb #50d9d827
