@@ -79,7 +79,7 @@ def read_site(root:Path) -> Site:
     ini, cells, pages = ConfigParser(delimiters=['=']), [], {}
     ini.read(root/'settings.ini', encoding='utf-8')
     nbs = root/ini['DEFAULT']['nbs_path']
-    for path in sorted(nbs.glob('[!._]*.ipynb')):
+    for path in sorted(nbs.rglob('[!._]*.ipynb')):
         place = f'{path.relative_to(root)} cell'
         cells += [read_cell(path, f'{place} {i}', c) for i, c in enumerate(nbformat.read(path, 4).cells, 1)]
     for path in sorted([*root.glob('*.md'), *root.glob('*/README.md')]):
