@@ -24,7 +24,6 @@ from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.cases.predict import predict_case
 from cesm_nb.core.settings import TrainConfig
 from cesm_nb.train import fit
-from conftest import PATIENCE
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 TINY = dict(image_size=32, epochs=1, batch_size=8, backbones='mobilenetv3_small_050', mixed_precision='no', device='cpu')

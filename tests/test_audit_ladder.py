@@ -15,7 +15,7 @@ from cesm_nb.stats.intervals import interval_table
 from cesm_nb.core.terms import PROBS
 from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
-from conftest import ROOT, WEIGHTS, needs_weights
+from conftest import WEIGHTS, needs_weights
 
 CLOSES = dict(twin='split_unit', region='roi_source', density='density_missing', view='mask_missing_views')
 PHANTOMS = {'none': dict(leaks=(), signal=0., clinical=0.), **{k: dict(leaks=(k,), signal=0., clinical=0.) for k in LEAKS},

@@ -16,7 +16,7 @@ from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVR
 from cesm_nb.imaging.dicom import read_age, read_case, read_view
 from cesm_nb.imaging.dicom_pixels import crop_breast, wall_side
 from cesm_nb.synthetic.phantom import draw_image, plan_phantom
-from conftest import PATIENCE, ROOT
+from conftest import PATIENCE
 
 SECRETS = ('DOE^', 'JANE', '4711', '20200102', '19680304', 'ACC77')
 

@@ -89,6 +89,12 @@ def words_of(line):
 class Parsed(Exception): "The command has understood its options and would start."
 
 
+MODULE = dict( # command -> module whose `main` does the work
+    cesm_phantom='synthetic.phantom', cesm_fetch='cohort.download', cesm_check='cohort.check', cesm_tensorize='tensorize',
+    cesm_train='train', cesm_evaluate='evaluate', cesm_audit='leakage.audit', cesm_reproduce='experiments.reproduce',
+    cesm_grid='experiments.run', cesm_predict='cases.predict', cesm_app='cases.web')
+
+
 def parse(monkeypatch, program, args):
     "Have a console script parse its options and stop where the work would begin, if the options fit its parameters."
     def stop_at(work):
@@ -96,8 +102,7 @@ def parse(monkeypatch, program, args):
             inspect.signature(work).bind(*a, **k)
             raise Parsed
         return stop
-    module = dict(grid='experiments').get(name := program.removeprefix('cesm_'), name)
-    for part, work in ((module, 'main'), ('audit', 'demo'), ('leaks', 'main_splits')):
+    for part, work in ((MODULE[program], 'main'), ('leakage.audit', 'demo'), ('leakage.split_audit', 'main_splits')):
         part = import_module(f'cesm_nb.{part}')
         monkeypatch.setattr(part, work, stop_at(getattr(part, work)))
     with pytest.raises(Parsed): getattr(commands, program).__wrapped__(args)
@@ -246,13 +251,14 @@ def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
 
 
 @pytest.mark.parametrize('kind, works', [
-    (commands.Phantom, ('phantom.make_phantom',)), (commands.Check, ('check.main',)), (commands.Fetch, ('fetch.main',)),
-    (commands.Reproduce, ('reproduce.reproduce',)), (commands.Grid, ('experiments.main',)), (commands.App, ('app.main',)),
-    (commands.Predict, ('dicom.read_case', 'predict.main'))])
+    (commands.Phantom, ('synthetic.phantom.make_phantom',)), (commands.Check, ('cohort.check.main',)),
+    (commands.Fetch, ('cohort.download.main',)), (commands.Reproduce, ('experiments.reproduce.reproduce',)),
+    (commands.Grid, ('experiments.run.main',)), (commands.App, ('cases.web.main',)),
+    (commands.Predict, ('imaging.dicom.read_case', 'cases.predict.main'))])
 def test_options_are_parameters(kind, works):
     "Each option has the name and the default of the parameter that it sets."
     known = {}
-    for module, work in (w.split('.') for w in works):
+    for module, work in (w.rsplit('.', 1) for w in works):
         known |= inspect.signature(getattr(import_module(f'cesm_nb.{module}'), work)).parameters
     of_option = {f.name: inspect.Parameter.empty if f.default is MISSING else f.default for f in fields(kind)}
     of_option.pop('root', None) # a folder by default on the command line alone
@@ -311,4 +317,4 @@ def test_colab_keeps_what_it_has():
     colab = dict(line.split('==') for line in (ROOT/'tools'/'colab.txt').read_text().splitlines() if line[0] != '#')
     known = lambda r: colab.get(canonicalize_name(r.name))
     assert [str(r) for r in asked if known(r) and not r.specifier.contains(known(r))] == []
-    assert {r.name for r in asked if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill'} # these are new there
+    assert {r.name for r in asked if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill', 'filelock'} # new there, or not listed

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cesm_nb.core.terms import PROBS
+from cesm_nb.imaging.decode import read_image
 from cesm_nb import data, roi
 from cesm_nb.experiments import publish as results
 from cesm_nb.stats import scores as stats
@@ -83,7 +85,7 @@ def regions_of(images, modality='CM'):
     "Images that are there and drawn on, with outlines in the file's pixels."
     outlines = data.read_dataset(REAL).regions.groupby('image_name').geometry.apply(list)
     for row in images[(images.modality == modality) & images.path.notna() & images.image_name.isin(outlines.index)].itertuples():
-        image, original = roi.read_image(row.path), (row.original_width_px, row.original_height_px)
+        image, original = read_image(row.path), (row.original_width_px, row.original_height_px)
         yield image, roi.scaled_outlines(outlines[row.image_name], image.shape, original)[0], original
 
 
@@ -136,5 +138,5 @@ def test_published_scores_follow_from_published_predictions(folder):
     stored = pd.read_csv(folder/'scores.csv').set_index(['variant', 'score'])
     for variant, seeds in tests.items():
         for name in ('auc', 'accuracy', 'auc_malignant', 'macro_f1'):
-            values = [stats.weighted_scores(t.label.to_numpy(), t[data.PROBS].to_numpy(), np.ones((1, len(t))))[name][0] for t in seeds.values()]
+            values = [stats.weighted_scores(t.label.to_numpy(), t[PROBS].to_numpy(), np.ones((1, len(t))))[name][0] for t in seeds.values()]
             assert np.mean(values) == pytest.approx(stored.value[variant, name], abs=1e-9)
