@@ -208,9 +208,10 @@ LEAST_SEEDS = 3 # for a claim of a difference
 
 def judge(
     row:pd.Series, # value, p_holm and seeds of a difference
-) -> str: # 'lower', 'higher' or 'undecided'
+) -> str: # 'lower', 'higher', 'undecided', or 'untested' where there are too few seeds
     "Say what a difference allows to be claimed."
-    if row.seeds < LEAST_SEEDS or not row.p_holm < .05: return 'undecided'
+    if row.seeds < LEAST_SEEDS: return 'untested'
+    if not row.p_holm < .05: return 'undecided'
     return 'lower' if row.value < 0 else 'higher'
 
 def say_change(
