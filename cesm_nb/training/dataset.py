@@ -87,7 +87,7 @@ def digest_breasts(
 ) -> str: # SHA-256
     "Compute the digest of a run's input, independent of its files."
     digest = hashlib.sha256()
-    for t in data[:4]: digest.update(t.contiguous().numpy()) # the contralateral breast follows from the manifest
+    for t in data[:4]: digest.update(t.contiguous().numpy()) # the rest is in the manifest
     return digest.hexdigest()
 
 # required of any tensors for a run

@@ -165,7 +165,7 @@ def _grad_weight(grad, x, weight, stride, padding):
             (False, True, False))[1]
     k = weight.shape[-1]
     if weight.shape[2:] != (5, 5): return compute(x, k, padding)
-    height, width = ((n - 1)*s + 3 for n, s in zip(grad.shape[2:], stride)) # input extent of 3 x 3 taps
+    height, width = ((n - 1)*s + 3 for n, s in zip(grad.shape[2:], stride)) # input of 3 x 3 taps
     x, out = F.pad(x, (padding[1],)*2 + (padding[0],)*2), x.new_empty(weight.shape)
     for i in (0, 2):
         for j in (0, 2):
