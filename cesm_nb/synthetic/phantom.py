@@ -169,7 +169,7 @@ def _plan_leaks(
 def plan_phantom(
     n_patients:int=60, # number of patients, at least 6
     seed:int=0, # same seed, same phantom
-    clinical:float=1.0, # what age and missing density tell: 0 nothing, 1 as in the real sheet
+    clinical:float=1.0, # label effect on age and missing density: 0 none, 1 real
     labels:np.ndarray|None=None, # (n_breasts,) int in {0,1,2}; drawn if not given
     leaks:tuple|None=None, # names of `LEAKS` that are on; None: as in the real sheet
 ) -> pd.DataFrame: # one row per breast: identity, label, lesion, anatomy and quirks
@@ -347,7 +347,7 @@ def make_phantom(
     n_patients:int=60, # number of patients, at least 6; 60 make about 104 breasts and 370 images
     seed:int=0, # same seed and settings, same bytes
     signal:float=1.0, # visibility of lesions and of their kind: 0 none, 1 learnable, 2 easy
-    clinical:float=1.0, # what age and missing density tell: 0 nothing, 1 as in the real sheet
+    clinical:float=1.0, # label effect on age and missing density: 0 none, 1 real
     size_px:int=400, # mean image height in pixels
     n_jobs:int=1, # number of processes, worth it from about 200 patients; changes no byte
     progress:bool=True, # show a progress bar
