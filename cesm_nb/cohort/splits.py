@@ -20,7 +20,7 @@ from ..core.settings import SWITCHES, TrainConfig
 SPLITS = ('train', 'val', 'test')
 
 def _parts(labels, groups, n_parts, seed):
-    "Deal breasts into stratified parts of about equal size that keep groups whole; (n,) int."
+    "Deal breasts into stratified parts of about equal size, without splitting groups; (n,) int."
     part = np.zeros(len(labels), int)
     dealer = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed)
     for i, (_, held) in enumerate(dealer.split(labels, labels, groups)): part[held] = i
@@ -28,12 +28,12 @@ def _parts(labels, groups, n_parts, seed):
 
 def make_splits(
     table:pd.DataFrame, # breasts with patient_id, side, label
-    split_unit:str='patient', # 'patient' keeps a woman's breasts together, 'breast' does not
+    split_unit:str='patient', # 'patient' keeps a patient's breasts together, 'breast' does not
     seed:int=0, # another seed, another split
     n_folds:int=0, # 0: one 70/15/15 split; K >= 3: fold `fold` of K is the test set
     fold:int=0, # which fold is the test set, 0 .. n_folds-1
 ) -> pd.DataFrame: # patient_id, side, split ('train', 'val', 'test'), in the order of `table`
-    "Split breasts, stratified by label; raise ValueError where a class has too few of them."
+    "Split breasts, stratified by label; raise ValueError if a class has too few of them."
     if split_unit not in SWITCHES['split_unit']:
         raise CesmError(f"split_unit {split_unit!r}: use 'breast' or 'patient'")
     if n_folds and not (n_folds >= 3 and 0 <= fold < n_folds):
@@ -43,7 +43,7 @@ def make_splits(
     g = table.patient_id.to_numpy() if split_unit == 'patient' else np.arange(len(table))
     counts = np.bincount(y, minlength=len(CLASSES))
     few, rarest = counts.min(), CLASSES[counts.argmin()]
-    # 3 + 3 of 20 parts are 15 % + 15 %; 1 + 1 of 7 where a class is small
+    # 3 + 3 of 20 parts are 15 % + 15 %; 1 + 1 of 7 if a class is small
     n_parts = n_folds or (20 if few >= 40 else 7)
     if few < n_parts:
         raise CesmError(f'class {rarest!r} has {few} breasts, '
@@ -51,7 +51,7 @@ def make_splits(
                         'all three classes are needed, with that many breasts each')
     part, n_held = _parts(y, g, n_parts, seed), 3 if n_parts == 20 and not n_folds else 1
     split = np.where(part < n_held, 'test', np.where(part < 2*n_held, 'val', 'train'))
-    if n_folds: # the held-out fold is the test set; 15 % of all, from the rest, choose the epoch
+    if n_folds: # the held-out fold is the test set; 15 % of all, from the rest, are validation
         rest = part != fold
         inner = _parts(y[rest], g[rest], max(2, round(rest.mean()/0.15)), seed)
         split[~rest], split[rest] = 'test', np.where(inner == 0, 'val', 'train')
@@ -61,7 +61,7 @@ def make_splits(
 def hold_out(
     table:pd.DataFrame, # breasts with patient_id, side, label
     test_patients:tuple, # patient ids
-    seed:int=0, # of the validation part
+    seed:int=0, # of the validation split
 ) -> pd.DataFrame: # patient_id, side, split, in the order of `table`
     "Make the breasts of named patients the test set; deal the other patients to train and val."
     test = table.patient_id.isin(test_patients).to_numpy()
@@ -79,16 +79,16 @@ def hold_out(
 def share_with_twin(
     splits:pd.DataFrame, # patient_id, side, split
 ) -> float: # 0..1
-    "Share of test breasts whose woman also has a breast in training."
+    "Share of test breasts whose patient also has a breast in training."
     test = splits[splits.split == 'test']
     return float(test.patient_id.isin(splits.patient_id[splits.split == 'train']).mean())
 
 # %% ../../nbs/api/cohort.splits.ipynb #f1a11d80
 def read_splits(
     path:str|Path, # CSV with patient_id, side, split
-    table:pd.DataFrame, # the breasts that must be covered
+    table:pd.DataFrame, # breasts required to be in it
 ) -> pd.DataFrame: # patient_id, side, split, in the order of `table`, without other breasts
-    "Read a split made elsewhere; raise ValueError, naming them, where breasts are not in it."
+    "Read a split made elsewhere; raise ValueError, naming them, if breasts are missing."
     s = pd.read_csv(path, dtype={'side': str, 'split': str})
     absent = [c for c in ('patient_id', 'side', 'split') if c not in s]
     if absent: raise CesmError(f'{path} has no column {absent}; expected patient_id, side, split')
@@ -115,7 +115,7 @@ def split_breasts(
     cfg:TrainConfig, # settings
     split_unit:str, # 'breast' or 'patient'
 ) -> pd.DataFrame: # patient_id, side, split in the order of `manifest`
-    "Make the split, or read `splits_csv`; raise ValueError where it cannot serve."
+    "Make the split, or read `splits_csv`; raise ValueError if it cannot be used."
     seed = cfg.seed if cfg.split_seed is None else cfg.split_seed
     if cfg.splits_csv: splits = _read_own(manifest, cfg, split_unit)
     else: splits = make_splits(manifest, split_unit, seed, cfg.n_folds, cfg.fold)
@@ -123,7 +123,7 @@ def split_breasts(
     return splits.assign(split=splits.split.replace('val', 'train'))
 
 def _read_own(manifest, cfg, split_unit):
-    "A split made elsewhere, where it is whole and keeps what the protocol promises."
+    "Read a split made elsewhere; raise ValueError if it is incomplete or violates the protocol."
     splits = read_splits(cfg.splits_csv, manifest)
     needed = [s for s in SPLITS if s != 'val' or getattr(cfg, 'fit_on', 'train') == 'train']
     empty = [s for s in needed if not (splits.split == s).any()]

@@ -14,7 +14,7 @@ from .errors import CesmError
 # %% ../../nbs/api/core.recipes.ipynb #6ef3a9e5
 class Recipe(NamedTuple):
     "How models of one kind are checked, built, fitted and used."
-    check:Callable # (cfg, switches, splits=None): raises ValueError where a run cannot work
+    check:Callable # (cfg, switches, splits=None): raises ValueError if a run cannot work
     build:Callable # (settings, switches, **start) -> nn.Module; start: see `make_backbones`
     fit:Callable # (model, data, parts, cfg, job) -> `Fitted`; writes the selected weights
     predict:Callable # (model, data, index, dtype=None) -> (n, 3) float32 logits on the CPU
@@ -28,7 +28,7 @@ class Job(NamedTuple):
     report:object=None # called with history and number of epochs after each epoch
 
 class Fitted(NamedTuple):
-    "What fitting leaves."
+    "Result of fitting."
     history:object # DataFrame, one row per epoch, columns of `read_history`
     best_epoch:int # whose weights were kept, from 1
     logits:object # (N, 3) float32 tensor on the CPU, of all breasts
@@ -40,6 +40,6 @@ RECIPES = dict( # model -> module that holds its `RECIPE`
 def find_recipe(
     model:str, # a name in `RECIPES`
 ) -> Recipe:
-    "Import the recipe of a kind of model; raise ValueError where there is none."
+    "Import the recipe of a kind of model; raise ValueError if there is none."
     if model not in RECIPES: raise CesmError(f'model={model!r}: use one of {list(RECIPES)}')
     return import_module(RECIPES[model]).RECIPE

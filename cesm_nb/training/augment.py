@@ -30,8 +30,8 @@ def draw_changes(
     n_breasts:int, # how many are augmented
     generator:torch.Generator, # on the CPU
     n_views:int=2, # of each
-) -> torch.Tensor: # (n_breasts, n_views, 8) in [0, 1): area, angle, flips, place and light per view
-    "Draw what decides the augmentation of each breast."
+) -> torch.Tensor: # (n_breasts, n_views, 8) in [0, 1): area, angle, flips, shift, jitter per view
+    "Draw the random numbers of each breast's augmentation."
     return torch.rand(n_breasts, n_views, 8, generator=generator)
 
 def augment_views(
@@ -39,7 +39,7 @@ def augment_views(
     cfg:TrainConfig, # which and how much
     u:torch.Tensor, # (B, V, 8) in [0, 1), from `draw_changes`
 ) -> torch.Tensor: # (B, V, S, S) float in [0, 1]
-    "Flip, rotate, crop and jitter each breast by a draw of its own; a black view stays black."
+    "Flip, rotate, crop and jitter each breast by its own draw; a black view stays black."
     b, n, h, w = views.shape
     u = u.to(views.device)
     flat = views.reshape(b*n, 1, h, w)
