@@ -286,7 +286,7 @@ class DataSet(NamedTuple):
         modality:str, # a key of `CHANNELS`
         setting:str='', # that needs them; empty: roi_source 'annotation'
     ):
-        "Raise ValueError if no image of the modality has a drawable region; report what there is."
+        "Raise ValueError, with counts, if no image of the modality has a drawable region."
         used = self.images[self.images.modality.isin([m for m, _ in CHANNELS[modality]])]
         if used.n_regions.any(): return
         use, file = "use roi_source 'breast' or 'none' (protocol clinical)", self.files.get('regions')

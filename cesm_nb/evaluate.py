@@ -92,7 +92,7 @@ def score_test(
 # %% ../nbs/05_eval_and_figures.ipynb #35ff8208
 def find_best_epoch(
     run:Run, # a finished run
-) -> int: # the epoch whose weights chapter 04 kept
+) -> int: # the epoch whose weights were kept
     "Read the selected epoch from `status.json`; derive it from `keep` if that file is missing."
     if status := read_status(run.run_dir): return status['best_epoch']
     history, keep = run.history, with_defaults(run.config['settings'])['keep']
