@@ -37,12 +37,12 @@ from cesm_nb.reporting.tables import (
 _KINDS = ('sensitivity', 'specificity')
 
 def _undefined(like, names, why):
-    "Rows of NaN for scores that could not be had."
+    "Make rows of NaN for scores that cannot be computed."
     out = pd.DataFrame(np.nan, pd.Index(names, name=like.index.name), like.columns)
     return out.assign(note=why, **dict.fromkeys(('breasts', 'patients', 'n_draws'), 0))
 
 def _score_otherwise(test, columns, suffix, like, why, n_draws):
-    "Log loss, Brier score and calibration error of other probabilities for the same breasts."
+    "Compute log loss, Brier score and calibration error of other probabilities."
     names = ['brier', 'log_loss', 'ece'] if suffix == 'scaled' else ['brier', 'log_loss']
     known = set(columns) <= set(test) and test[columns].notna().all(axis=None)
     out = _undefined(like, names, why)
@@ -56,7 +56,7 @@ def _score_otherwise(test, columns, suffix, like, why, n_draws):
     return out.rename(index=f'{{}}_{suffix}'.format)
 
 def _score_folds(test, like, n_draws):
-    "Mean over folds of the AUC, with its interval."
+    "Compute the mean AUC over folds, with its interval."
     label, prob, who, fold = (test[k].to_numpy() for k in ('label', PROBS, 'patient_id', 'run'))
     draws = fold_auc(label, prob, bootstrap_weights(who, n_draws), fold)
     weight, gaps = np.ones((1, len(label))), explain_gaps(label)
@@ -67,10 +67,10 @@ def _score_folds(test, like, n_draws):
 
 # %% ../nbs/05_eval_and_figures.ipynb #da944ff3
 def score_test(
-    test:pd.DataFrame, # from `apply_validation`, one run or folds together
+    test:pd.DataFrame, # from `apply_validation`, one run or several folds
     n_draws:int=2000, # bootstrap draws
 ) -> pd.DataFrame: # as `interval_table`
-    "Score the test breasts of a run, or of folds together."
+    "Score the test breasts of a run, or of several folds together."
     if SCALED[0] not in test: test, _ = apply_validation(test)
     label, who = test.label.to_numpy(), test.patient_id.to_numpy()
     flags = {k: test[f'at_{k}'] for k in POINTS}
@@ -92,8 +92,8 @@ def score_test(
 # %% ../nbs/05_eval_and_figures.ipynb #35ff8208
 def find_best_epoch(
     run:Run, # a finished run
-) -> int: # the epoch whose weights chapter 04 kept
-    "Read the selected epoch from `status.json`; derive it from `keep` where a run has none."
+) -> int: # the epoch whose weights were kept
+    "Read the selected epoch from `status.json`; derive it from `keep` if that file is missing."
     if status := read_status(run.run_dir): return status['best_epoch']
     history, keep = run.history, with_defaults(run.config['settings'])['keep']
     score = history.epoch if keep == 'last' else history[f'val_{keep}']
@@ -131,8 +131,8 @@ def write_figures(
     out_dir:str|Path, # folder for the figures
     phantom:bool, # True marks them as a phantom's
     n_groups:int=0, # rows of the forest
-) -> tuple: # (paths of the PNG files, an SVG beside each; notes on those that could not be made)
-    "Draw and write figures; raise OSError where one cannot be written."
+) -> tuple: # (paths of the PNG files, an SVG next to each; notes on figures that failed)
+    "Draw and write figures; raise OSError if one cannot be written."
     paths, notes = [], []
     for name, draw in figures.items():
         size = (7, max(3.6, 1 + .24*n_groups)) if name == 'subgroups' else (4.8, 3.6) # inches
@@ -140,17 +140,17 @@ def write_figures(
         try:
             draw(ax)
             paths.append(save_figure(fig, Path(out_dir)/name, phantom))
-        except OSError: raise # such as a disk that is full
-        except Exception as e: # a picture never costs the scores
+        except OSError: raise # such as a full disk
+        except Exception as e: # scores are written even if a figure fails
             notes.append(f'figure {name} is left out: {type(e).__name__}: {e}')
         plt.close(fig)
     return paths, notes
 
 # %% ../nbs/05_eval_and_figures.ipynb #a4d23580
 class Seen(NamedTuple):
-    "What looking inside gave."
+    "Results of `write_inside`."
     table: pd.DataFrame # from `pointing_table`; empty without a region
-    figures: list # paths of PNG files that are aggregated
+    figures: list # paths of PNG files of aggregates
     pictures: list # paths of PNG files of single patients
     notes: list # what is left out
 
@@ -160,9 +160,9 @@ def write_inside(
     phantom:bool, # True marks figures as a phantom's
     n_draws:int=2000, # bootstrap draws
 ) -> Seen:
-    "Look inside each run; the picture is of the first."
+    "Write maps and attention of each run; the example images are of the first."
     try: found = [look_inside(d) for d in run_dirs]
-    except Exception as e: # pictures never cost the scores
+    except Exception as e: # scores are written even if maps fail
         return Seen(pd.DataFrame(), [], [], [f'maps and attention are left out: {e}'])
     out, figures, notes = Path(out_dir), [], []
     fig = plot_examples(found[0], False)
@@ -208,26 +208,26 @@ CAPTIONS = dict(
     gradcam='Grad-CAM of the true class: region in blue, hottest point as a cross')
 
 # %% ../nbs/05_eval_and_figures.ipynb #2b2627b2
-def _picture(path): # (caption, data URI, whether it needs a row of its own) of a PNG
+def _picture(path): # (caption, data URI, whether it needs a separate row) of a PNG
     name = Path(path).stem
     return CAPTIONS[name], embed(path), name == 'subgroups'
 
 def _html(table):
     digits = {c: '{:.4f}'.format for c in table.select_dtypes('float')}
-    whole = table.select_dtypes('Int64') # whose <NA> na_rep does not reach
+    whole = table.select_dtypes('Int64') # na_rep does not apply to their <NA>
     table = table.assign(**whole.astype(object).where(whole.notna(), ''))
     return table.reset_index().to_html(index=False, border=0, formatters=digits, na_rep='')
 
 def write_report(
-    out_dir:str|Path, # where `report.html` goes
+    out_dir:str|Path, # folder for `report.html`
     config:dict, # `config.json` of the first run
-    facts:str, # a sentence on what was tested
+    facts:str, # a sentence on the test set
     tables:dict, # title -> (sentence, table)
     figures:list, # paths of PNG files
     pictures:list=(), # paths of PNG files of single patients
     notes:list=(), # what is left out
 ) -> Path: # the page
-    "Write one page with everything inside it."
+    "Write one self-contained page."
     out = Path(out_dir)
     settings = pd.Series(config['settings'] | config['switches'], name='value').to_frame()
     name = out.resolve().name
@@ -241,7 +241,7 @@ def write_report(
 
 # %% ../nbs/05_eval_and_figures.ipynb #706c0514
 class Evaluation(TypedDict):
-    "What `evaluate` found."
+    "Results of `evaluate`."
     config: dict # `config.json` of the first run
     scores: pd.DataFrame # from `score_test`
     table: pd.DataFrame # from `table_1`
@@ -252,18 +252,18 @@ class Evaluation(TypedDict):
     report: Path # the page
 
 def _read_all(run_dirs, out_dir):
-    "Runs, their joint test breasts, what validation chose, and where results go."
+    "Read runs, their joint test breasts, what validation selected, and the output folder."
     run_dirs = [Path(d) for d in ([run_dirs] if isinstance(run_dirs, (str, Path)) else run_dirs)]
     if not run_dirs: raise CesmError('no run folder is named: name at least one')
     if len(run_dirs) > 1 and not out_dir:
         raise CesmError(f'{len(run_dirs)} runs need an out_dir for what they have in common')
     runs = [Run.open(d) for d in run_dirs]
-    pool_tests(runs) # refuses what does not belong together
+    pool_tests(runs) # rejects runs that do not belong together
     test, chosen = apply_validation(pool_runs(runs))
     return run_dirs, runs, test.reset_index(drop=True), chosen, Path(out_dir or run_dirs[0])
 
 def _group(run_dirs, test, n_draws):
-    "Table of subgroups, and notes."
+    "Make the table of subgroups, and notes."
     described, notes = describe_breasts(run_dirs[0])
     if described is None: return pd.DataFrame(), notes
     names = [c for c in described if c not in ('patient_id', 'side')]
@@ -272,7 +272,7 @@ def _group(run_dirs, test, n_draws):
 
 # %% ../nbs/05_eval_and_figures.ipynb #f90c5b26
 def _tables(scores, test, config, chosen, groups, seen):
-    "All tables of a run: file name -> (title, sentence, table)."
+    "Make all tables of a run: file name -> (title, sentence, table)."
     n = f'{len(test)} breasts of {test.patient_id.nunique()} women'
     out = dict(
         table1=('Table 1', f"The paper's scores beside this run's, {n}; under them two questions "
@@ -301,7 +301,7 @@ def _tables(scores, test, config, chosen, groups, seen):
 _SUMMARY = {'Accuracy': 'accuracy', 'macro AUC': 'auc'}
 
 def _note_scaling(chosen, scores):
-    "Say what came of temperature scaling."
+    "Report the effect of temperature scaling."
     if not chosen['n_val']: return 'no temperature: there is no validation breast to fit it on'
     heat, n = chosen['temperature'], chosen['n_val']
     fitted = f'temperature {heat:.2f} fitted on {n} validation breasts'
@@ -317,8 +317,8 @@ def evaluate(
     run_dirs:str|Path|list, # run folder, or folders: the folds of one cross-validation
     out_dir:str|Path='', # for tables/, figures/, report.html; empty: into the one run folder
     n_draws:int=2000, # bootstrap draws
-    inside:bool=True, # maps, attention and pointing game, where tensors are there
-) -> Evaluation: # what was found
+    inside:bool=True, # maps, attention and pointing game, if tensors exist
+) -> Evaluation: # the results
     "Turn run folders into tables and figures; raise ValueError as `Run.open` and `pool_tests` do."
     run_dirs, runs, test, chosen, out = _read_all(run_dirs, out_dir)
     config, scores = runs[0].config, score_test(test, n_draws)
@@ -353,7 +353,7 @@ def evaluate(
 def describe(
     found:Evaluation, # from `evaluate`
 ) -> str: # several lines of text
-    "Write Table 1, what it is worth and where the rest is, for a terminal."
+    "Format Table 1, its banner and the paths of the other files for a terminal."
     line = f"*** {banner(found['config'])} ***"
     notes = [f'note: {n}' for n in found['notes']]
     figures = [f'figure: {f}' for f in found['figures']]
@@ -364,7 +364,7 @@ def describe(
 def group_runs(
     run_dirs:list, # run folders
 ) -> list: # lists of run folders; folds of one cross-validation are in one
-    "Sort run folders into those that belong together."
+    "Group run folders that belong together."
     groups = []
     for d in run_dirs:
         run = Run.open(d)
@@ -381,7 +381,7 @@ def compare(
     out_dir:str|Path, # for tables/ and figures/
     n_draws:int=2000, # bootstrap draws
 ) -> list: # lines for a terminal
-    "Write runs side by side and, where they tested the same breasts, their paired differences."
+    "Write runs side by side and, if tested on the same breasts, their paired differences."
     runs, out = {k: (e['config'], e['scores'], e['test']) for k, e in found.items()}, Path(out_dir)
     worth, phantom = '; '.join(f'{k}: {banner(c)}' for k, (c, _, _) in runs.items()), False
     side = compare_runs(runs)
@@ -402,7 +402,7 @@ def compare(
 # %% ../nbs/05_eval_and_figures.ipynb #b1e2c55b
 def evaluate_all(
     run_dirs:list, # run folders
-    out_dir:str|Path='', # for what runs have in common; empty: 'joint' beside the first
+    out_dir:str|Path='', # for joint results; empty: 'joint' next to the first run
     n_draws:int=2000, # bootstrap draws
     inside:bool=True, # maps, attention and pointing game
 ) -> str: # lines for a terminal
@@ -424,10 +424,10 @@ def evaluate_all(
 @one_way_out('cesm_evaluate')
 def main(
     run_dirs:list, # run folders
-    out_dir:str='', # for what runs have in common; empty: 'joint' beside the first
+    out_dir:str='', # for joint results; empty: 'joint' next to the first run
     n_draws:int=2000, # bootstrap draws
-    inside:bool=True, # maps, attention and pointing game, where tensors are there
+    inside:bool=True, # maps, attention and pointing game, if tensors exist
 ):
-    "What `cesm_evaluate` does; raise SystemExit with a sentence where it cannot."
+    "Run `cesm_evaluate`; raise SystemExit with a message on an error."
     if not run_dirs: raise CesmError('no run folder is named: name at least one')
     print(evaluate_all(run_dirs, out_dir, n_draws, inside))

@@ -39,12 +39,12 @@ class FourStream(SharedModel, nn.Module):
         pretrained:bool=False, # start from ImageNet weights
         weights_dir:str='', # see `make_backbone`
         allow_scratch:bool=False, # see `make_backbones`
-        normalise_input:Optional[bool]=None, # see `Streams`; None: where pretrained
-        views:str='both', # views looked at: 'both', 'CC' or 'MLO'
-        channels:str='CC,MLO', # of the input, in order; then comes that of age and density
+        normalise_input:Optional[bool]=None, # see `Streams`; None: if pretrained
+        views:str='both', # views to use: 'both', 'CC' or 'MLO'
+        channels:str='CC,MLO', # of the input, in order, before that of age and density
         backbones:str=PAPER_BACKBONES, # names of timm models, separated by commas
-        metadata:bool=True, # read age and density
-        attention:bool=True, # let tokens look at each other
+        metadata:bool=True, # use age and density
+        attention:bool=True, # attention between the tokens
         token_mlp:bool=True, # refine each token by the Conv1D MLP
     ):
         super().__init__()
@@ -55,7 +55,7 @@ class FourStream(SharedModel, nn.Module):
             token_kernel=token_kernel, drop_rate=drop_rate, mask_missing_views=mask_missing_views,
             normalise_input=pretrained if normalise_input is None else normalise_input)
         check_model(self.settings)
-        self.facts = {} # JSON that travels with a trained model, see `export_model`
+        self.facts = {} # JSON that is exported with the model, see `export_model`
         self.streams, self.weights_source = make_streams(
             self.settings, pretrained, weights_dir, allow_scratch)
         self.mixer = TokenMixer(width, n_heads, token_kernel, attention, token_mlp)
@@ -68,8 +68,8 @@ class FourStream(SharedModel, nn.Module):
         self,
         x:torch.Tensor, # (B, C + 1, S, S), C channels, by default CC and MLO
         real:Optional[torch.Tensor]=None, # (B, C) bool, which are real; None: those not black
-    ) -> tuple: # tokens (B, n, width), and hidden (B, n) bool, or None where all count
-        "Give the views to the backbones."
+    ) -> tuple: # tokens (B, n, width), and hidden (B, n) bool, or None if all count
+        "Compute the tokens of the views."
         channels, which = self.settings['channels'].split(','), slice(None)
         if x.shape[1] != len(channels) + 1:
             raise CesmError(
@@ -79,7 +79,7 @@ class FourStream(SharedModel, nn.Module):
         views = x[:, :-1][:, which] # (B, V, S, S)
         if not self.settings['mask_missing_views']: return self.streams(views), None
         real = views.flatten(2).any(2) if real is None else real[:, which] # (B, V)
-        enter = real if self.training else None # in eval mode batch norm looks at no other breast
+        enter = real if self.training else None # in eval mode batch norm mixes no breasts
         tokens = self.streams(views.masked_fill(~real[..., None, None], 0), enter) # (B, n, width)
         return tokens, ~tokens_seen(real, tokens.shape[1]//real.shape[1])
 
@@ -96,10 +96,10 @@ class FourStream(SharedModel, nn.Module):
     def forward(self, x, real=None): # see `forward_tokens` -> (B, num_classes) logits
         return self.forward_head(self.forward_features(x, real))
 
-    def forward_attention(self, x, real=None): # -> (B, n_heads, n, n): row looks at column
+    def forward_attention(self, x, real=None): # -> (B, n_heads, n, n): row attends to column
         return self.mixer.forward_attention(*self.forward_tokens(x, real))
 
-MODELS = dict(four_stream=FourStream) # name -> class; the probe adds its own
+MODELS = dict(four_stream=FourStream) # name -> class; the probe adds its class
 
 # %% ../nbs/03_model.ipynb #c637bebb
 MODEL_FIELDS = (
@@ -141,7 +141,7 @@ def check_mixer(
     n_heads:int=8, # attention heads
     token_kernel:int=1, # kernel of the Conv1D over the tokens
 ):
-    "Raise ValueError where attention and Conv1D cannot be built."
+    "Raise ValueError if attention or Conv1D cannot be built."
     if n_heads < 1 or width % n_heads:
         raise CesmError(f'n_heads={n_heads} does not divide {width}: use 1, 2, 4, 8 or 16')
     if token_kernel < 1 or token_kernel % 2 == 0:
@@ -155,7 +155,7 @@ _CHOICES = dict(views=('both', *VIEWS)) | dict.fromkeys((
 def check_model(
     settings:dict, # arguments of `FourStream` by name; those left out are at their defaults
 ):
-    "Raise ValueError where a model cannot be built, naming the setting."
+    "Raise ValueError, with the setting, if a model cannot be built."
     for k, allowed in _CHOICES.items():
         v = settings.get(k, allowed[0])
         if v not in allowed: raise CesmError(f'{k}={v!r}: use {" or ".join(map(repr, allowed))}')
@@ -187,7 +187,7 @@ class TokenMixer(nn.Module):
     def forward(
         self,
         t:torch.Tensor, # (B, n, width)
-        hidden:Optional[torch.Tensor]=None, # (B, n) bool, True = not looked at
+        hidden:Optional[torch.Tensor]=None, # (B, n) bool, True = not attended to
     ) -> torch.Tensor: # (B, n, width)
         "Mix tokens."
         if self.attn is not None:
@@ -198,16 +198,16 @@ class TokenMixer(nn.Module):
             t = self.norm2(t + self.mlp(seen.mT).mT) # Conv1d takes (B, width, n)
         return t
 
-    def forward_attention(self, t, hidden=None): # -> (B, n_heads, n, n): row looks at column
+    def forward_attention(self, t, hidden=None): # -> (B, n_heads, n, n): row attends to column
         if self.attn is None: raise CesmError('attention=False: no attention weights to show')
         return self.attn(t, t, t, key_padding_mask=hidden, average_attn_weights=False)[1]
 
 # %% ../nbs/03_model.ipynb #c85fc76c
 def tokens_seen(
-    real:torch.Tensor, # (B, V) bool, which of the views are there
-    n_backbones:int=2, # backbones that look at each
+    real:torch.Tensor, # (B, V) bool, which views are real
+    n_backbones:int=2, # backbones applied to each view
 ) -> torch.Tensor: # (B, V*n_backbones) bool, in the order of the tokens
-    "Say which tokens count; a breast without any view keeps all, since a mean needs some."
+    "Return which tokens count; a breast without any view keeps all, since a mean needs some."
     return (real | ~real.any(1, keepdim=True)).repeat(1, n_backbones)
 
 def mean_seen(
@@ -220,9 +220,9 @@ def mean_seen(
 
 # %% ../nbs/03_model.ipynb #61e7b816
 def name_tokens(
-    model:FourStream, # whose tokens
+    model:FourStream, # with the tokens
 ) -> list: # 'mobilenetv2_100 CC', 'mobilenetv2_100 MLO', ... in the order of the tokens
-    "Say which backbone and view each token comes from."
+    "Name the backbone and the view of each token."
     backbones = model.settings['backbones'].split(',')
     return [f'{k} {v}' for k, v in product(backbones, model.streams.views)]
 
@@ -230,7 +230,7 @@ def name_tokens(
 def count_parameters(
     model:nn.Module, # any module
 ) -> dict: # part -> number of trainable weights, and 'all'
-    "Count the trainable weights of each part of a model, streams singly."
+    "Count the trainable weights of each part of a model, one stream at a time."
     def n(module): return sum(p.numel() for p in module.parameters() if p.requires_grad)
     parts = {k: n(m) for k, m in model.named_children() if k != 'streams'}
     streams = {k: n(m) for k, m in getattr(model, 'streams', {}).items()}
@@ -239,9 +239,9 @@ def count_parameters(
 # %% ../nbs/03_model.ipynb #7e16940a
 def load_model(
     folder:str|Path, # made by `export_model` or pulled from the hub
-    device:str='cpu', # where to
+    device:str='cpu', # to load it on
 ) -> FourStream: # in eval mode, with `settings`, `weights_source` and `facts`
-    "Read a trained model; raise ValueError where a file is absent, damaged or of another model."
+    "Load a trained model; raise ValueError if a file is absent, damaged or of another model."
     folder = Path(folder).expanduser()
     for name in ('config.json', 'model.safetensors'):
         if not (folder/name).is_file():

@@ -23,17 +23,17 @@ MAX_POINTS = 5000 # of an outline: the longest of 2,971 regions has 250; more ar
 _SUBPIXEL_BITS = 4 # outlines are filled at a sixteenth of a pixel
 
 def _thinned(points, kind):
-    "Every second, third, ... corner of an outline that has too many, and a sentence that says so."
+    "Thin an outline of too many points to every second, third, ... one; report it."
     if len(points) <= MAX_POINTS: return points, []
     fewer = points[::-(-len(points)//MAX_POINTS)]
     return fewer, [f'{kind} of {len(points):,} points thinned to {len(fewer):,}']
 
 def scaled_outlines(
     geometries:list, # VIA geometries of one image
-    shape_px:tuple, # (height, width) of the image at hand
-    original_px:tuple=None, # (width, height) that they refer to; None = those of the image at hand
-) -> tuple: # (list of (n, 2) outlines in px of the image at hand, list of sentences)
-    "Scale outlines to the image at hand; say what is thinned, and what is skipped and why."
+    shape_px:tuple, # (height, width) of the given image
+    original_px:tuple=None, # (width, height) that they refer to; None = those of the given image
+) -> tuple: # (list of (n, 2) outlines in px of the given image, list of sentences)
+    "Scale outlines to the given image; report what is thinned, and what is skipped and why."
     h, w = shape_px
     scale = np.array([w, h])/np.array(original_px or (w, h), float)
     outlines, odd = [], []
@@ -50,7 +50,7 @@ def fill(
     points:np.ndarray, # (n, 2) float outline, px
     shape_px:tuple, # (height, width)
 ) -> np.ndarray: # (height, width) uint8, 1 inside
-    "Rasterise one outline; what reaches beyond the image is cut off."
+    "Rasterise one outline, cropped to the image."
     fixed = np.round(points*2**_SUBPIXEL_BITS).astype(np.int32)
     return cv2.fillPoly(np.zeros(shape_px, np.uint8), [fixed], 1, shift=_SUBPIXEL_BITS)
 
@@ -65,7 +65,7 @@ def roi_mask(
 
 # %% ../nbs/01_roi_clahe.ipynb #8e5b443c
 def _crosses_itself(points):
-    "Whether two sides of a closed outline cross, touching ends aside."
+    "Whether two sides of a closed outline cross; touching ends do not count."
     a, b = points, np.roll(points, -1, 0)
     order = np.argsort(np.minimum(a[:, 0], b[:, 0]), kind='stable') # sides from left to right
     a, b = a[order], b[order]
@@ -81,8 +81,8 @@ def _crosses_itself(points):
 def region_problem(
     geometry:dict, # VIA geometry
     original_px:tuple, # (width, height) that it refers to
-) -> str: # '' where all is well
-    "Say what is odd about one region: why it is skipped, or what was made of it."
+) -> str: # '' if there is no problem
+    "Describe the problem of one region: why it is skipped, or how it is used."
     size = np.array(original_px, float)
     outlines, odd = scaled_outlines([geometry], (size[1], size[0]))
     if not outlines: return f'skipped: {odd[0]}'
@@ -92,21 +92,21 @@ def region_problem(
     return 'used as drawn: crosses itself' if _crosses_itself(points) else ''
 
 # %% ../nbs/01_roi_clahe.ipynb #40d4e234
-CLIP_TOLERANCE = .1 # share by which the limit that OpenCV applies may miss the one asked for
+CLIP_TOLERANCE = .1 # largest relative error of the limit that OpenCV applies
 
 def _grid(shape_px, tiles):
-    "Tiles along x and y: no more than pixels along a side."
+    "Tiles along x and y, at most one per pixel."
     return min(tiles, shape_px[1]), min(tiles, shape_px[0])
 
 def _tile_px(shape_px, tiles):
-    "Pixels per tile; where one side does not divide, OpenCV pads both to the next multiple."
+    "Pixels per tile; if one side does not divide, OpenCV pads both to the next multiple."
     (h, w), (nx, ny) = shape_px, _grid(shape_px, tiles)
     if w % nx == 0 and h % ny == 0: return (w//nx)*(h//ny)
     return (w//nx + 1)*(h//ny + 1)
 
 def effective_clip(
     shape_px:tuple, # (height, width) of what is equalised
-    clip:float=2., # limit asked for, in multiples of the mean count per grey level; above 0
+    clip:float=2., # requested limit, in multiples of the mean count per grey level; above 0
     tiles:int=8, # tiles along each side
 ) -> float: # the limit applied, in the same unit
     "Limit that OpenCV applies: whole pixels per level and tile, rounded down, at least one."
@@ -117,10 +117,10 @@ def effective_clip(
 # %% ../nbs/01_roi_clahe.ipynb #73cf0708
 def fit_tiles(
     shape_px:tuple, # (height, width) of what is equalised
-    clip:float=2., # limit wanted, above 0
+    clip:float=2., # requested limit, above 0
     tiles:int=8, # the most tiles along each side, at least 1
 ) -> tuple: # (limit to hand to OpenCV, tiles along each side)
-    "Choose the most tiles whose applied limit is within a tenth of `clip`, or the closest."
+    "Choose the most tiles whose applied limit is within a tenth of `clip`, else the closest."
     if not 0 < clip < np.inf: raise CesmError(f'clahe_clip is {clip}: use a number above 0')
     if tiles < 1: raise CesmError(f'clahe_tiles is {tiles}: use at least 1')
     if clip >= 256: return 256., min(tiles, max(shape_px)) # a whole tile in one level: no limit
@@ -129,7 +129,7 @@ def fit_tiles(
         area = _tile_px(shape_px, n)
         # rounded down this is the whole number nearest to `clip`
         nearest = (max(round(clip*area/256), 1) + .5)*256/area
-        for c in (clip, nearest): # OpenCV's own rounding where it will do
+        for c in (clip, nearest): # plain `clip` if its rounding is close enough
             off = abs(effective_clip(shape_px, c, n)/clip - 1)
             if off <= CLIP_TOLERANCE: return c, n
             options.append((off, c, n))
@@ -151,7 +151,7 @@ def _box(points, shape_px):
     return np.s_[low[1]:high[1], low[0]:high[0]]
 
 def _plan(points, shape_px, original_px, tiles):
-    "A region's box, the (w, h) it is equalised at, and the part of it within the outline."
+    "Return a region's box, the (w, h) to equalise it at, and the part within the outline."
     box = _box(points, shape_px)
     start, size = np.array([(s.start, s.stop - s.start) for s in box[::-1]]).T
     ratio = np.array(original_px or shape_px[::-1], float)/shape_px[::-1]
@@ -161,7 +161,7 @@ def _plan(points, shape_px, original_px, tiles):
 
 # %% ../nbs/01_roi_clahe.ipynb #11bf13ae
 def _equalise_at(image, large, part, clip, tiles):
-    "Bring a box to `large`, equalise a part of it there, and bring the change back."
+    "Resize a box to `large`, equalise a part of it there, and scale the change back."
     if (image.shape[::-1] == large).all(): return _clahe(image, clip, tiles)
     before = cv2.resize(image, large.tolist(), interpolation=cv2.INTER_CUBIC)
     after = before.copy()
@@ -194,13 +194,13 @@ def clahe_within(
 
 # %% ../nbs/01_roi_clahe.ipynb #04145f91
 def region_clips(
-    outlines:list, # (n, 2) outlines in px of the image at hand
-    shape_px:tuple, # (height, width) of the image at hand
+    outlines:list, # (n, 2) outlines in px of the given image
+    shape_px:tuple, # (height, width) of the given image
     clip:float=2., # see `clahe_within`
     tiles:int=8, # see `clahe_within`
     original_px:tuple=None, # see `clahe_within`
 ) -> list: # one limit per outline
-    "Give the contrast limit that `clahe_within` applies to each region's box."
+    "Return the contrast limit that `clahe_within` applies to each region's box."
     parts = [np.broadcast_to(False, large[::-1])[part].shape for _, large, part in
              (_plan(points, shape_px, original_px, tiles) for points in outlines)]
     return [effective_clip(part, *fit_tiles(part, clip, tiles)) for part in parts]
@@ -214,8 +214,8 @@ def enhance(
     extent:str='box', # see `clahe_within`
     clip:float=2., # see `clahe_within`
     tiles:int=8, # see `clahe_within`
-) -> tuple: # ((h, w) uint8 image, list of sentences about what is odd)
-    "Enhance one image where the protocol says."
+) -> tuple: # ((h, w) uint8 image, list of problems)
+    "Enhance one image in the area that the protocol sets."
     if roi_source not in SWITCHES['roi_source']:
         raise CesmError(f"roi_source {roi_source!r}: use {SWITCHES['roi_source']}")
     if roi_source == 'none': return image, []
@@ -239,7 +239,7 @@ def plot_enhanced(
     axs, # 1 + len(enhanced) matplotlib axes
     mask:np.ndarray=None, # (h, w), outlined in orange
 ): # the axes
-    "Show an image beside its enhanced forms, the mask's border on each."
+    "Plot an image next to its enhanced forms, with the border of the mask."
     for ax, (name, im) in zip(axs, {'as decoded': image, **enhanced}.items()):
         ax.imshow(im, cmap='gray', vmin=0, vmax=255)
         if mask is not None and mask.any(): ax.contour(mask, [.5], colors='#E69F00', linewidths=.8)
@@ -251,8 +251,8 @@ def plot_histogram(
     mask:np.ndarray, # (h, w), where to count
     ax=None, # matplotlib axes; None makes one
 ): # the axes
-    "Draw the distribution of grey levels inside `mask` of each image."
-    import matplotlib.pyplot as plt # training draws nothing
+    "Plot the distribution of grey levels inside `mask` of each image."
+    import matplotlib.pyplot as plt # not needed for training
     ax = ax or plt.subplots(figsize=(5, 3))[1]
     style = dict(bins=np.arange(0, 257, 4), histtype='step', density=True)
     for name, im in images.items(): ax.hist(im[mask > 0], label=name, **style)

@@ -40,7 +40,7 @@ from .core.settings import TensorConfig, resolve_protocol
 # %% ../nbs/02_tensorize.ipynb #92d72f4a
 def encode_rows(
     age_years:float, # years
-    density:Optional[str], # 'A' to 'D', or None / '' where it is missing
+    density:Optional[str], # 'A' to 'D', or None / '' if it is missing
     size_px:int, # side of the channel
 ) -> torch.Tensor: # (size_px, size_px) float32 in [0, 1]: even rows age/100, odd rows density
     "Write age and density into alternating rows (paper, section 3.2)."
@@ -57,8 +57,8 @@ def decode_rows(
 # %% ../nbs/02_tensorize.ipynb #5239232a
 def prepare(
     cfg:TensorConfig, # or a dataclass that extends it
-): # the same with data_root, run_dir and tensor_dir filled in
-    "Make the run folder, and the phantom in it where no data are named."
+): # the same, with data_root, run_dir and tensor_dir set
+    "Make the run folder, and a phantom in it if `data_root` is empty."
     run_dir = Path(cfg.run_dir or tempfile.mkdtemp(prefix='cesm_run_')).expanduser()
     run_dir.mkdir(parents=True, exist_ok=True)
     data_root = cfg.data_root or make_phantom(
@@ -77,9 +77,9 @@ def _keeps_regions(cfg): return getattr(cfg, 'region_teacher', False) # a settin
 
 def tensor_settings(
     cfg:TensorConfig, # settings
-    data:DataSet, # what they are applied to
+    data:DataSet, # to make tensors of
 ) -> dict: # everything that a tensor's content depends on
-    "Collect the settings that decide what is in a tensor."
+    "Collect the settings that determine the content of a tensor."
     switches = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)
     kept = dict(region_teacher=True) if _keeps_regions(cfg) else {}
     return dict(format=3, data=data.fingerprint, phantom=data.phantom, **kept,
@@ -89,17 +89,17 @@ def tensor_settings(
 def read_tensor_settings(
     tensor_dir:str|Path, # folder of `tensorize`
 ) -> dict: # as from `tensor_settings`
-    "Read what the tensors of a folder were made of and with; raise as `read_json`."
+    "Read which data and settings a folder's tensors were made with; raise as `read_json`."
     return read_json(Path(tensor_dir)/'settings.json',
                      f'delete {tensor_dir} and run cesm_tensorize again',
                      dict(data=str, phantom=bool))
 
 # %% ../nbs/02_tensorize.ipynb #2b6ca474
 def claim_folder(
-    tensor_dir:str|Path, # folder for tensors, made where absent
+    tensor_dir:str|Path, # folder for tensors, made if absent
     settings:dict, # from `tensor_settings`
 ):
-    "Write `settings.json`; raise ValueError, naming them, where the folder was made with others."
+    "Write `settings.json`; raise ValueError listing the settings that differ from the folder's."
     folder, path = Path(tensor_dir), Path(tensor_dir)/'settings.json'
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -118,7 +118,7 @@ def claim_folder(
 
 # %% ../nbs/02_tensorize.ipynb #1b74f02c
 def _task(b, columns, view):
-    "What one breast, a row of the breast table, is made from."
+    "Make the task of one breast, a row of the breast table."
     ids = dict(patient_id=int(b.patient_id), side=b.side, label=int(b.label),
                age_years=float(b.age_years))
     density = dict(density=b.density if isinstance(b.density, str) else '',
@@ -131,7 +131,7 @@ def make_tasks(
     images:pd.DataFrame, # of `DataSet`
     regions:pd.DataFrame, # of `DataSet`
 ) -> list: # dict per breast: ids, label, age, density; per view None or path, geometries, size
-    "Gather what each breast is made from."
+    "Make a task for each breast."
     sizes = dict(zip(images.image_name, zip(images.original_width_px, images.original_height_px)))
     outlines = regions.groupby('image_name').geometry.apply(list).to_dict() if len(regions) else {}
     def view(name, path):
@@ -150,9 +150,9 @@ def tensor_name(
 
 # %% ../nbs/02_tensorize.ipynb #92a71df0
 def _make_view(view, side, s):
-    "One view as uint8, enhanced and resized; None where it is no view; sentences on what is odd."
+    "Make one view as uint8, enhanced and resized, or None if unusable; and a list of problems."
     if view is None: return None, []
-    image = view.get('image') # of a case of one's own, which may be no file
+    image = view.get('image') # of a single case, which may have no file
     try: image = read_image(view['path']) if image is None else image
     except ValueError as e: return None, [str(e)]
     name, odd = Path(view['path']).name, []
@@ -171,14 +171,14 @@ def _make_view(view, side, s):
     return image[:, ::-1] if s['align_laterality'] and side == 'R' else image, odd + skipped
 
 # %% ../nbs/02_tensorize.ipynb #97ef8bb1
-REGION_GRID = 64 # cells along a side in which regions are kept for those who learn from them
+REGION_GRID = 64 # cells along a side of the grid that regions are stored in
 
 def cover_regions(
     view:Optional[dict], # of a task; None: missing
     side:str, # 'L' or 'R'
     settings:dict, # from `tensor_settings`
-) -> np.ndarray: # (64, 64) uint8, 255 where a cell lies in a region as a whole
-    "Say how much of each cell of a view regions cover."
+) -> np.ndarray: # (64, 64) uint8, 255 if a cell lies entirely in a region
+    "Compute how much of each grid cell of a view is covered by regions."
     if view is None or view['original_px'] is None or not view['geometries']:
         return np.zeros((REGION_GRID,)*2, np.uint8)
     fine = (8*REGION_GRID,)*2
@@ -191,7 +191,7 @@ def make_tensor(
     task:dict, # from `make_tasks`
     settings:dict, # from `tensor_settings`
 ) -> dict: # x (views + 1, S, S) float32 in [0, 1], real (views,) bool, label, ids, age, ...
-    "Turn one breast into its tensor; a missing view stays black, `regions` are kept if asked for."
+    "Make the tensor of one breast; a missing view is black, `regions` are kept on request."
     size, n = settings['image_size'], len(task['views'])
     x, real, problems = torch.zeros(n + 1, size, size), torch.zeros(n, dtype=torch.bool), []
     for i, view in enumerate(task['views']):
@@ -210,8 +210,8 @@ def make_tensor(
 def read_tensor(
     path:str|Path, # a `.pt` file of `save_tensor`
 ) -> dict: # as from `make_tensor`
-    "Load a tensor file as data only; raise ValueError where it is none."
-    if Path(path).exists() and not Path(path).is_file(): # reading a pipe would never end
+    "Load a tensor file as data only; raise ValueError if it is not one."
+    if Path(path).exists() and not Path(path).is_file(): # reading a pipe would block
         raise CesmError(f'{path} is no regular file: delete it and run again')
     try: d = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
@@ -224,15 +224,15 @@ def read_tensor(
 # %% ../nbs/02_tensorize.ipynb #ea7b34c1
 def check_tensor(
     d:dict, # from `read_tensor`
-    task:dict, # what it should be made from
+    task:dict, # it should be made from
     image_size:int, # side in pixels
-) -> list: # sentences; empty where all is well
-    "Hold a tensor against its breast: shape, dtype, range, label, ids, decoded rows, real views."
+) -> list: # of problems; empty if there are none
+    "Check a tensor against its task: shape, dtype, range, label, ids, decoded rows, real views."
     x, wrong, shape = d['x'], [], (len(task['views']) + 1, image_size, image_size)
     if tuple(x.shape) != shape: return [f'shape {tuple(x.shape)}, expected {shape}']
     if x.dtype != torch.float32: wrong.append(f'dtype {x.dtype}, expected float32')
     low, high = x.amin((1, 2)), x.amax((1, 2)) # one per channel
-    if not (0 <= low.min() and high[-1] <= 1.2): # age/100 may pass 1
+    if not (0 <= low.min() and high[-1] <= 1.2): # age/100 may exceed 1
         wrong.append(f'values from {low.min()} to {high.max()}')
     if not high[:-1].max() <= 1:
         wrong.append(f'image values up to {high[:-1].max()}, expected at most 1')
@@ -247,7 +247,7 @@ def check_tensor(
 
 # %% ../nbs/02_tensorize.ipynb #6080acda
 def _manifest_row(d, task, image_size, name):
-    "Check a tensor and say what is in it; `file` is empty where no view could be read."
+    "Check a tensor and make its manifest row; `file` is empty if no view could be read."
     wrong = check_tensor(d, task, image_size)
     if wrong: raise CesmError(f'{name}: {"; ".join(wrong)}; delete the file and run again')
     has = {f'has_{c}': r for c, r in zip(task['channels'], d['real'].tolist())}
@@ -258,9 +258,9 @@ def _manifest_row(d, task, image_size, name):
 def save_tensor(
     task:dict, # from `make_tasks`
     settings:dict, # from `tensor_settings`
-    folder:str|Path, # where to
+    folder:str|Path, # to write to
 ) -> dict: # the breast's row of the manifest
-    "Make, check and write a breast's tensor, the same bytes each time; nothing without images."
+    "Make, check and write a breast's tensor, byte for byte reproducibly; none without images."
     cv2.setNumThreads(1) # one process per core is faster than threads inside one image
     name, d = tensor_name(task['patient_id'], task['side']), make_tensor(task, settings)
     row = _manifest_row(d, task, settings['image_size'], name)
@@ -271,7 +271,7 @@ def save_tensor(
 
 # %% ../nbs/02_tensorize.ipynb #70ebb66f
 def _finished_row(path, task, image_size):
-    "The manifest row of a tensor that is there; None where it is absent or does not load."
+    "Return the manifest row of an existing tensor; None if it is absent or does not load."
     if not path.exists(): return None
     try: d = read_tensor(path)
     except ValueError: return None
@@ -279,21 +279,21 @@ def _finished_row(path, task, image_size):
 
 @contextmanager
 def _ended_in_order():
-    "Let SIGTERM end this process as an exception does, so that joblib ends its workers."
-    if threading.current_thread() is not threading.main_thread(): # only it may set handlers
+    "Turn SIGTERM into an exception, so that joblib ends its workers."
+    if threading.current_thread() is not threading.main_thread(): # it alone may set handlers
         yield
         return
     def end(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN) # once is enough: the workers are being ended
+        signal.signal(signal.SIGTERM, signal.SIG_IGN) # ignore repeats while the workers end
         sys.exit(128 + signal.SIGTERM)
     before = signal.signal(signal.SIGTERM, end)
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
 
 def _save_all(tasks, settings, folder, n_jobs):
-    "Rows of new tensors, made by as many processes as there is work and cores for."
+    "Make new tensors with at most one process per breast or core; return their manifest rows."
     if n_jobs > 1: n_jobs = max(1, min(n_jobs, len(tasks), max(2, effective_n_jobs(-1))))
-    try: # the bar counts hand-outs: Ray gives all results at once
+    try: # the bar counts tasks handed out: Ray returns all results at once
         with tqdm(tasks, 'tensors', unit='breast', disable=len(tasks) < 2) as queue:
             return Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue)
     except TerminatedWorkerError:
@@ -305,10 +305,10 @@ def _save_all(tasks, settings, folder, n_jobs):
 def save_tensors(
     tasks:list, # from `make_tasks`
     settings:dict, # from `tensor_settings`
-    folder:str|Path, # where to
+    folder:str|Path, # to write to
     n_jobs:int=1, # processes, at most one per breast or core; -1: all cores, or a cluster's workers
 ) -> list: # manifest rows in the order of `tasks`
-    "Write the tensors that are not there yet and check all of them."
+    "Write the tensors that are missing and check all of them."
     remove_leftovers(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1) # on tensors this small several threads mostly wait for each other
@@ -323,16 +323,16 @@ def save_tensors(
 
 # %% ../nbs/02_tensorize.ipynb #4575df85
 def _drop_count(table, tasks, modality):
-    "Say how many breasts of the sheet have no image file; '' where all have."
+    "Report how many breasts of the sheet have no image file; '' if none."
     n = len(table) - len(tasks)
     rows = f'{n} of {len(table)} breasts dropped: no file of their {modality} images is there'
     return f"{rows} (cesm_check lists them as 'file absent')" if n else ''
 
 def list_tasks(
     cfg:TensorConfig, # settings
-    data:DataSet, # whose breasts
+    data:DataSet, # data set
 ) -> list: # from `make_tasks`
-    "Breasts of a data set as tasks; raise ValueError where none is there, or no region needed."
+    "List breasts as tasks; raise ValueError if there is none, or no region where one is required."
     root = cfg.data_root
     roi_source = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)['roi_source']
     if roi_source == 'annotation' or _keeps_regions(cfg):
@@ -354,7 +354,7 @@ def list_tasks(
 _MANIFEST = ['file', 'patient_id', 'side', 'label', 'age_years', 'density', 'density_source']
 
 def _write_problems(rows, folder, strict):
-    "Name breasts with problems in `problems.csv`; with `strict`, raise ValueError for any."
+    "List breasts with problems in `problems.csv`; with `strict`, raise ValueError for any."
     odd, path = rows.loc[rows.problems != '',
                          ['patient_id', 'side', 'problems']], folder/'problems.csv'
     write_atomic(path, odd.to_csv(index=False).encode())
@@ -367,7 +367,7 @@ def _write_problems(rows, folder, strict):
 def tensorize(
     cfg:TensorConfig, # settings
 ) -> pd.DataFrame: # the manifest: one row per breast
-    "Write the tensors that are not there yet, check all, write `manifest.csv` and `problems.csv`."
+    "Write missing tensors, check all, write `manifest.csv` and `problems.csv`."
     cfg = prepare(cfg)
     folder, data = Path(cfg.tensor_dir), read_dataset(cfg.data_root)
     settings, tasks = tensor_settings(cfg, data), list_tasks(cfg, data)
@@ -376,7 +376,7 @@ def tensorize(
     has = [f'has_{c}' for c in tasks[0]['channels']]
     rows = pd.DataFrame(rows, columns=[*_MANIFEST, *has, 'problems'])
     _write_problems(rows, folder, cfg.strict)
-    manifest = rows[rows.file != ''].reset_index(drop=True) # no view could be read: not a case
+    manifest = rows[rows.file != ''].reset_index(drop=True) # drop breasts without a readable view
     lost = len(rows) - len(manifest)
     where = f'of {len(rows)} breasts has an image that can be read; see {folder}/problems.csv'
     if manifest.empty: raise CesmError(f'{cfg.data_root}: none {where}')
@@ -390,7 +390,7 @@ def tensorize(
 def read_manifest(
     tensor_dir:str|Path, # folder of `tensorize`
 ) -> pd.DataFrame: # one row per breast; density '' where missing
-    "Read the list of tensors; raise ValueError, naming the line, where it is absent or altered."
+    "Read the list of tensors; raise ValueError, with the line, if it is absent or altered."
     path, advice = run_file(tensor_dir, 'manifest'), 'run cesm_tensorize again'
     if not path.exists(): raise CesmError(f'{path} is absent: run cesm_tensorize first')
     check_digests(tensor_dir, path.name)
@@ -407,7 +407,7 @@ def plot_tensor(
     x:torch.Tensor, # (3, S, S) in [0, 1]
     axs, # three matplotlib axes
 ): # the axes
-    "Show the three channels: CC, MLO, and the rows of age and density (paper, Figure 1)."
+    "Plot the three channels: CC, MLO, and the rows of age and density (paper, Figure 1)."
     for ax, channel, name in zip(axs, x, ('0: CC', '1: MLO', '2: age and density')):
         ax.imshow(channel, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
         ax.set(xticks=[], yticks=[], title=f'channel {name}')
@@ -416,10 +416,10 @@ def plot_tensor(
 def plot_tensor_sheet(
     tensor_dir:str|Path, # folder of `tensorize`
     n_per_class:int=4, # breasts of each class
-    seed:int=0, # which ones
+    seed:int=0, # of the random sample
 ): # the figure
-    "Show CC beside MLO of some breasts of each class, framed in the colour of the class."
-    import matplotlib.pyplot as plt # training draws nothing
+    "Plot CC next to MLO of some breasts of each class, framed in the colour of the class."
+    import matplotlib.pyplot as plt # not needed for training
     manifest = read_manifest(tensor_dir)
     fig, axs = plt.subplots(len(CLASSES), n_per_class, figsize=(2.6*n_per_class, 4.4),
                             squeeze=False)
@@ -439,7 +439,7 @@ def plot_tensor_sheet(
 def main(
     cfg:TensorConfig, # settings
 ):
-    "What `cesm_tensorize` does; raise as `tensorize`."
+    "Run `cesm_tensorize`; raise as `tensorize`."
     manifest = tensorize(cfg := prepare(cfg))
     source = 'PHANTOM' if read_tensor_settings(cfg.tensor_dir)['phantom'] else 'real images'
     odd = len(pd.read_csv(Path(cfg.tensor_dir)/'problems.csv'))

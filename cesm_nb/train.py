@@ -58,7 +58,7 @@ class Training:
         self,
         model:FourStream, # on the CPU
         cfg:TrainConfig, # settings
-        device:torch.device, # where to train
+        device:torch.device, # to train on
         dtype:Optional[torch.dtype]=None, # precision to compute in; None: float32
         team:Optional[PartialState]=None, # processes that train together; None: as launched
     ):
@@ -77,7 +77,7 @@ class Training:
 
 # %% ../nbs/04_train_colab_t4.ipynb #5f9c9fa3
 def _seed(*numbers):
-    "A seed of its own for each purpose, epoch and process."
+    "Derive a separate seed for each purpose, epoch and process."
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 # %% ../nbs/04_train_colab_t4.ipynb #65ae459b
@@ -85,7 +85,7 @@ def compute_logits(
     network:nn.Module, # of `Training`
     views:torch.Tensor, # (B, V, S, S) float in [0, 1]
     rows:torch.Tensor, # (B, 2) age/100 and density step
-    real:torch.Tensor, # (B, V) bool, which views are there
+    real:torch.Tensor, # (B, V) bool, which views are real
     dtype:Optional[torch.dtype]=None, # precision to compute in; None: float32
 ) -> torch.Tensor: # (B, 3) logits, at least float32
     "Assemble a batch and apply the network."
@@ -102,7 +102,7 @@ def train_step(
     weight:torch.Tensor, # (3,) class weights
     cfg:TrainConfig, # settings
     generator:torch.Generator, # draws the augmentation
-) -> tuple: # this process's part of the loss (), its logits (b, 3), which of the batch they are
+) -> tuple: # this process's part of the loss (), its logits (b, 3), their slice of the batch
     "Run one training step."
     mine = take_share(len(idx), t.team)
     changes, own = draw_changes(len(idx), generator, data.views.shape[1])[mine], idx[mine]
@@ -127,9 +127,9 @@ def train_epoch(
     index:torch.Tensor, # (n,) training breasts
     weight:torch.Tensor, # (3,) class weights
     cfg:TrainConfig, # settings
-    epoch:int, # decides order, augmentation and dropout, with the seed
+    epoch:int, # with the seed, sets order, augmentation and dropout
 ) -> tuple: # (loss, labels (n,), probabilities (n, 3)) of the batches as they were trained on
-    "Pass over the training set once; raise FloatingPointError where the loss is not finite."
+    "Pass over the training set once; raise FloatingPointError if the loss is not finite."
     t.model.train()
     generator = torch.Generator().manual_seed(_seed(cfg.seed, 1, epoch))
     torch.manual_seed(_seed(cfg.seed, 2, epoch, t.team.process_index)) # dropout
@@ -151,16 +151,16 @@ def train_epoch(
 def predict(
     model:FourStream, # set to eval mode
     data:Breasts, # on the model's device
-    index:torch.Tensor, # (n,) which breasts
+    index:torch.Tensor, # (n,) breasts to predict
     dtype:Optional[torch.dtype]=None, # precision to compute in
     batch_size:int=64, # breasts at once
-    team:Optional[PartialState]=None, # processes that share the work; None: this one does it all
+    team:Optional[PartialState]=None, # processes that share the work; None: this one alone
 ) -> torch.Tensor: # (n, 3) float32 logits on the CPU
     "Compute logits without augmentation."
     model.eval()
     logits = torch.zeros(len(index), len(CLASSES), device=index.device)
     mine = take_share(len(index), team) if team else slice(None)
-    batches = index[mine].split(batch_size) if len(index[mine]) else () # a process may have none
+    batches = index[mine].split(batch_size) if len(index[mine]) else () # a share may be empty
     found = [compute_logits(model, data.views[i]/255, data.rows[i], data.real[i], dtype)
              for i in batches]
     if found: logits[mine] = torch.cat(found)
@@ -184,12 +184,12 @@ def save_training(
 def read_training(
     path:str|Path, # file of `save_training`
 ) -> dict: # state of each part; history, best and best_digest
-    "Read a saved state as data only; raise ValueError where the file holds none."
+    "Read a saved state as data only; raise ValueError if the file holds none."
     try:
         state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         if [row['epoch'] for row in state['history']] == list(range(1, len(state['history']) + 1)):
             return dict(best_digest='') | state # version 0.1.0 kept no digest
-    except Exception as e: # whatever a file of another kind makes torch raise
+    except Exception as e: # torch raises many kinds of errors on other files
         raise CesmError(
             f'{path} holds no training ({type(e).__name__}): delete the run folder') from e
     raise CesmError(f'{path} holds another training: delete the run folder')
@@ -198,7 +198,7 @@ def load_training(
     t:Training, # in place
     path:str|Path, # file of `save_training`
 ):
-    "Go back to a saved state; raise ValueError where the file holds none of this model."
+    "Restore a saved state; raise ValueError if the file holds none of this model."
     state = read_training(path)
     try:
         for k in _PARTS:
@@ -215,15 +215,15 @@ def validate(
     index:torch.Tensor, # (n,) validation breasts
     weight:torch.Tensor, # (3,) class weights
 ) -> dict: # val_loss, val_accuracy, val_f1, val_auc, val_pr_auc
-    "Score the validation set; raise FloatingPointError where its loss is not finite."
+    "Score the validation set; raise FloatingPointError if its loss is not finite."
     logits, label = predict(t.model, data, index, t.dtype, team=t.team), data.label[index].cpu()
     loss = F.cross_entropy(logits, label, weight.cpu())
-    if len(index): check_finite(loss[None], 'validation') # else NaN: there is no validation set
+    if len(index): check_finite(loss[None], 'validation') # else NaN: no validation set
     return dict(val_loss=loss.item()) | name_scores('val', label.numpy(), logits.softmax(1).numpy())
 
 # %% ../nbs/04_train_colab_t4.ipynb #f60eea31
 def train_loop(
-    t:Training, # in place, from the epoch it is at
+    t:Training, # in place, from its current epoch
     data:Breasts, # on the device
     parts:dict, # 'train' and 'val' -> (n,) indices
     cfg:TrainConfig, # settings
@@ -261,16 +261,16 @@ def train_loop(
     return pd.DataFrame(t.history)
 
 def _show_progress(t, cfg):
-    "The epochs still to come, as a progress bar of the main process."
+    "Iterate over the remaining epochs, with a progress bar in the main process."
     done = len(t.history)
-    quiet = None if t.team.is_main_process else True # None: a bar where there is a terminal
+    quiet = None if t.team.is_main_process else True # None: a bar if there is a terminal
     if in_notebook(): quiet = False
     return tqdm(range(done + 1, cfg.epochs + 1), 'training', initial=done, total=cfg.epochs,
                 unit='epoch', disable=quiet)
 
 # %% ../nbs/04_train_colab_t4.ipynb #56f55f37
 def try_rates(
-    t:Training, # a new one; of no use afterwards
+    t:Training, # a new one; not usable afterwards
     data:Breasts, # on the model's device
     index:torch.Tensor, # (n,) training breasts
     cfg:TrainConfig, # settings
@@ -294,7 +294,7 @@ def check_network(
     switches:dict, # of its protocol
     splits:Optional[pd.DataFrame]=None, # patient_id, side, split, label; None: not made yet
 ):
-    "Raise ValueError where the paper's network cannot be built, trained or selected."
+    "Raise ValueError if the paper's network cannot be built, trained or selected."
     if cfg.pretrained: check_origin(cfg.backbones, cfg.weights_dir)
     check_model(model_settings(asdict(cfg)))
     if splits is None: return
@@ -326,9 +326,9 @@ def fit_network(
     data:Breasts, # on the device
     parts:dict, # split -> (n,) indices
     cfg:TrainConfig, # settings
-    job:Job, # where and how
+    job:Job, # folder, precision, processes
 ) -> Fitted:
-    "Train the paper's network; raise ValueError where checkpoints are not those of its training."
+    "Train the paper's network; raise ValueError if the checkpoints are of another training."
     t, best = Training(model, cfg, data.views.device, job.dtype, job.team), job.checkpoints/BEST
     if (job.checkpoints/STATE).exists(): load_training(t, job.checkpoints/STATE)
     history = train_loop(t, data, parts, cfg, job.checkpoints, job.report)
@@ -347,7 +347,7 @@ RECIPE = Recipe(check_network, build_network, fit_network, predict)
 def check_config(
     cfg:TrainConfig, # settings
 ) -> tuple: # (the protocol's switches, torch.device, dtype to compute in or None)
-    "Raise ValueError where settings cannot work, before anything is made."
+    "Raise ValueError for invalid settings, before anything is made."
     check_ranges(cfg)
     check_together(cfg)
     switches = switches_of(cfg)
@@ -358,11 +358,11 @@ def check_config(
 def describe_run(
     cfg:TrainConfig, # filled in by `prepare`
     model:nn.Module, # its weights' source and size
-    device:torch.device, # where it runs
+    device:torch.device, # it runs on
     dtype:Optional[torch.dtype], # precision it computes in
     splits:pd.DataFrame, # patient_id, side, split
 ) -> dict: # `config.json`
-    "Collect everything that made a run."
+    "Collect everything that defines a run."
     tensors, chip = read_tensor_settings(cfg.tensor_dir), platform.processor() or platform.machine()
     if device.type == 'cuda': chip = torch.cuda.get_device_name(device)
     packages = {p: sys.modules[p].__version__ for p in ('torch', 'timm', 'cv2', 'numpy', 'pandas')}
@@ -379,10 +379,10 @@ def record_session(
     config:dict, # from `describe_run`
     cfg:TrainConfig, # filled in by `prepare`
     splits:pd.DataFrame, # patient_id, side, split
-    n_epochs:int, # epochs that are there already
+    n_epochs:int, # epochs already trained
     n_processes:int, # that train together
 ) -> dict: # `config.json` with its `sessions`
-    "Add this session to the record of a run; raise ValueError where the folder holds another run."
+    "Add this session to the record of a run; raise ValueError if the folder holds another run."
     kept = find_run(cfg.run_dir, config, splits, cfg.resume)
     if n_epochs > cfg.epochs:
         raise CesmError(
@@ -396,9 +396,9 @@ def record_session(
 # %% ../nbs/04_train_colab_t4.ipynb #542fe8db
 def fit(
     cfg:TrainConfig, # settings, of any recipe
-    report:Optional[Callable]=None, # see `train_loop`; None shows nothing but a progress bar
+    report:Optional[Callable]=None, # see `train_loop`; None: only a progress bar
 ) -> Run: # what was made
-    "Make a run folder from data to predictions; raise ValueError where it is in use or unfit."
+    "Make a run folder from data to predictions; raise ValueError if it is in use or unsuitable."
     start, team = time.time(), find_team(cfg.device == 'cpu')
     if team.num_processes > 1: cfg = replace(cfg, device=str(team.device).removesuffix(':0'))
     recipe, (switches, device, dtype) = find_recipe(cfg.model), check_config(cfg)
@@ -413,7 +413,7 @@ def fit(
             weights_dir=cfg.weights_dir, allow_scratch=cfg.allow_scratch)
         config = record_session(describe_run(cfg, model, device, dtype, splits), cfg, splits, done,
                                 team.num_processes)
-        team.wait_for_everyone() # until all have read what is there
+        team.wait_for_everyone() # until all have read the existing files
         if team.is_main_process:
             write_json(config, run_file(run_dir, 'config'))
             write_csv(manifest, run_file(run_dir, 'manifest'))
@@ -434,7 +434,7 @@ def fit(
 
 @contextmanager
 def _own_folder(cfg, team):
-    "Lock the run folder and make its tensors; settings with all folders, and the manifest."
+    "Lock the run folder and make its tensors; yield complete settings and the manifest."
     lock = nullcontext()
     if team.is_main_process:
         run_dir = Path(cfg.run_dir or tempfile.mkdtemp(prefix='cesm_run_')).expanduser()
@@ -453,7 +453,7 @@ def _own_folder(cfg, team):
 def main(
     cfg:TrainConfig, # settings
 ):
-    "What `cesm_train` does; raise SystemExit with a sentence where it cannot."
+    "Run `cesm_train`; raise SystemExit with a message on an error."
     run = fit(cfg, ShowEpochs())
     if not find_team().is_main_process: return
     test = run.predictions[run.predictions.split == 'test']

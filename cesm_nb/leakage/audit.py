@@ -43,23 +43,23 @@ from ..reporting.tables import with_interval, write_table
 def deal_folds(
     label:pd.Series, # (n,) int, index (patient_id, side)
     split_unit:str, # 'patient' or 'breast' stays in one fold
-    seed:int, # another seed, other folds
-    n_folds:int=5, # parts
+    seed:int, # of the folds
+    n_folds:int=5, # number of folds
 ) -> np.ndarray: # (n_folds, n) bool, each breast tested once
-    "Deal breasts into the test sets of a cross-validation."
+    "Split breasts into the test sets of a cross-validation."
     table = label.rename('label').reset_index()
     dealt = [make_splits(table, split_unit, seed, n_folds, k) for k in range(n_folds)]
     return np.stack([d.split == 'test' for d in dealt])
 
 # %% ../../nbs/06_leakage_audit.ipynb #6072cf1c
 def out_of_fold(
-    control:Control, # numbers of the breasts
+    control:Control, # features of the breasts
     label:pd.Series, # (n,) int, index (patient_id, side)
     folds:np.ndarray, # (n_folds, n) bool, from `deal_folds`
     seed:int, # of the forest
     n_trees:int=50, # of the forest
-) -> np.ndarray: # (n, 3) probabilities, each breast by a forest that was not grown on it
-    "Cross-validate a random forest on a control's numbers."
+) -> np.ndarray: # (n, 3) probabilities, each breast by a forest not trained on it
+    "Cross-validate a random forest on a control's features."
     x = control.numbers.reindex(label.index).to_numpy(float)
     prob = np.zeros((len(label), len(CLASSES)))
     swap = [(p, dict(L='R', R='L')[s]) for p, s in label.index]
@@ -83,7 +83,7 @@ def run_repeat(
     label:pd.Series, # (n,) int, index (patient_id, side)
     split_unit:str, # 'patient' or 'breast'
     seed:int, # of folds, forests and permutation
-    cfg:AuditConfig, # how many folds and trees
+    cfg:AuditConfig, # number of folds and trees
 ) -> tuple: # (n,) fold that tested each breast; control name -> (n, 3) probabilities
     "Cross-validate controls once, all on the same folds."
     folds, out = deal_folds(label, split_unit, seed, cfg.n_folds), {}
@@ -99,23 +99,23 @@ SCORED = ('accuracy', 'auc', 'auc_malignant', 'auc_abnormal', 'log_loss')
 _COUNTS = ['value', 'low', 'high', 'breasts', 'patients', 'seeds']
 
 def _queue(jobs, n_jobs, title, progress):
-    "Results of delayed calls in their order, under a progress bar."
+    "Run delayed calls with a progress bar; return their results in order."
     done = Parallel(n_jobs, return_as='generator')(jobs)
     return list(tqdm(done, title, len(jobs), unit='job', disable=not progress))
 
 def score_control(
-    control:Control, # numbers of the breasts
-    split_unit:str, # how breasts were dealt
+    control:Control, # features of the breasts
+    split_unit:str, # 'patient' or 'breast', as in `deal_folds`
     label:pd.Series, # (n,) int, index (patient_id, side)
     repeats:list, # of `run_repeat`, one per seed
-    cfg:AuditConfig, # draws
+    cfg:AuditConfig, # number of draws
 ) -> pd.DataFrame: # one row per score
     "Score one control over its seeds."
     folds, probs = zip(*((f, p[control.name]) for f, p in repeats))
     who = label.index.get_level_values('patient_id').to_numpy()
     table = repeated_interval(
         label.to_numpy(), np.stack(probs), who, None, cfg.n_draws, cfg.seed, SCORED, np.stack(folds),
-        dealt=cfg.n_folds if len(repeats) > 1 else 0) # one deal tells nothing of other deals
+        dealt=cfg.n_folds if len(repeats) > 1 else 0) # one seed: no variance between seeds
     kept = table[_COUNTS + [c for c in table if c.startswith('seed ')]].reset_index()
     about = dict(control=control.name, label=control.label, split_unit=split_unit)
     return pd.DataFrame(about, kept.index).join(kept)
@@ -124,13 +124,13 @@ def score_control(
 def run_controls(
     images:pd.DataFrame, # of `DataSet`
     regions:pd.DataFrame, # of `DataSet`
-    cfg:AuditConfig=AuditConfig(), # how often
+    cfg:AuditConfig=AuditConfig(), # repeats, folds, trees, draws
     progress:bool=True, # show progress bars
 ) -> pd.DataFrame: # one row per control, label, split unit and score
-    "Score all controls, split by patient, and by breast where that matters."
+    "Score all controls, split by patient, and by breast if it makes a difference."
     labels, controls = label_columns(images)[1], make_controls(images, regions)
     rarest = {k: np.bincount(y, minlength=len(CLASSES)) for k, y in labels.items()}
-    labels = {k: y for k, y in labels.items() # some of the breasts may be too few to cross-validate
+    labels = {k: y for k, y in labels.items() # partial label sets may be too small
               if k not in PARTIAL or rarest[k].min() >= cfg.n_folds}
     counts = np.array([rarest[k] for k in labels]).min(0)
     if counts.min() < cfg.n_folds:
@@ -157,10 +157,10 @@ HEADS = dict(
 
 def show_controls(
     table:pd.DataFrame, # from `run_controls`
-    score_names:tuple=tuple(HEADS), # which scores
-    unit:str='patient', # which split unit
+    score_names:tuple=tuple(HEADS), # scores to show
+    unit:str='patient', # split unit to show
 ) -> pd.DataFrame: # one row per control and label: 'value [low, high]', and macro AUC of each seed
-    "Put the scores of one split unit beside each other."
+    "Tabulate the scores of one split unit."
     kept = table[table.split_unit == unit]
     text = kept.apply(with_interval, axis=1)
     name = ['control', 'label']
@@ -176,11 +176,11 @@ UNIT_COLORS = dict(patient='#0072B2', breast='#E69F00') # Okabe-Ito
 
 def plot_controls(
     table:pd.DataFrame, # from `run_controls`
-    what:str='auc', # score to draw
+    what:str='auc', # score to plot
     ax:Optional[plt.Axes]=None, # None makes one, 7 inches wide
     reference:Optional[float]=None, # a published score, drawn as a line
 ) -> plt.Axes:
-    "Draw each control's score with its interval, both split units."
+    "Plot each control's score with its interval, for both split units."
     rows = table[table.score == what]
     names = list(dict.fromkeys(zip(rows.control, rows.label)))
     ax = ax or plt.subplots(figsize=(7, .27*len(names) + 1))[1]
@@ -198,7 +198,7 @@ def plot_controls(
 
 # %% ../../nbs/06_leakage_audit.ipynb #5304d518
 def _word_subtracted(auc):
-    "Word the macro AUC of mask shapes on subtracted rows, where there are two modalities."
+    "Report the macro AUC of mask shapes on subtracted rows, if there are two modalities."
     rows = auc[auc.control == 'mask shapes, CM'].set_index('label')
     if 'CM rows' not in rows.index: return ''
     words = ('; with the regions and the labels of subtracted rows alone the macro AUC is '
@@ -209,9 +209,9 @@ def _word_subtracted(auc):
 
 def verdict(
     table:pd.DataFrame, # from `run_controls`
-    phantom:bool=False, # True marks it as a phantom's
+    phantom:bool=False, # mark it as a phantom's
 ) -> str: # two sentences; the first word is the answer
-    "Word whether drawn masks give the label away."
+    "Report whether drawn masks reveal the label."
     auc = table[(table.score == 'auc') & (table.split_unit == 'patient')]
     shapes = auc[auc.control.str.startswith('mask shapes')].iloc[0]
     chance = auc[auc.control.str.startswith('permuted')].iloc[0]
@@ -260,15 +260,15 @@ def presence_rule(
     rows:str, # 'all rows', 'DM rows' or 'CM rows'
     label:pd.Series, # (n,) int, of these rows
 ) -> float: # 0..1
-    "Share of breasts for which 'has a region on any image' is the same as 'is not normal'."
+    "Share of breasts for which 'has a region on any image' equals 'is not normal'."
     own = images if rows == 'all rows' else images[images.modality == rows[:2]]
     has_region = own.groupby(KEYS).n_regions.sum().reindex(label.index) > 0
     return round(float((has_region == (label > 0)).mean()), 4)
 
 def describe_files(
     found:DataSet, # from `read_annotations`
-) -> dict: # counts, and what identifies the files
-    "Collect what the controls were run on."
+) -> dict: # counts, and the fingerprint of the files
+    "Describe the data that the controls were run on."
     images, regions = found.images, found.regions
     _, labels = label_columns(images)
     table = labels['all rows'].rename('label').reset_index()
@@ -288,14 +288,14 @@ def describe_files(
 # %% ../../nbs/06_leakage_audit.ipynb #3ed40f66
 def write_audit(
     data:str|Path, # annotation sheet, or the folder that holds it
-    out:str|Path, # folder for the page, the table, the figure and the settings, made where absent
-    regions:str|Path='', # region file; empty: the one beside the sheet
-    cfg:AuditConfig=AuditConfig(), # how often
+    out:str|Path, # folder for the page, the table, the figure and the settings, made if absent
+    regions:str|Path='', # region file; empty: the one next to the sheet
+    cfg:AuditConfig=AuditConfig(), # repeats, folds, trees, draws
     progress:bool=True, # show progress bars
 ) -> tuple: # (table of `run_controls`, path of the page, verdict and prices)
     "Audit annotation files; raise as `read_annotations` and `run_controls` do."
     found, out = read_annotations(data, regions), Path(out)
-    commit = find_commit() # now: what is written below may change the checkout
+    commit = find_commit() # before files are written that may change the checkout
     table = run_controls(found.images, found.regions, cfg, progress)
     facts = describe_files(found)
     sentence, ax = verdict(table, facts['phantom']), plot_controls(table)
@@ -325,10 +325,10 @@ def write_audit(
 def main(
     data:Path, # annotation sheet, or the folder that holds it
     out:Path, # folder for the page, the table and the figure
-    regions:str='', # region file; empty: the one beside the sheet
-    cfg:AuditConfig=AuditConfig(), # how often
+    regions:str='', # region file; empty: the one next to the sheet
+    cfg:AuditConfig=AuditConfig(), # repeats, folds, trees, draws
 ):
-    "What `cesm_audit` does; raise as `write_audit`."
+    "Run `cesm_audit`; raise as `write_audit`."
     table, page, answer = write_audit(data, out, regions, cfg)
     shown = show_controls(table, ('accuracy', 'auc', 'log_loss')).to_string()
     mark = 'PHANTOM, ' if answer.startswith('PHANTOM') else ''
@@ -340,14 +340,14 @@ DEMO = AuditConfig(n_repeats=1, n_trees=20, n_draws=200, n_jobs=1)
 
 def demo(
     out:Path, # folder for the phantom and the page
-    cfg:AuditConfig=DEMO, # how often
+    cfg:AuditConfig=DEMO, # repeats, folds, trees, draws
 ):
-    "Audit a phantom, made up, to show what the command reports: seconds instead of minutes."
+    "Audit a phantom to show what the command reports: seconds instead of minutes."
     from cesm_nb.synthetic.phantom import make_phantom
     main(make_phantom(Path(out)/'phantom', 60, size_px=64, progress=False), out, '', cfg)
 
 # %% ../../nbs/06_leakage_audit.ipynb #6576c3a3
-LEAKY = dict( # switch -> what the paper's side of it lets through
+LEAKY = dict( # switch -> what leaks at the paper's value
     split_unit="a patient's breasts fall on both sides of the split",
     roi_source='test images are enhanced where a radiologist who knew the diagnosis drew',
     density_missing='a missing density is a mark, and it gives part of the label away',
@@ -355,7 +355,7 @@ LEAKY = dict( # switch -> what the paper's side of it lets through
 
 def find_leaks(
     cfg, # `TrainConfig`
-) -> list: # sentences, one a switch that lets something through
+) -> list: # sentences, one per switch that leaks
     "List what a run's settings reveal."
     s = resolve_protocol(cfg.protocol, **{k: getattr(cfg, k) for k in LEAKY})
     return [f'{k}={s[k]!r}: {why}' for k, why in LEAKY.items() if s[k] == PROTOCOLS['paper'][k]]
@@ -363,7 +363,7 @@ def find_leaks(
 def check_clinical(
     cfg, # `TrainConfig`
 ):
-    "Raise ValueError where settings that are called clinical give something away."
+    "Raise ValueError if settings that are meant to be clinical leak."
     found = find_leaks(cfg)
     if found:
         raise CesmError(f'this is not the clinical protocol ({"; ".join(found)}): '
@@ -372,7 +372,7 @@ def check_clinical(
 def find_leaks_in_run(
     run_dir:str|Path, # folder of chapter 04
 ) -> list: # sentences
-    "List what a finished run gave away: by its switches, and by the split that was in fact used."
+    "List what leaked in a finished run: by its switches and by the split that was used."
     switches = read_config(run_dir)['switches']
     shared = share_with_twin(read_parts(run_dir))
     found = [f'{k}={switches[k]!r}: {why}' for k, why in LEAKY.items()
@@ -382,14 +382,14 @@ def find_leaks_in_run(
 
 # %% ../../nbs/06_leakage_audit.ipynb #f56eaa1f
 def _does(switch, yes, no):
-    "What each protocol is said to do, by the side of a switch that it is on."
+    "Describe both protocols by their value of a switch."
     side = PROTOCOLS['paper'][switch]
     return [yes if PROTOCOLS[p][switch] == side else no for p in ('paper', 'clinical')]
 
 def _cell(text, where): return f'[{text}]({where})'
 
 def _rows_alike():
-    "Kinds of leakage in which the protocols do not differ, or that neither has."
+    "List kinds of leakage in which the protocols do not differ, or that neither has."
     both = lambda text: [text, text]
     median = _does('density_missing', 'no: nothing is fitted', 'no: the training median')
     undated, alike = 'cannot be told: the files have no dates', 'same pixels under two names'
@@ -408,9 +408,9 @@ def _rows_alike():
 # %% ../../nbs/06_leakage_audit.ipynb #bee404c3
 def info_sheet(
     real:pd.DataFrame, # `controls.csv` of the data set
-    share:float, # of test breasts with the other breast in training, split by breast
+    share:float, # of test breasts with the contralateral one in training, if split by breast
 ) -> pd.DataFrame: # index: kind of leakage; columns paper, clinical, shown by
-    "Go through the kinds of leakage for both protocols."
+    "Tabulate the kinds of leakage for both protocols."
     at = real[real.score == 'auc'].set_index(['control', 'label', 'split_unit']).value
     masks, missing, views = (at[k, 'all rows', 'patient'] for k in (
         'mask shapes, DM + CM', 'density missing or not', 'number of views'))
