@@ -109,7 +109,7 @@ def plot_ranking(
     patient_id:np.ndarray, # (n,) whose breast, for the bands
     kind:str='roc', # 'roc' or 'pr'
     ax:Optional[plt.Axes]=None, # None makes once, 4 x 3.6 inches
-    n_draws:int=500, # bootstrap draws of women
+    n_draws:int=500, # bootstrap draws of patients
 ) -> plt.Axes:
     "Draw one curve per class against the rest, with its band, its area and its number of breasts."
     ax = ax or plt.subplots(figsize=(4, 3.6))[1]
@@ -143,7 +143,7 @@ def plot_decision(
     prob:np.ndarray, # (n, 3) in [0, 1]
     patient_id:np.ndarray, # (n,) whose breast, for the band
     ax:Optional[plt.Axes]=None, # None makes once, 4.5 x 3.4 inches
-    n_draws:int=500, # bootstrap draws of women
+    n_draws:int=500, # bootstrap draws of patients
 ) -> plt.Axes:
     "Draw the net benefit of acting by the model, for everybody and for nobody."
     ax = ax or plt.subplots(figsize=(4.5, 3.4))[1]

@@ -198,7 +198,7 @@ def play(
 # %% ../../nbs/api/reporting.saliency.ipynb #86b8bb36
 def pointing_table(
     games:pd.DataFrame, # from `play`, with patient_id and side
-    n_draws:int=2000, # bootstrap draws of women
+    n_draws:int=2000, # bootstrap draws of patients
 ) -> pd.DataFrame: # a row per player: hit rate and gain over each control with intervals, n
     "Count hits; intervals draw women, the gains are paired."
     players = [c for c in games if c not in ('breast', 'view', 'patient_id', 'side')]
