@@ -305,7 +305,7 @@ def sd_interval(
 # %% ../../nbs/api/stats.compare.ipynb #8d63ba2a
 def nadeau_bengio(
     values:np.ndarray, # (splits,) a score, or a paired difference, of each random split
-    test_share:float, # breasts tested for each that was trained on, such as .15/.7
+    test_share:float, # test breasts per training breast, such as .15/.7
 ) -> tuple: # mean, low, high; no interval (NaN) of a single split
     "Compute the mean over random splits with the corrected resampled t interval."
     values = np.asarray(values, float)
