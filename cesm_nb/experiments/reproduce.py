@@ -26,7 +26,7 @@ from ..train import check_config
 CHAPTERS = ('00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures')
 
 def find_checkout() -> Path: # the folder that holds `nbs/` and `configs/`
-    "Look in the working folder, above it, and beside this package; raise ValueError where none is."
+    "Search the working folder, its parents and beside this package; raise ValueError if absent."
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         notebook = folder/'nbs'/f'{CHAPTERS[3]}.ipynb'
@@ -37,8 +37,8 @@ def find_checkout() -> Path: # the folder that holds `nbs/` and `configs/`
 # %% ../../nbs/api/experiments.reproduce.ipynb #e83bd4c2
 def read_changes(
     words:list, # KEY=VALUE each
-) -> dict: # KEY -> value, with the type it has in YAML
-    "Read changes of settings; raise ValueError where a word has no '='."
+) -> dict: # KEY -> value, with its YAML type
+    "Read changes of settings; raise ValueError if an argument has no '='."
     out = {}
     for word in words:
         key, equals, text = word.partition('=')
@@ -55,7 +55,7 @@ def read_settings(
     run_dir:str, # run folder; empty: named after data and protocol
     changes:list, # 'key=value', values as in YAML
 ) -> TrainConfig:
-    "Gather the settings of a run; raise ValueError early where a key or a value is wrong."
+    "Collect the settings of a run; raise ValueError early if a key or a value is wrong."
     root = find_checkout()
     file = root/'configs'/(f'{protocol}.yaml' if data else 'smoke.yaml')
     if not file.exists():
@@ -73,7 +73,7 @@ def read_settings(
 # %% ../../nbs/api/experiments.reproduce.ipynb #3d635630
 def run_chapter(
     name:str, # notebook without suffix
-    cfg:TrainConfig, # prepared settings; the chapter takes those it has parameters for
+    cfg:TrainConfig, # prepared settings; those the chapter has parameters for are passed
 ):
     "Execute one notebook; the executed copy goes to the run folder."
     import papermill as pm # a development tool
@@ -94,7 +94,7 @@ def run_chapter(
 def show_table(
     run_dir:Path, # run folder after chapter 05
 ) -> str: # several lines of text
-    "Table 1 as chapter 05 wrote it, what it is worth, and where the rest is."
+    "Table 1 as written by chapter 05, the source of its numbers, and the paths of the rest."
     line = f"*** {banner(read_config(run_dir))} ***"
     with reading(run_dir/'tables'/'table1.csv', 'table', 'run cesm_evaluate again') as f:
         table = to_markdown(pd.read_csv(f, index_col=0))
@@ -108,7 +108,7 @@ def reproduce(
     run_dir:str='', # empty: runs/<phantom or real>-<protocol>
     changes:list=(), # KEY=VALUE, fields of `TrainConfig`
 ):
-    "Run the chapters, print the table; raise ValueError, OSError or papermill's error on a stop."
+    "Run the chapters, print the table; raise ValueError, OSError or papermill's error on failure."
     cfg = prepare(read_settings(data, protocol, run_dir, changes))
     folders = {k: str(Path(getattr(cfg, k)).resolve()) for k in ('run_dir', 'tensor_dir')}
     cfg = replace(cfg, **folders)
@@ -126,7 +126,7 @@ def main(
     run_dir:str, # see `reproduce`
     changes:list, # see `reproduce`
 ):
-    "What `cesm_reproduce` does; raise SystemExit with a sentence where it cannot."
+    "Run `cesm_reproduce`; raise SystemExit with a sentence on failure."
     try:
         from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError

@@ -28,15 +28,15 @@ def pool_mean_std(x): # (n, C, h, w) -> (n, 2*C)
     x = x.to(torch.promote_types(x.dtype, torch.float32)) # for differences of large numbers
     return torch.cat([x.mean((2, 3)), (x.var((2, 3), correction=0) + 1e-5).sqrt()], 1)
 
-POOLINGS = dict(mean=(pool_mean, 1), mean_std=(pool_mean_std, 2)) # and numbers per channel
+POOLINGS = dict(mean=(pool_mean, 1), mean_std=(pool_mean_std, 2)) # function, numbers per channel
 
 # %% ../../nbs/api/probe.model.ipynb #084740c2
 STRETCH = .01, .997 # quantiles of the breast's grey levels
-EDGE = 10/255 # grey of the blurred view from which on a pixel belongs to the breast
+EDGE = 10/255 # lowest grey of the blurred view that counts as breast
 
 def stretch_greys(
     x:torch.Tensor, # (n, 1, S, S) views, grey in [0, 1]
-) -> torch.Tensor: # the same, the breast stretched to [0, 1], what is around it black
+) -> torch.Tensor: # the same, the breast stretched to [0, 1], its surroundings black
     "Stretch the grey levels of each breast to the full range."
     size = x.shape[-1]//73 | 1 # of the blur, 7 of 512 px
     blurred = x
@@ -49,7 +49,7 @@ def stretch_greys(
     return out
 
 class StretchedStreams(Streams):
-    "Streams that are given each view beside its stretched copy, in twice the channels."
+    "Streams whose input is each view and its stretched copy, in twice the channels."
     def prepare(self, stream, x): # (n, 1, S, S) in [0, 1] -> (n, 2*in_chans, S, S)
         return torch.cat([super().prepare(stream, x), super().prepare(stream, stretch_greys(x))], 1)
 
@@ -62,7 +62,7 @@ class PooledBackbone(nn.Module):
         super().__init__()
         info, self.pretrained_cfg = [*backbone.feature_info], backbone.pretrained_cfg
         self.stages = list(range(len(info)))[-LAST:]
-        is_net = info[0]['reduction'] < info[-1]['reduction'] # a transformer's blocks are alike
+        is_net = info[0]['reduction'] < info[-1]['reduction'] # a transformer's blocks have one size
         channels = [info[i]['num_chs'] for i in self.stages]
         self.ends = is_net and backbone.num_features != channels[-1] # a last layer
         if not self.ends: # pruning takes that layer too
@@ -82,7 +82,7 @@ class PooledBackbone(nn.Module):
         self.backbone.eval()
         return self
 
-    def forward_maps(self, x): # (n, in_chans, S, S) -> what comes last, and maps of the last stages
+    def forward_maps(self, x): # (n, in_chans, S, S) -> final output, and maps of the last stages
         end, (*maps, last) = self.backbone.forward_intermediates(
             x, indices=self.stages, norm=self.norm)
         return end, [*maps, self.last_map(last)]
@@ -91,7 +91,7 @@ class PooledBackbone(nn.Module):
         found = [self.pool(m) for m in maps]
         return torch.cat([*found, end.mean((2, 3))] if self.ends else found, 1)
 
-    def forward(self, x): # (n, in_chans, S, S), the same stretched beside it -> (n, width)
+    def forward(self, x): # (n, in_chans, S, S), with its stretched copy -> (n, width)
         plain, whole = x.chunk(2, 1) if self.stretched else (x, x)
         end, maps = self.forward_maps(whole)
         found = [self.pool_maps(end, maps)]
@@ -107,8 +107,8 @@ def make_pooled_streams(
     pretrained:bool=False, # start from pretrained weights
     weights_dir:str='', # see `make_backbone`
     allow_scratch:bool=False, # see `make_backbones`
-) -> tuple: # (`Streams`, sentence that says where their weights come from)
-    "Make the stream; raise ValueError where the backbone cannot be had or gives no maps."
+) -> tuple: # (`Streams`, sentence on the source of their weights)
+    "Make the stream; raise ValueError if the backbone is unavailable or has no maps."
     s, channels = settings, settings['channels'].split(',')
     views = tuple(c for c in channels if s['views'] in ('both', c.split()[-1]))
     names = name_streams(True, views, split_backbones(s['backbones']))
@@ -124,8 +124,8 @@ def make_pooled_streams(
 
 # %% ../../nbs/api/probe.model.ipynb #9877632b
 class Standardise(nn.Module):
-    "Features less their centre, in units of their scale, both set by `fit_head`."
-    def __init__(self, width:int, rooted:int=0): # features; how many of them, the first, are rooted
+    "Features minus their centre, in units of their scale, both set by `fit_head`."
+    def __init__(self, width:int, rooted:int=0): # features; how many, from the first, are rooted
         super().__init__()
         self.register_buffer('centre', torch.zeros(width))
         self.register_buffer('scale', torch.ones(width))
@@ -142,16 +142,16 @@ class Standardise(nn.Module):
 def pair_logits(
     own:torch.Tensor, # (B, 3) logits of the breasts
     other:torch.Tensor, # (B, 3) of the contralateral ones
-    paired:torch.Tensor, # (B,) bool, which are there
+    paired:torch.Tensor, # (B,) bool, whether they are available
     table:torch.Tensor, # (3, 3), which classes occur together; symmetrised
-    alone:torch.Tensor, # (3,) for a breast without another
-) -> torch.Tensor: # (B, 3, 3), own class and that of the other
+    alone:torch.Tensor, # (3,) for a single breast
+) -> torch.Tensor: # (B, 3, 3), own and contralateral class
     "Compute joint logits of both breasts of a patient."
     both = own[..., None] + other[:, None] + (table + table.T)/2
     return torch.where(paired[:, None, None], both, (own + alone)[..., None].expand_as(both))
 
 # %% ../../nbs/api/probe.model.ipynb #37bec29a
-CHOICES = dict( # settings of the probe that have a list of values
+CHOICES = dict( # settings of the probe with a list of values
     pooling=(*POOLINGS,), view_fusion=('mean', 'max'), views=('both', 'CC', 'MLO'),
     other_breast=('none', 'pair'))
 
@@ -159,11 +159,11 @@ class LinearProbe(SharedModel, nn.Module):
     "A linear layer on features of a frozen backbone; its input is that of `FourStream`."
     def __init__(
         self,
-        model:str='probe', # its name among the models
+        model:str='probe', # its name in `MODELS`
         num_classes:int=len(CLASSES), # logits
         pooling:str='mean_std', # one of `POOLINGS`
-        view_fusion:str='mean', # how the views' features are joined: 'mean' or 'max'
-        other_breast:str='none', # 'pair': with the contralateral breast
+        view_fusion:str='mean', # pooling over views: 'mean' or 'max'
+        other_breast:str='none', # 'pair': use the contralateral breast
         also_size:int=0, # side of a second, smaller copy of each view in pixels; 0: none
         stretch_greys:bool=False, # of each breast; the smaller copy keeps its own
         root_features:bool=False, # see `Standardise`
@@ -192,7 +192,7 @@ class LinearProbe(SharedModel, nn.Module):
         if len(split_backbones(backbones)) > 1:
             raise CesmError(
                 f'the linear probe has one backbone: name one instead of {backbones!r}')
-        self.facts = {} # JSON that travels with a trained model, see `export_model`
+        self.facts = {} # JSON stored with a trained model, see `export_model`
         self.streams, self.weights_source = make_pooled_streams(
             s, pretrained, weights_dir, allow_scratch)
         s['width'] = self.width = self.streams.width # features of a breast, without age and density
@@ -205,7 +205,7 @@ class LinearProbe(SharedModel, nn.Module):
     @property
     def taught(self): return next(iter(self.streams.values())).taught # `RegionAttention` or None
 
-    forward_tokens = FourStream.forward_tokens # features of each view, and which are hidden
+    forward_tokens = FourStream.forward_tokens # features of each view, and which views are hidden
 
     def join_views(self, tokens, hidden): # (B, V, width), (B, V) bool or None -> (B, width)
         if self.settings['view_fusion'] == 'mean':
@@ -240,8 +240,8 @@ class LinearProbe(SharedModel, nn.Module):
         self,
         x:torch.Tensor, # (B, C + 1, S, S), as of `FourStream`
         real:Optional[torch.Tensor]=None, # (B, C) bool, which are real; None: those not black
-        other:Optional[torch.Tensor]=None, # as `x`, the contralateral breasts; None: not there
-        other_real:Optional[torch.Tensor]=None, # as `real`; no view: not there
+        other:Optional[torch.Tensor]=None, # as `x`, the contralateral breasts; None: absent
+        other_real:Optional[torch.Tensor]=None, # as `real`; no view: absent
     ) -> torch.Tensor: # (B, 3) logits
         "Compute logits, with `other_breast='pair'` from both breasts of a patient."
         if self.settings['other_breast'] == 'none': return self.head(self.forward_features(x, real))

@@ -21,7 +21,7 @@ SHARP = 2. # power of the odds by which a cell is weighted
 TOP = .02 # share of the cells that count as the most suspicious
 
 class RegionAttention(nn.Module):
-    "The features of the cells most like a lesion, and how like one they are."
+    "The features of the most suspicious cells, and their log odds."
     n_odds = 4
     def __init__(self, channels:list, classes:int=3): # of the maps, deepest last; normal first
         super().__init__()
@@ -58,7 +58,7 @@ INSIDE, OUTSIDE = .3, .02 # share of a cell under regions: of a lesion from, of 
 def mark_cells(
     regions:torch.Tensor, # (n, V, G, G) uint8, 255: all of a cell covered
     label:torch.Tensor, # (n,) int64
-    real:torch.Tensor, # (n, V) bool, which views are there
+    real:torch.Tensor, # (n, V) bool, which views are present
     n_cells:int, # cells of a view, the square of a whole number
 ) -> torch.Tensor: # (n, V, n_cells) int64: a label; -1: not used
     "Label the cells of views by the regions drawn on them."
@@ -77,7 +77,7 @@ def fit_cells(
     cells:torch.Tensor, # (m, C) float32
     mark:torch.Tensor, # (m,) int64, index into CLASSES
 ) -> tuple: # (3, C) weights, (3,) offsets
-    "Fit a penalised multinomial layer that tells cells of lesions from normal tissue."
+    "Fit a penalised multinomial layer that separates cells of lesions from normal tissue."
     centre, scale = cells.mean(0), cells.std(0, correction=0) + 1e-3
     x, even = (cells - centre)/scale, cells.new_tensor(WEIGHTS)
     free = [cells.new_zeros(3, cells.shape[1]), cells.new_zeros(3)]
@@ -104,11 +104,11 @@ N_PARTS = 5 # parts of the training patients
 
 def deal_patients(
     index:torch.Tensor, # (n,) breasts
-    contralateral:torch.Tensor, # (N,) row of the other breast, -1: not there
+    contralateral:torch.Tensor, # (N,) row of the contralateral breast, -1: absent
     label:torch.Tensor, # (N,) int64
     parts:int=N_PARTS, # how many
 ) -> torch.Tensor: # (n,) int64, part of each breast, both of a patient in the same
-    "Deal patients into parts, stratified by their worst label."
+    "Split patients into parts, stratified by their worst label."
     patient, other = first_breasts(index, contralateral), contralateral[index]
     worst = torch.where(other < 0, label[index], torch.maximum(label[index], label[other]))
     patients, at = patient.unique(return_inverse=True)
@@ -126,7 +126,7 @@ def mark_training_cells(
     index:torch.Tensor, # (n,) training breasts
     n_cells:int, # cells of a view
 ) -> torch.Tensor: # (n, V, n_cells) from `mark_cells`
-    "Label the cells of the training breasts; raise ValueError where there is no region to fit on."
+    "Label the cells of the training breasts; raise ValueError if there is no region to fit on."
     if data.regions is None:
         raise CesmError('region_teacher=True, but the tensors hold no regions: make them again '
                         'with region_teacher=True')

@@ -60,19 +60,19 @@ _LEAD = '<p class="lead"'
 def _template(text): return Environment(autoescape=True, trim_blocks=True).from_string(text)
 
 def fill_in(
-    template:str, # a piece of HTML as Jinja has it
-    **values, # what is put in
+    template:str, # HTML as a Jinja template
+    **values, # values of the template
 ) -> str: # HTML
-    "Fill a piece of a page; everything that is put in is escaped, unless the piece says `|safe`."
+    "Fill in a template; every value is escaped unless the template marks it `|safe`."
     return _template(template).render(**values)
 
 def make_page(
     title:str, # of the browser's tab
-    heading:str, # above all
-    body:str, # HTML, from `fill_in`; its first paragraph, of class `lead`, says what was found
+    heading:str, # at the top of the page
+    body:str, # HTML, from `fill_in`; its first paragraph, of class `lead`, is the summary
     phantom:bool=False, # True colours the first paragraph as a warning
 ) -> bytes: # HTML in UTF-8
-    "Put the pieces of a page together; raise ValueError where no summary stands first."
+    "Assemble a page; raise ValueError if it does not start with a summary."
     first = body.partition('</p>')[0]
     if not first.startswith(_LEAD) or (phantom and 'PHANTOM' not in first):
         raise CesmError(f'page "{title}" starts with {body[:40]!r}, not with {_LEAD} and its'

@@ -30,7 +30,7 @@ def fit_temperature(
     label:np.ndarray, # (n,) int, of the validation set
     prob:np.ndarray, # (n, 3) in [0, 1]
 ) -> float: # within 1/20 and 20; NaN without a breast
-    "Find the temperature of the lowest log loss."
+    "Find the temperature with the lowest log loss."
     if not len(label): return np.nan
     def loss(log_t):
         scaled = log_softmax(_logits(prob)/np.exp(log_t), 1)
@@ -43,10 +43,10 @@ def temperature_gain(
     label:np.ndarray, # (n,) int, of the validation set
     prob:np.ndarray, # (n, 3) in [0, 1]
     patient_id:np.ndarray, # (n,)
-    n_folds:int=5, # of women
+    n_folds:int=5, # of patients
     seed:int=0, # of the folds
-) -> float: # log loss that scaling saves per breast, negative if it costs; NaN with too few women
-    "Say by cross-validation whether a temperature is worth applying."
+) -> float: # reduction of log loss per breast, negative if scaling hurts; NaN with too few patients
+    "Estimate by cross-validation how much temperature scaling lowers the log loss."
     women, of = np.unique(patient_id, return_inverse=True)
     if len(women) < n_folds: return np.nan
     fold, scaled = (np.random.default_rng(seed).permutation(len(women)) % n_folds)[of], prob.copy()
@@ -75,13 +75,13 @@ def pool_runs(
 
 def apply_validation(
     predictions:pd.DataFrame, # of one run, or from `pool_runs`
-) -> tuple: # (test breasts with SCALED and a column `at_<point>`, dict of what was chosen)
-    "Choose temperature and thresholds on validation breasts, apply them to the test breasts."
+) -> tuple: # (test breasts with SCALED and a column `at_<point>`, dict of what was selected)
+    "Select temperature and thresholds on validation breasts and apply them to the test breasts."
     val, test = (predictions[predictions.split == s] for s in ('val', 'test'))
     label, prob, who = (val[k].to_numpy() for k in ('label', PROBS, 'patient_id'))
     chosen = dict(n_val=len(val), temperature=fit_temperature(label, prob))
     chosen['log_loss_gain'] = temperature_gain(label, prob, who)
-    chosen['scaled'] = bool(chosen['log_loss_gain'] > 0) # False too where it cannot be judged
+    chosen['scaled'] = bool(chosen['log_loss_gain'] > 0) # False too if it cannot be estimated
     applied = chosen['temperature'] if chosen['scaled'] else np.nan
     scaled = heat(test[PROBS].to_numpy(), applied)
     out = test.assign(**dict(zip(SCALED, scaled.T)))

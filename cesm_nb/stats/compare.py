@@ -23,7 +23,7 @@ from .scores import (
 
 # %% ../../nbs/api/stats.compare.ipynb #38360cb0
 def _contributions(positive, value, patient_id):
-    "AUC and what each breast adds to it beyond the average, (n,), scaled for small samples."
+    "AUC and the contribution of each breast beyond the average, (n,), scaled for small samples."
     m, n, out = positive.sum(), (~positive).sum(), np.zeros(len(value))
     if not m or not n: return np.nan, np.full(len(value), np.nan)
     ranks = rankdata(value)
@@ -42,12 +42,12 @@ def delong(
     patient_id:np.ndarray, # (n,); `np.arange(n)` takes breasts as independent
     what:str='macro', # 'macro' or a class: 'normal', 'benign', 'malignant'
 ) -> tuple: # AUC (runs,), covariance (runs, runs); NaN where not defined
-    "Give the AUC of each run and DeLong's covariance of them, clustered by woman."
+    "Return the AUC of each run and DeLong's covariance of them, clustered by patient."
     used = range(len(CLASSES)) if what == 'macro' else [CLASS_KEYS.index(what)]
     each = [[_contributions(label == i, p[:, i], patient_id) for i in used] for p in probs]
     auc = np.array([np.mean([a for a, _ in run]) for run in each])
     of = np.unique(patient_id, return_inverse=True)[1]
-    sums = [np.bincount(of, np.mean([c for _, c in run], 0)) for run in each] # a woman's
+    sums = [np.bincount(of, np.mean([c for _, c in run], 0)) for run in each] # a patient's
     return auc, np.atleast_2d(np.array(sums) @ np.array(sums).T)
 
 # %% ../../nbs/api/stats.compare.ipynb #c0fb0808
@@ -56,8 +56,8 @@ def obuchowski(
     a:np.ndarray, # (n, 3) probabilities of one run
     b:np.ndarray, # (n, 3) of the other
     patient_id:np.ndarray, # (n,)
-) -> float: # two-sided p; 1 where they never differ, NaN with a single woman
-    "Test whether one run is right more often than the other, clustered by woman."
+) -> float: # two-sided p; 1 if they never differ, NaN with a single patient
+    "Test whether one run is right more often than the other, clustered by patient."
     of, n = np.unique(patient_id, return_inverse=True)[1], len(label)
     more = (b.argmax(1) == label).astype(float) - (a.argmax(1) == label)
     women, mean = of.max() + 1, more.mean()
@@ -91,10 +91,10 @@ def paired_table(
     patient_id:np.ndarray, # (n,)
     n_draws:int=2000, # bootstrap draws
     seed:int=0, # of the draws
-    fold:np.ndarray|None=None, # for several seeds, as `repeated_interval` takes it
+    fold:np.ndarray|None=None, # for several seeds, see `repeated_interval`
     dealt:int=0, # likewise
 ) -> pd.DataFrame: # a row per score: a, b, difference (b - a), low, high, p, test; seeds: see there
-    "Compare two runs, or two models from several seeds, on the same breasts, patients drawn."
+    "Compare two runs, or two models from several seeds, on the same breasts, resampling patients."
     if a.ndim == 3: return repeated_interval(
         label, a, patient_id, b, n_draws, seed, fold=fold, dealt=dealt)
     w, rows = bootstrap_weights(patient_id, n_draws, seed), []
@@ -124,14 +124,14 @@ REPEATED = (
 
 def split_variance(
     values:np.ndarray, # (seeds,) of one score
-    draws:np.ndarray, # (seeds, draws) of it, the same women drawn for all seeds
-) -> tuple: # variance of the mean over seeds that comes from women, and from seeds (0 for one)
-    "Tell apart how much the mean of a score owes to women and to seeds."
+    draws:np.ndarray, # (seeds, draws) of it, the same patients drawn for all seeds
+) -> tuple: # variance of the mean over seeds that comes from patients, and from seeds (0 for one)
+    "Split the variance of a mean score into parts from patients and from seeds."
     k, middle = len(values), draws.mean(0)
     if np.isfinite(middle).sum() < 2: return np.nan, np.nan
     women = np.nanvar(middle, ddof=1)
     if k == 1: return women, 0.
-    both = np.nanvar(draws - middle, axis=1).sum()/(k - 1) # of seeds on these women, in each part
+    both = np.nanvar(draws - middle, axis=1).sum()/(k - 1) # between seeds on these patients
     return max(women - both/k, women/10), values.var(ddof=1)/k
 
 def half_width(
@@ -141,7 +141,7 @@ def half_width(
     n_seeds:int, # at least 1
     level:float=.95, # of the interval
 ) -> tuple: # half of its width, degrees of freedom (Satterthwaite)
-    "Join the errors from patients and from a few seeds."
+    "Combine the errors from patients and from a few seeds."
     q, sd = .5 + level/2, np.sqrt(women + seeds)
     if not np.any(seeds): return student.ppf(q, n_patients - 1)*sd, n_patients - 1
     df = sd**4/(women**2/(n_patients - 1) + seeds**2/(n_seeds - 1))
@@ -153,7 +153,7 @@ def half_width(
 METHODS = 'bootstrap', 'Nadeau-Bengio' # training sets taken as fixed, allowed for
 
 def shared_training(
-    n_deals:int, # how often the patients were dealt into folds, at least 1
+    n_deals:int, # number of cross-validation repeats, at least 1
     n_folds:int, # at least 2
 ) -> float: # what the variance from patients is multiplied by
     "Allow for overlapping training sets in repeated cross-validation (Nadeau and Bengio 2003)."
@@ -239,9 +239,9 @@ def repeated_interval(
     seed:int=0, # of the draws
     names:tuple=REPEATED, # scores
     fold:np.ndarray|None=None, # (n,) or (seeds, n) which fold tested it: adds `auc_folds`
-    dealt:int=0, # number of folds, if every seed deals the patients into other ones
+    dealt:int=0, # number of folds, if every seed has its own folds
 ) -> pd.DataFrame: # a row per score: value (mean over seeds), low, high, p, ..., `seed 0`, ...
-    "Score trainings from several seeds, or their paired difference, over patients and seeds."
+    "Score several seeds of a model, or a paired difference, over patients and seeds."
     _check_repeated(label, prob, other, dealt)
     wider = shared_training(len(prob), dealt) if dealt else 1
     w, who = bootstrap_weights(patient_id, n_draws, seed), set(patient_id.tolist())
@@ -277,10 +277,10 @@ def power_of(
     n_patients:int, # at least 2
     n_seeds:int, # trainings of each model, at least 1
 ) -> float: # in (0, 1)
-    "Give the share of comparisons whose 95 % interval lies above 0."
+    "Compute the share of comparisons whose 95 % interval lies above 0."
     sd = np.sqrt(women + seed/n_seeds)
     if n_seeds == 1: return norm.cdf(size/sd - norm.ppf(.975)) # as if the variance were known
-    at = (np.arange(1000) + .5)/1000 # quantiles of the variance that a few seeds show
+    at = (np.arange(1000) + .5)/1000 # quantiles of the variance estimated from a few seeds
     shown = seed/n_seeds*chi2.ppf(at, n_seeds - 1)/(n_seeds - 1)
     return norm.cdf((size - half_width(women, shown, n_patients, n_seeds)[0])/sd).mean()
 
@@ -291,23 +291,23 @@ def detectable(
     n_seeds:int, # trainings of each model, at least 1
     power:float=.8, # share of comparisons that detect it, in (.5, 1)
 ) -> float: # in units of the score
-    "Find the smallest true difference that is told from 0 at the 5 % level with this power."
+    "Find the smallest true difference detected at the 5 % level with this power."
     given, most = (women, seed, n_patients, n_seeds), 100*np.sqrt(women + seed)
     return brentq(lambda size: power_of(size, *given) - power, 0, most) if most else 0.
 
 def sd_interval(
-    sd:float, # standard deviation that a few values show
+    sd:float, # standard deviation of a few values
     n:int, # number of values, at least 2
 ) -> tuple: # low, high
-    "Give the 95 % interval of a standard deviation of normal values."
+    "Compute the 95 % interval of a standard deviation of normal values."
     return tuple(sd*np.sqrt((n - 1)/chi2.ppf([.975, .025], n - 1)))
 
 # %% ../../nbs/api/stats.compare.ipynb #8d63ba2a
 def nadeau_bengio(
     values:np.ndarray, # (splits,) a score, or a paired difference, of each random split
-    test_share:float, # breasts tested for each that was trained on, such as .15/.7
+    test_share:float, # test breasts per training breast, such as .15/.7
 ) -> tuple: # mean, low, high; no interval (NaN) of a single split
-    "Give the mean over random splits with the corrected resampled t interval."
+    "Compute the mean over random splits with the corrected resampled t interval."
     values = np.asarray(values, float)
     if not len(values) or not test_share > 0:
         raise CesmError(
@@ -322,7 +322,7 @@ def nadeau_bengio(
 def holm(
     p:np.ndarray, # (k,) p values; NaN is left out
 ) -> np.ndarray: # (k,) corrected
-    "Correct p values for being several (Holm 1979)."
+    "Correct p values for multiple comparisons (Holm 1979)."
     p = np.asarray(p, float)
     out, order = np.full(len(p), np.nan), np.argsort(p)[:np.isfinite(p).sum()]
     steps = p[order]*np.arange(len(order), 0, -1)

@@ -20,17 +20,17 @@ from .scores import weighted_scores
 # %% ../../nbs/api/stats.coverage.ipynb #7db516b5
 def coverage(
     n_sets:int, # simulated sets
-    n_patients:int=150, # women in each, two breasts per woman
+    n_patients:int=150, # patients in each, two breasts per patient
     n_draws:int=1000, # bootstrap draws
     names:tuple=('accuracy', 'auc'), # scores
-) -> pd.DataFrame: # a row per score and method: truth, share of intervals that hold it, mean width
-    "Count how often 95 % intervals hold the truth, drawing women and drawing breasts."
+) -> pd.DataFrame: # a row per score and method: truth, share of intervals that cover it, mean width
+    "Count how often 95 % intervals cover the truth, resampling patients and resampling breasts."
     big, held = simulate(200_000, seed=10**6), []
     truth = weighted_scores(big.label, big.prob, np.ones((1, len(big.label))), names=names)
     for i in range(n_sets):
         s = simulate(n_patients, seed=i)
         for unit, who in [('women', s.patient_id), ('breasts', np.arange(len(s.label)))]:
-            w = bootstrap_weights(who, n_draws, seed=10**6 + i) # another stream than the set's
+            w = bootstrap_weights(who, n_draws, seed=10**6 + i) # a stream other than the set's
             draws = weighted_scores(s.label, s.prob, w, names=names)
             for name in names:
                 low, high = np.nanpercentile(draws[name], interval_ends(len(set(who.tolist()))))
@@ -44,9 +44,9 @@ def true_scores(
     signal:float, # mean over trainings
     spread:float, # standard deviation over trainings
     names:tuple, # scores
-    n_patients:int=50_000, # women that stand for all
+    n_patients:int=50_000, # patients, in place of the whole population
 ) -> tuple: # score -> mean, score -> standard deviation over trainings
-    "Score all women, over all seeds."
+    "Compute the true scores, over all patients and seeds."
     nodes, weight = np.polynomial.hermite_e.hermegauss(7 if spread else 1)
     sets = [simulate(n_patients, 10**6, signal + spread*x) for x in nodes]
     once = np.ones((1, 2*n_patients))
@@ -60,14 +60,14 @@ def true_scores(
 # %% ../../nbs/api/stats.coverage.ipynb #3d811290
 def coverage_repeated(
     n_sets:int, # simulated sets
-    n_patients:int=150, # women in each, two breasts per woman
+    n_patients:int=150, # patients in each, two breasts per patient
     n_seeds:int=3, # trainings of each
     spread:float=.12, # how much trainings differ, see `simulate_trainings`
     n_draws:int=200, # bootstrap draws
     names:tuple=('accuracy', 'auc'), # scores
     better:float=.3, # how much more signal the other model has
 ) -> pd.DataFrame: # one row per score and kind: truth, seed_sd, coverage, women_only, width
-    "Count how often `repeated_interval` holds the truth, of a model and of a difference."
+    "Count how often `repeated_interval` covers the truth, for a model and for a difference."
     (first, sd), (second, _) = (true_scores(1.2 + b, spread, names) for b in (0, better))
     truth, held = dict(score=first, difference=second - first), []
     for i in range(n_sets):
@@ -87,7 +87,7 @@ N_FEATURES = 60
 
 def simulate_features(
     n_patients:int, # with two breasts each
-    seed:int=0, # another seed, other patients
+    seed:int=0, # a different seed gives different patients
     apart:float=1.46, # how far apart the means of the classes are
     shared:float=.5, # share of the noise that the two breasts of a patient have in common
 ) -> tuple: # label (n,), features (n, N_FEATURES), patient_id (n,)
@@ -141,7 +141,7 @@ def _cross_validate(x, label, set_seed, few, n_folds, n_seeds, dealt):
     return prob
 
 def _true_retrained(n_patients, n_sets, few, dealt, names, first=10**6):
-    "Mean scores over models trained on sets of their own, on patients that stand for all."
+    "Mean scores of models trained on independent sets, on a sample that stands for the population."
     y, x, _ = simulate_features(4000, first)
     once, found = np.ones((1, len(y))), []
     for i in range(first + 1, first + 1 + n_sets):
@@ -164,11 +164,11 @@ def coverage_retrained(
     n_patients:int=260, # in each, with two breasts
     n_folds:int=5, # of each cross-validation
     n_seeds:int=3, # cross-validations of each set
-    dealt:bool=True, # other folds for every seed; False: the same folds, other weights
+    dealt:bool=True, # different folds for every seed; False: the same folds, different weights
     n_draws:int=200, # bootstrap draws
     names:tuple=('accuracy', 'auc', 'auc_malignant', 'auc_abnormal'), # scores
 ) -> pd.DataFrame: # a row per score, kind, method: truth, coverage, width, sd_ratio
-    "Count how often intervals of cross-validated scores hold the truth, trainings included."
+    "Count how often intervals of cross-validated scores cover the truth, training included."
     n_train, given, parts = n_patients*(n_folds - 1)//n_folds, (n_folds, n_seeds, dealt), []
     true = [_true_retrained(n_train, n_sets, few, dealt, names) for few in (0, 1)]
     for i in range(n_sets):
@@ -183,7 +183,7 @@ def coverage_retrained(
     t = t.assign(coverage=t.truth.between(t.low, t.high), width=t.high - t.low,
                  claimed=t.se_women**2 + t.se_seeds**2)
     groups = t.groupby(['score', 'kind', 'method'], sort=False)
-    ratio = groups.value.std()/groups.claimed.mean()**.5 # true error over claimed error
+    ratio = groups.value.std()/groups.claimed.mean()**.5 # true error over estimated error
     return groups[['truth', 'coverage', 'width']].mean().assign(sd_ratio=ratio)
 
 # %% ../../nbs/api/stats.coverage.ipynb #b2d07a12
@@ -195,7 +195,7 @@ def false_alarms(
     n_patients:int=261,
     n_sets:int=100_000, # simulated comparisons of models that do not differ
 ) -> pd.DataFrame: # a row per share, columns (test, limit): how often p is below
-    "Count how often p values are below a limit by chance: ours, and Satterthwaite's."
+    "Count how often p values fall below a threshold by chance: ours, and Satterthwaite's."
     rng, rows = np.random.default_rng(0), {}
     value, women = rng.normal(size=n_sets), rng.chisquare(n_patients - 1, n_sets)/(n_patients - 1)
     seeds = rng.chisquare(n_seeds - 1, n_sets)/(n_seeds - 1)

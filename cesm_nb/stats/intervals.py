@@ -21,11 +21,11 @@ def bootstrap_weights(
     n_draws:int=2000, # bootstrap draws
     seed:int=0, # of the draws
 ) -> np.ndarray: # (n_draws, n) float
-    "Draw women with replacement; a breast weighs as often as its woman was drawn."
+    "Draw patients with replacement; the weight of a breast is how often its patient was drawn."
     if n_draws < 1: raise CesmError(f'n_draws={n_draws} is too small: use at least 1, better 2000')
     women, of = np.unique(patient_id, return_inverse=True)
     n = len(women)
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), n_draws) # (n_draws, women)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), n_draws) # (n_draws, n)
     return times[:, of].astype(float)
 
 # %% ../../nbs/api/stats.intervals.ipynb #fc7015bb
@@ -55,7 +55,7 @@ def explain_scores(
     prob:np.ndarray, # (n, 3) in [0, 1]
     points:tuple=(), # names of operating points
 ) -> dict: # score name -> why it is NaN, or what it counts as 0
-    "Say in words what is missing where a score is not defined, or why it has no interval."
+    "Describe what is missing if a score is undefined, or why it has no interval."
     present, guess, out = [(label == i).any() for i in range(len(CLASSES))], prob.argmax(1), {}
     for i, c in enumerate(CLASSES):
         out |= _reasons_of_class(c, present[i], (label == i).all(), (guess == i).any())
@@ -77,9 +77,9 @@ def explain_scores(
 
 # %% ../../nbs/api/stats.intervals.ipynb #c013a975
 def interval_ends(
-    n_patients:int, # women drawn
+    n_patients:int, # patients drawn
 ) -> np.ndarray: # (2,) per cent of the draws below the low and the high end
-    "Give the percentiles of an expanded 95 % bootstrap interval."
+    "Return the percentiles of an expanded 95 % bootstrap interval."
     n = max(n_patients, 2)
     return 100*norm.cdf(np.sqrt(n/(n - 1))*student.ppf(.975, n - 1)*np.array([-1, 1]))
 
@@ -96,7 +96,7 @@ def patient_share(
     right:np.ndarray, # (n,) bool, breasts that are right
     patient_id:np.ndarray, # (n,)
 ) -> tuple: # share, low, high; NaN without a breast
-    "Give a share of breasts with a 95 % interval as wide as if each patient had one breast."
+    "Return a share of breasts with a 95 % interval as wide as if each patient had one breast."
     if not len(right): return np.nan, np.nan, np.nan
     n, share = len(set(np.asarray(patient_id).tolist())), float(np.mean(right))
     z = norm.ppf(.975)**2/n
@@ -108,17 +108,17 @@ def wilson(
     right:int, # breasts that are right
     of:int, # of how many
 ) -> tuple: # low, high; NaN where there is none
-    "Give Wilson's 95 % interval of a share."
+    "Compute Wilson's 95 % interval of a share."
     if not of: return np.nan, np.nan
     ci = binomtest(int(right), int(of)).proportion_ci(method='wilson')
     return ci.low, ci.high
 
-LEAST_SIDE = 10 # positive breasts, and negative ones, that the interval of a ranking needs
+LEAST_SIDE = 10 # positive breasts, and negative ones, required for the interval of a ranking
 
 def explain_gaps(
     label:np.ndarray, # (n,) int
 ) -> dict: # score name -> why it has no interval
-    "Say which rankings are of too few breasts for an interval."
+    "List the rankings with too few breasts for an interval."
     out = {'ece': 'no interval: percentiles of draws do not hold its truth'}
     for i, c in enumerate(CLASSES):
         of = int((label == i).sum())

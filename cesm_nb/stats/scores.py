@@ -38,8 +38,8 @@ def find_threshold(
     prob:np.ndarray, # (n, 3) in [0, 1]
     kind:str='sensitivity', # which share is to be reached
     least:float=.9, # in (0, 1]
-) -> float: # called malignant at or above it; NaN without a breast to choose on
-    "Find the threshold on p_malignant that reaches a sensitivity or specificity, and costs least."
+) -> float: # called malignant at or above it; NaN without validation breasts
+    "Find the threshold on p_malignant that reaches a sensitivity or specificity at the least cost."
     value, malignant = prob[:, -1], label == CLASSES.index('Malignant')
     if kind == 'sensitivity':
         found = np.sort(value[malignant])[::-1]
@@ -92,7 +92,7 @@ def ranking_scores(
     value:np.ndarray, # (n,) higher where positive is more likely
     weights:np.ndarray, # (draws, n), how often each breast counts
 ) -> tuple: # AUC-ROC (ties count half) and average precision, (draws,) each
-    "Score a ranking; NaN where AUC lacks positives or negatives, or precision lacks positives."
+    "Score a ranking; NaN if AUC lacks positives or negatives, or precision lacks positives."
     tp, fp = weighted_curve(positive, value, weights)
     up, right = np.diff(tp, axis=1, prepend=0), np.diff(fp, axis=1, prepend=0)
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -101,7 +101,7 @@ def ranking_scores(
 
 # %% ../../nbs/api/stats.scores.ipynb #3c2616fc
 def _newton(step, weights, size):
-    "Iterate each draw from 0 to where its step vanishes, (size, draws); NaN where it does not."
+    "Iterate each draw from 0 to convergence, (size, draws); NaN if it does not converge."
     x, moving = np.zeros((size, len(weights))), np.arange(len(weights))
     for _ in range(30):
         d = np.clip(step(x[:, moving], weights[moving]), -1, 1)
@@ -167,7 +167,7 @@ def weighted_scores(
     weights:np.ndarray, # (draws, n), how often each breast counts
     flags:dict|None=None, # operating point -> (n,) bool, called malignant there
     names:tuple=(), # scores that are needed, to save time; empty: all
-) -> dict: # score name -> (draws,), NaN where a draw does not define it
+) -> dict: # score name -> (draws,), NaN if undefined for a draw
     "Compute every score, or at least `names`, for every row of weights."
     out, needs = {}, lambda part: not names or any(part in k for k in names)
     if needs('auc'): out |= class_rankings(label, prob, weights)
@@ -192,15 +192,15 @@ def debiased_ece(
     label:np.ndarray, # (n,) int
     prob:np.ndarray, # (n, 3) in [0, 1]
     patient_id:np.ndarray, # (n,)
-) -> float: # root mean squared gap, signed; about 0 on average where calibrated
-    "Estimate the expected calibration error (squared gaps) without what chance adds to it."
+) -> float: # root mean squared gap, signed; about 0 on average if calibrated
+    "Estimate the expected calibration error (squared gaps) without its bias from chance."
     gap = (prob.argmax(1) == label) - prob.max(1)
     which, of = calibration_bins(prob), np.unique(patient_id, return_inverse=True)[1]
     total = 0.
     for b in np.unique(which):
         here = which == b
         women, m, mean = len(np.unique(of[here])), here.sum(), gap[here].mean()
-        if women < 2: continue # nothing tells gap from chance
+        if women < 2: continue # gap and chance cannot be separated
         sums = np.bincount(of[here], gap[here] - mean)
         total += m*(mean**2 - women/(women - 1)*(sums**2).sum()/m**2)
     return float(np.sign(total)*np.sqrt(abs(total)/len(label)))
