@@ -23,7 +23,7 @@ from cesm_nb.reporting.figures import (
     plot_confusion, plot_curves, plot_decision, plot_forest, plot_ranking, plot_reliability,
     plot_scores, save_figure)
 from .core.files import write_atomic
-from .reporting.saliency import look_inside, plot_attention, plot_examples, pointing_table
+from .reporting.saliency import explain_run, plot_attention, plot_examples, pointing_table
 from .stats.intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
 from .reporting.html import embed, fill_in, make_page
 from .core.runs import Run, pool_tests, read_status
@@ -161,7 +161,7 @@ def write_inside(
     n_draws:int=2000, # bootstrap draws
 ) -> Seen:
     "Write maps and attention of each run; the example images are of the first."
-    try: found = [look_inside(d) for d in run_dirs]
+    try: found = [explain_run(d) for d in run_dirs]
     except Exception as e: # scores are written even if maps fail
         return Seen(pd.DataFrame(), [], [], [f'maps and attention are left out: {e}'])
     out, figures, notes = Path(out_dir), [], []

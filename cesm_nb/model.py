@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'MODEL_FIELDS', 'ABLATIONS', 'FourStream', 'model_settings', 'list_ablations', 'check_mixer', 'check_model',
-           'TokenMixer', 'tokens_seen', 'mean_seen', 'name_tokens', 'count_parameters', 'load_model']
+           'TokenMixer', 'visible_tokens', 'mean_visible', 'name_tokens', 'count_parameters', 'load_model']
 
 # %% ../nbs/03_model.ipynb #fba90944
 from itertools import product
@@ -81,12 +81,12 @@ class FourStream(SharedModel, nn.Module):
         real = views.flatten(2).any(2) if real is None else real[:, which] # (B, V)
         enter = real if self.training else None # in eval mode batch norm mixes no breasts
         tokens = self.streams(views.masked_fill(~real[..., None, None], 0), enter) # (B, n, width)
-        return tokens, ~tokens_seen(real, tokens.shape[1]//real.shape[1])
+        return tokens, ~visible_tokens(real, tokens.shape[1]//real.shape[1])
 
     def forward_features(self, x, real=None): # see `forward_tokens` -> (B, width + 32)
         tokens, hidden = self.forward_tokens(x, real) # (B, n, width), (B, n)
         tokens = self.mixer(tokens, hidden) # (B, n, width)
-        image = mean_seen(tokens, None if hidden is None else ~hidden) # (B, width)
+        image = mean_visible(tokens, None if hidden is None else ~hidden) # (B, width)
         if self.meta is None: return image
         return torch.cat([image, self.meta(decode_rows(x))], 1) # (B, width + 32)
 
@@ -203,14 +203,14 @@ class TokenMixer(nn.Module):
         return self.attn(t, t, t, key_padding_mask=hidden, average_attn_weights=False)[1]
 
 # %% ../nbs/03_model.ipynb #c85fc76c
-def tokens_seen(
+def visible_tokens(
     real:torch.Tensor, # (B, V) bool, which views are real
     n_backbones:int=2, # backbones applied to each view
 ) -> torch.Tensor: # (B, V*n_backbones) bool, in the order of the tokens
     "Return which tokens count; a breast without any view keeps all, since a mean needs some."
     return (real | ~real.any(1, keepdim=True)).repeat(1, n_backbones)
 
-def mean_seen(
+def mean_visible(
     t:torch.Tensor, # (B, n, width)
     seen:Optional[torch.Tensor]=None, # (B, n) bool, at least one True a row; None: all
 ) -> torch.Tensor: # (B, width)

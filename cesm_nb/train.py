@@ -33,14 +33,14 @@ from .training.dataset import Breasts, assemble, digest_breasts, load_inputs
 from .core.terms import CLASSES, name_channels
 from cesm_nb.training.distributed import (
     add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
-    tell_all)
+    broadcast)
 from .core.errors import CesmError, NotFiniteError, one_way_out
 from .core.files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
 from .training.losses import (
     check_finite, epoch_batches, name_scores, tabulate, weigh_classes)
 from .networks.backbones import check_batch
 from .model import FourStream, check_model, count_parameters, model_settings
-from .networks.pretraining import check_origin
+from .networks.pretraining import check_pretraining_data
 from .core.recipes import Fitted, Job, Recipe, find_recipe
 from .core.runs import (
     BEST, CHECKPOINTS, STATE, Run, clean_run, find_commit, find_run, run_file, seal_run)
@@ -295,7 +295,7 @@ def check_network(
     splits:Optional[pd.DataFrame]=None, # patient_id, side, split, label; None: not made yet
 ):
     "Raise ValueError if the paper's network cannot be built, trained or selected."
-    if cfg.pretrained: check_origin(cfg.backbones, cfg.weights_dir)
+    if cfg.pretrained: check_pretraining_data(cfg.backbones, cfg.weights_dir)
     check_model(model_settings(asdict(cfg)))
     if splits is None: return
     n_train = min(cfg.batch_size, int((splits.split == 'train').sum()))
@@ -445,7 +445,7 @@ def _own_folder(cfg, team):
         if team.is_main_process:
             clean_run(run_dir)
             prepared = (ready := prepare(cfg)), tensorize(ready)
-        ready, manifest = tell_all(prepared, team)
+        ready, manifest = broadcast(prepared, team)
         yield replace(ready, device=cfg.device), manifest
 
 # %% ../nbs/04_train_colab_t4.ipynb #5514aaf4

@@ -20,7 +20,7 @@ from cesm_nb.training.inference import open_breasts, predict_run
 from cesm_nb.core.runs import Run, seal_run
 from cesm_nb.cli import cesm_evaluate
 from cesm_nb.evaluate import evaluate, list_figures, write_inside
-from cesm_nb.reporting.saliency import look_inside
+from cesm_nb.reporting.saliency import explain_run
 from cesm_nb.stats.calibration import apply_validation, heat, pool_runs
 from cesm_nb.stats.coverage import coverage_repeated
 from cesm_nb.stats.intervals import interval_table
@@ -145,9 +145,9 @@ def test_a_renamed_run_keeps_its_maps(tmp_path):
     run = fit(make_config(dict(
         run_dir=str(tmp_path/'run'), phantom_patients=24, phantom_signal=2., protocol='clinical', image_size=32, epochs=1, batch_size=8,
         mixed_precision='no', backbones='lcnet_035')))
-    before, where = look_inside(run.run_dir), tmp_path/'renamed'
+    before, where = explain_run(run.run_dir), tmp_path/'renamed'
     run.run_dir.rename(where)
-    after = look_inside(where)
+    after = explain_run(where)
     assert after.maps.keys() == before.maps.keys() and after.masks.any() and (after.masks == before.masks).all()
     assert all(torch.equal(after.maps[k], before.maps[k]) for k in before.maps)
     member = open_member(where)
@@ -156,14 +156,14 @@ def test_a_renamed_run_keeps_its_maps(tmp_path):
     assert describe_breasts(where)[1] == [] # machine and finding, from the sheet
     shutil.rmtree(where/'tensors')
     says = f'{where}: its tensor_dir is not found at {where}/tensors or {tmp_path}/run/tensors: move the tensors there, or make them again'
-    for ask in (look_inside, open_breasts, predict_run, lambda d: read_own(open_member(d))):
+    for ask in (explain_run, open_breasts, predict_run, lambda d: read_own(open_member(d))):
         with pytest.raises(ValueError, match=re.escape(says)): ask(where)
     assert write_inside([where], tmp_path/'out', True).notes[0].startswith(f'maps and attention are left out: {says}')
 
 
 def test_maps_fit_the_run(runs):
     "A map for each stream and view, the size of the image; the same again; regions where the sheet has some."
-    a, b = look_inside(runs[0]), look_inside(runs[0])
+    a, b = explain_run(runs[0]), explain_run(runs[0])
     streams = list(dict.fromkeys(s for s, _ in a.maps))
     assert len(streams) == 2 and list(a.maps) == [(s, v) for s in streams for v in ('CC', 'MLO')]
     for k, m in a.maps.items():

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cesm_nb import tensorize as tz
-from cesm_nb.networks.backbones import look_at
+from cesm_nb.networks.backbones import apply_backbone
 from cesm_nb.cohort.check import find_problems, write_report
 from cesm_nb.cohort.check import main as check
 from cesm_nb.data import read_dataset
@@ -108,7 +108,7 @@ def test_no_mammogram_is_named_and_may_be_no_view(data, tmp_path, how):
     row = a_view(data)
     cv2.imwrite(f'{row.path}.png', spoil(read_image(row.path)))
     os.replace(f'{row.path}.png', row.path)
-    assert kinds_of(data)[kind] == [row.image_name] and look_at(row.path)['doubt'].startswith(kind) # alone, too
+    assert kinds_of(data)[kind] == [row.image_name] and apply_backbone(row.path)['doubt'].startswith(kind) # alone, too
     tensors, named = make(data, tmp_path, protocol='clinical')
     breast = f'P{row.patient_id}_{row.side}'
     assert list(named) == [breast] and kind in named[breast] and row.view in named[breast]

@@ -21,7 +21,7 @@ from cesm_nb.core.settings import PROTOCOLS, SWITCHES, WHERE
 from cesm_nb.experiments.grid import (
     list_finished, make_grid, own_settings, plan_rescoring, plan_runs, read_grid_file,
     rescored_path, run_grid)
-from cesm_nb.experiments.publish import find_results, read_results, say_settings, show_results, write_results
+from cesm_nb.experiments.publish import find_results, read_results, phrase_settings, show_results, write_results
 from cesm_nb.leakage.ladder import WALK, ladder
 from cesm_nb.core.settings import TrainConfig, make_config
 from cesm_nb.synthetic.phantom import make_phantom
@@ -338,8 +338,8 @@ def test_results_are_read_where_they_are(ran, tmp_path, monkeypatch):
     assert {'table', 'binary', 'changes', 'confusion', 'scores', 'differences', 'curves', 'settings'} == set(found)
     assert show_results('small').loc['regions', 'compared with'] == '' # no NaN where a cell is empty
     assert show_results('small', 'changes').index.tolist() == ['regions -> none', 'none -> not at test']
-    assert 'Made by `some command`' in say_settings('small') and 'weights: scratch' in say_settings('small')
-    assert 'not published yet' in say_settings('ladder') and 'configs/ladder.yaml' in show_results('ladder').data
+    assert 'Made by `some command`' in phrase_settings('small') and 'weights: scratch' in phrase_settings('small')
+    assert 'not published yet' in phrase_settings('ladder') and 'configs/ladder.yaml' in show_results('ladder').data
     with pytest.raises(ValueError, match='results/ladder is absent'): find_results('ladder')
 
 

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from cesm_nb.cases.prepare import Prepared, ask, open_member
+from cesm_nb.cases.prepare import Prepared, predict_prepared, open_member
 from cesm_nb.training.dataset import Breasts, assemble, load_inputs
 from cesm_nb.stats.calibration import POINTS, apply_validation
 from cesm_nb.cli import cesm_train
 from cesm_nb.core.terms import PROBS, REGIONS_NAME, SHEET_NAME
 from cesm_nb.evaluate import evaluate
 from cesm_nb.training.inference import export_run, load_run, predict_breasts, predict_run
-from cesm_nb.reporting.saliency import look_inside
+from cesm_nb.reporting.saliency import explain_run
 from cesm_nb.model import load_model
 from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.cases.predict import certainty_of, export_expert, open_experts
@@ -74,7 +74,7 @@ def test_run_reload_and_export_agree(run, tmp_path):
     export_run(run.run_dir, tmp_path/'m')
     assert type(load_model(tmp_path/'m')).__name__ == 'LinearProbe'
     cases = [Prepared(*(t[i] for t in batch[:3]), []) for i in range(len(manifest))]
-    np.testing.assert_allclose(ask(open_member(run.run_dir), cases), alone, atol=1e-6)
+    np.testing.assert_allclose(predict_prepared(open_member(run.run_dir), cases), alone, atol=1e-6)
 
 
 def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
@@ -113,7 +113,7 @@ def test_features_are_computed_once_and_shared(small, data, tmp_path, monkeypatc
 
 
 def test_maps_show_where_it_looked(run):
-    inside = look_inside(run.run_dir)
+    inside = explain_run(run.run_dir)
     assert inside.attention is None and {v for _, v in inside.maps} == {'CC', 'MLO'}
     assert all(m.isfinite().all() and m.shape[1:] == (32, 32) for m in inside.maps.values())
 
@@ -191,11 +191,11 @@ def test_a_taught_model_needs_nothing_but_pixels_later(taught, small, module_pat
         alone = net(x, batch.real).softmax(1).numpy()
     np.testing.assert_allclose(taught.predictions[PROBS], whole.numpy(), atol=1e-5)
     cases = [Prepared(*(t[i] for t in batch[:3]), []) for i in range(len(batch.label))]
-    np.testing.assert_allclose(ask(open_member(taught.run_dir), cases), alone, atol=1e-6)
+    np.testing.assert_allclose(predict_prepared(open_member(taught.run_dir), cases), alone, atol=1e-6)
     export_run(taught.run_dir, tmp_path/'m')
     with torch.no_grad(): np.testing.assert_allclose(load_model(tmp_path/'m')(x, batch.real).softmax(1), alone, atol=1e-6)
     assert len([*(module_path/'taught tensors').glob('features-*')]) == 1
-    maps = look_inside(taught.run_dir).maps
+    maps = explain_run(taught.run_dir).maps
     assert all(m.isfinite().all() for m in maps.values())
 
 

@@ -12,7 +12,7 @@ import pytest
 from sklearn.datasets import load_sample_image
 
 from cesm_nb.cases.subgroups import read_own
-from cesm_nb.cases.prepare import ask, export_for_cases, open_member, prepare_case, stack_prepared
+from cesm_nb.cases.prepare import predict_prepared, export_for_cases, open_member, prepare_case, stack_prepared
 from cesm_nb.cli import cesm_predict
 from cesm_nb.data import breasts, read_dataset
 from cesm_nb.core.terms import PROBS
@@ -21,10 +21,10 @@ from cesm_nb.core.errors import explain_error, is_refusal
 from cesm_nb.cases.ood import REASONS, count_refusals, false_refusals, features, fit_training
 from cesm_nb.stats.intervals import wilson
 from cesm_nb.synthetic.phantom import make_phantom
-from cesm_nb.cases.web import answer_form, make_site
+from cesm_nb.cases.web import handle_form, make_site
 from cesm_nb.cases.page import looked_at, page_of
 from cesm_nb.stats.calibration import heat
-from cesm_nb.cases.predict import TRAINING, certainty_of, export_expert, list_cases, open_experts, predict_case, write_answer
+from cesm_nb.cases.predict import TRAINING, certainty_of, export_expert, list_cases, open_experts, predict_case, write_prediction
 from cesm_nb.core.settings import TrainConfig
 from cesm_nb.cases.conformal import describe_certainty, find_limit, pick_classes
 from cesm_nb.train import fit
@@ -59,9 +59,9 @@ def test_files_of_the_data_set_give_the_predictions_of_the_run(data, runs, tmp_p
     cases, own = zip(*cases_of(data, 'CM', runs['clinical']))
     assert any(not c.density for c in cases) and any(len(c.views) == 1 for c in cases) # the harder ones are there
     prepared = [prepare_case(c, member) for c in cases]
-    np.testing.assert_allclose(ask(member, prepared), own, atol=1e-6)
+    np.testing.assert_allclose(predict_prepared(member, prepared), own, atol=1e-6)
     shared = open_member(export_for_cases(runs['clinical'].run_dir, tmp_path/'export'))
-    np.testing.assert_allclose(ask(shared, prepared[:3]), own[:3], atol=1e-6)
+    np.testing.assert_allclose(predict_prepared(shared, prepared[:3]), own[:3], atol=1e-6)
 
 
 def test_a_run_that_needs_regions(data, runs):
@@ -72,7 +72,7 @@ def test_a_run_that_needs_regions(data, runs):
             with pytest.raises(ValueError, match='has no drawn regions, which paper needs'): prepare_case(case, member, data.regions)
             continue
         with pytest.raises(ValueError, match='has no drawn regions, which paper needs'): prepare_case(case, member)
-        np.testing.assert_allclose(ask(member, [prepare_case(case, member, data.regions)])[0], own, atol=1e-6)
+        np.testing.assert_allclose(predict_prepared(member, [prepare_case(case, member, data.regions)])[0], own, atol=1e-6)
         n += 1
         if n == 4: break
     assert n == 4
@@ -85,7 +85,7 @@ def test_dicom_of_the_same_pixels_gives_the_same_prediction(data, runs, tmp_path
     files = [write(make(v.image, bits, ImageLaterality=v.side, ViewPosition=v.view), tmp_path/f'{v.view}.dcm')
              for v, bits in zip(case.views.values(), (8, 12))]
     again = read_case(files, age_years=case.age_years, density=case.density, crop=False)
-    np.testing.assert_allclose(ask(member, [prepare_case(again, member)])[0], own, atol=1e-6)
+    np.testing.assert_allclose(predict_prepared(member, [prepare_case(again, member)])[0], own, atol=1e-6)
 
 
 def other_images(case, low):
@@ -148,11 +148,11 @@ def test_false_refusals_are_counted(runs):
 def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
     "The command writes rows of a model once, beside those of others, and refuses to mix models; the file published holds shares that fit."
     import count_refusals as tool
-    ask = lambda *names: monkeypatch.setattr(sys, 'argv', ['x', *(str(runs[n].run_dir) for n in names), '--out', str(tmp_path/'f.csv')])
+    predict_prepared = lambda *names: monkeypatch.setattr(sys, 'argv', ['x', *(str(runs[n].run_dir) for n in names), '--out', str(tmp_path/'f.csv')])
     other = pd.DataFrame([dict(data='real', model='x', backbones='y', image_size=1, runs=1, reason='any')])
     other.to_csv(tmp_path/'f.csv', index=False)
     for names in (('clinical',), ('clinical', 'clinical')):
-        ask(*names)
+        predict_prepared(*names)
         tool.main()
     assert 'grey levels' in capsys.readouterr().out
     found = pd.read_csv(tmp_path/'f.csv')
@@ -247,7 +247,7 @@ def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, t
     for k, c in expected['calls'].items(): assert certain['calls'][k]['specificity'] == c['specificity']
     score = answer.prob[2]
     assert answer.called['malignant'] == (score >= certain['calls']['malignant']['threshold'])
-    assert write_answer(answer, page_of(case, answer, experts), tmp_path) == f'001-{case.name}'
+    assert write_prediction(answer, page_of(case, answer, experts), tmp_path) == f'001-{case.name}'
     assert 'of the mean of the models' in (html := next(tmp_path.glob('*.html')).read_text()) and 'of 2 models call it' in html
     found = json.loads(next(tmp_path.glob('*.json')).read_text())
     assert found['certainty'] == json.loads(json.dumps(certain)) and found['called'] == answer.called
@@ -268,7 +268,7 @@ def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, t
     experts = open_experts([run.run_dir])
     (member, known), rows = experts[0], []
     for case, _ in cases_of(data, 'CM', run):
-        rows.append(ask(member, [prepare_case(case, member)])[0])
+        rows.append(predict_prepared(member, [prepare_case(case, member)])[0])
     alone = run.predictions[['patient_id', 'side', 'split', 'label']].merge(breasts(data.images, 'CM').query('n_views > 0')[['patient_id', 'side']])
     alone = alone.assign(**dict(zip(PROBS, np.array(rows).T)))
     assert not np.allclose(alone[PROBS], run.predictions[PROBS], atol=1e-3) # what the other breast adds
@@ -284,7 +284,7 @@ def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, t
     assert max(m.max() for m in looked_at(member, prepare_case(case, member), 2).values()) > .99
     site = make_site([run.run_dir], 8123)
     upload = {f'{m}_{v}': Upload(Path(f).name, Path(f).read_bytes()) for (m, v), f in zip(case.views, files)}
-    assert b'the contralateral breast is not used' in answer_form(site, dict(anyway='1'), upload)
+    assert b'the contralateral breast is not used' in handle_form(site, dict(anyway='1'), upload)
 
 
 def test_exported_models_carry_what_cases_need(runs, tmp_path):
@@ -379,7 +379,7 @@ def test_weights_that_are_not_finite_name_no_class(data, runs, tmp_path):
     save_file(weights, folder/'model.safetensors')
     with pytest.raises(ValueError, match='model.safetensors: head.4.bias has values that are not finite'): open_member(folder)
     member.net.head[4].bias.data[1] = NAN # however it came to be
-    with pytest.raises(ValueError, match='gives the probabilities .*nan.*, expected finite ones'): ask(member, [prepare_case(case, member)])
+    with pytest.raises(ValueError, match='gives the probabilities .*nan.*, expected finite ones'): predict_prepared(member, [prepare_case(case, member)])
 
 
 def test_a_damaged_description_of_a_run_is_made_again(data, runs, tmp_path, capsys):

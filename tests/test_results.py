@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cesm_nb.experiments.front_page import LEAD, MORE, NOT_RUN, READER, lead_scores, lead_table, say_finding, say_outcome, say_references, say_replication
+from cesm_nb.experiments.front_page import LEAD, MORE, NOT_RUN, READER, lead_scores, lead_table, phrase_finding, phrase_outcome, phrase_references, phrase_replication
 from cesm_nb.experiments.grid import make_grid, read_grid_file
 from cesm_nb.experiments.publish import fold_tables, repeat_tables, write_tables, find_results
 from cesm_nb.synthetic.predictions import simulate
@@ -188,7 +188,7 @@ def test_lead_table_reads_each_row_from_its_folder(tmp_path):
     assert more['PR-AUC'].iloc[-1] == 'not scored' and more['malignant or not: AUC-ROC'].iloc[0] == 'not reported'
     assert t['tested on'].tolist()[1:3] == ['80 to 81 breasts, 70 patients, 2 splits', '452 breasts, 261 patients']
     assert t['tested on'].iloc[-1] == '566 breasts, 326 patients'
-    assert say_outcome((tmp_path,)).endswith(
+    assert phrase_outcome((tmp_path,)).endswith(
         ': 0.150 [0.100, 0.200] (higher; corrected p < 0.0001; each seed: 0.140, 0.150, 0.160).')
 
 
@@ -198,7 +198,7 @@ def test_an_absent_folder_says_so(tmp_path, absent, rows):
     t = lead_table((tmp_path,))
     missing = [i for i in range(len(ROWS)) if (t.iloc[i] == NOT_RUN).all()]
     assert missing == sorted({3, *rows}) # made-up results have no variant without outlines at test
-    assert 'not published yet' in say_outcome((tmp_path,)) or absent != 'primary'
+    assert 'not published yet' in phrase_outcome((tmp_path,)) or absent != 'primary'
 
 
 def test_a_control_that_is_gone_is_refused(tmp_path):
@@ -218,7 +218,7 @@ def test_blocks_stand_between_their_marks(tmp_path):
 
 def test_the_finding_is_worded_from_the_files(tmp_path):
     root = made_up(tmp_path)
-    text, t = f'{say_finding((root,))} {say_references((root,))}', lead_table((root,))['AUC-ROC']
+    text, t = f'{phrase_finding((root,))} {phrase_references((root,))}', lead_table((root,))['AUC-ROC']
     for row in ROWS[7:]: assert t[row] in text
     for row in (ROWS[2], *ROWS[4:7]): assert t[row].split()[0] in text
     assert '0.150 [0.100, 0.200]' in text and t.iloc[0] in text and 'by about 0.10 over' in text
@@ -226,16 +226,16 @@ def test_the_finding_is_worded_from_the_files(tmp_path):
     assert f'{scores.value.iloc[0]:.3f}' == t[ROWS[7]].split()[0] and len(scores) == 6
     for name in ('audit', 'best_grid'):
         shutil.rmtree(root/'results'/name)
-        assert say_finding((root,)) == say_references((root,)) == ''
+        assert phrase_finding((root,)) == phrase_references((root,)) == ''
 
 
 def test_replication_is_compared_with_the_paper_score_by_score(tmp_path):
     root = made_up(tmp_path) # every mean is 0.85 [0.75, 0.95], every range 0.8 to 0.9
-    assert say_replication((root,)) == (
+    assert phrase_replication((root,)) == (
         "Of the paper's Table 1, inside the 95 % interval of our mean over splits: Accuracy 0.8721, PR-AUC 0.9458; "
         'outside it: AUC-ROC 0.9676; above every one of our splits: AUC-ROC 0.9676, PR-AUC 0.9458.')
     shutil.rmtree(root/'results'/'replication')
-    assert say_replication((root,)) == ''
+    assert phrase_replication((root,)) == ''
 
 
 def test_readme_says_what_the_files_say():

@@ -66,7 +66,7 @@ def main():
     start = 'import sys; from time import perf_counter; t = perf_counter(); import cesm_nb.cases.predict, pydicom; print(perf_counter() - t)'
     imports = float(subprocess.run([sys.executable, '-c', start], capture_output=True, text=True, check=True).stdout)
     import torch
-    from cesm_nb.cases.prepare import ask, prepare_case, stack_prepared
+    from cesm_nb.cases.prepare import predict_prepared, prepare_case, stack_prepared
     from cesm_nb.training.dataset import assemble
     from cesm_nb.cases.page import looked_at, page_of
     from cesm_nb.imaging.dicom import read_case
@@ -92,7 +92,7 @@ def main():
         x = assemble(t.views/255, t.rows).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             member.net(x, t.real)
-            turns = [(clock(1, member.net, x, t.real)[0], clock(1, ask, member, [ready])[0]) for _ in range(16*o.repeat)]
+            turns = [(clock(1, member.net, x, t.real)[0], clock(1, predict_prepared, member, [ready])[0]) for _ in range(16*o.repeat)]
         bare, network = ((min(w for w, _ in of), min(c for _, c in of)) for of in zip(*turns)) # in turns: the load is that of both
         cases, few = ([(files, dict(name=f'case {i}')) for i in range(n)] for n in (o.cases, max(1, o.cases//4)))
         many, _ = clock(1, lambda: predict_cases(cases, experts, folder/'out', anyway=True))

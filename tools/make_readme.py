@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cesm_nb.reporting.figures import save_figure
 from cesm_nb.experiments.front_page import (
-    MORE, confirmation_table, lead_scores, lead_table, plot_lead, say_composition, say_confirmation,
-    say_finding, say_outcome, say_reach, say_references, say_replication)
+    MORE, confirmation_table, lead_scores, lead_table, plot_lead, phrase_composition, phrase_confirmation,
+    phrase_finding, phrase_outcome, phrase_power, phrase_references, phrase_replication)
 from cesm_nb.experiments.publish import read_results
 from cesm_nb.reporting.tables import to_markdown
 
@@ -24,13 +24,13 @@ def make_blocks(
     root:Path, # folder with `results/`
 ) -> dict: # mark -> what stands between its two comments
     "Word the finding and its confirmation; put the tables, the primary outcome and its power under each other."
-    found = '\n\n'.join(filter(None, (say_finding((root,)), say_confirmation((root,)), say_references((root,)))))
-    words = ' '.join(filter(None, (say_outcome((root,)), say_reach((root,)), say_replication((root,)))))
+    found = '\n\n'.join(filter(None, (phrase_finding((root,)), phrase_confirmation((root,)), phrase_references((root,)))))
+    words = ' '.join(filter(None, (phrase_outcome((root,)), phrase_power((root,)), phrase_replication((root,)))))
     tables = [lead_table((root,), *which) for which in ((), (MORE,))]
     if read_results('confirmation', (root,)):
         tables.append(confirmation_table((root,), ('auc', 'auc_malignant', 'auc_abnormal')).reset_index(level=1))
     tables = '\n\n'.join(map(to_markdown, tables))
-    words = '\n\n'.join(filter(None, (words, say_composition((root,)))))
+    words = '\n\n'.join(filter(None, (words, phrase_composition((root,)))))
     return dict(finding=f'\n\n{found}\n\n', results=f'\n\n{tables}\n\n{words}\n\n')
 
 

@@ -75,7 +75,7 @@ def _describe_call(call, at, test):
 # %% ../../nbs/api/cases.conformal.ipynb #5e00001f
 N_GROUPS = 5 # groups of patients if folds are joined; each is scored with limits from the others
 
-def _choose(val, level):
+def _select(val, level):
     "Temperature, limit and thresholds from calibration breasts."
     chosen = apply_validation(val)[1]
     temperature = float(chosen['temperature']) if chosen['scaled'] else 1.
@@ -93,7 +93,7 @@ def _apply(chosen, test):
         **dict(zip(PROBS, prob.T)), **called, size=[len(s) for s in sets],
         held=[y in s for y, s in zip(test.label, sets)])
 
-def _judge_test(val, test, level):
+def _score_test(val, test, level):
     "Score test breasts by `_apply`, with limits from calibration breasts of other patients."
     if not len(test): raise CesmError('no test breast to judge: has the split a test part?')
     women, of = np.unique([*val.patient_id, *test.patient_id], return_inverse=True)
@@ -101,7 +101,7 @@ def _judge_test(val, test, level):
     group = (np.random.default_rng(0).permutation(len(women)) % n)[of]
     of_val, of_test = group[:len(val)], group[len(val):]
     keep = [(of_val != g) | (n == 1) for g in range(n)]
-    found = [_apply(_choose(val[k], level), test[of_test == g])
+    found = [_apply(_select(val[k], level), test[of_test == g])
         for g, k in enumerate(keep) if (of_test == g).any()]
     return pd.concat(found)
 
@@ -119,7 +119,7 @@ def describe_certainty(
 ) -> dict: # JSON: temperature, limit, coverage and set sizes on the test split, calls, scores
     "Choose temperature, limit and thresholds on validation breasts; measure them on test breasts."
     val, test = (predictions[predictions.split == s] for s in ('val', 'test'))
-    chosen, judged = _choose(val, level), _judge_test(val, test, level)
+    chosen, judged = _select(val, level), _score_test(val, test, level)
     covered = judged.groupby('patient_id').held.all()
     found = interval_table(
         judged.label.to_numpy(), judged[PROBS].to_numpy(), judged.patient_id.to_numpy(), 500)
@@ -133,7 +133,7 @@ def describe_certainty(
             for k in ('accuracy', 'auc') if k in found.index})
 
 # %% ../../nbs/api/cases.conformal.ipynb #84591ba4
-def _women(table): return [table.patient_id[table.split == s].nunique() for s in ('val', 'test')]
+def _patients(table): return [table.patient_id[table.split == s].nunique() for s in ('val', 'test')]
 
 def join_members(
     tables:list, # calibrated predictions of runs; patients of other data sets under other ids
@@ -145,6 +145,6 @@ def join_members(
         mean(dict(n='sum', tests='sum')))
     shared = each[each.n == len(tables)].drop(columns='n')
     shared = shared.assign(split=np.where(shared.tests == len(tables), 'test', 'val'))
-    fewest = np.min([_women(t) for t in tables], 0)
-    if (2*np.array(_women(shared)) >= np.maximum(fewest, 1)).all(): return shared, True
+    fewest = np.min([_patients(t) for t in tables], 0)
+    if (2*np.array(_patients(shared)) >= np.maximum(fewest, 1)).all(): return shared, True
     return every.groupby([*KEYS, 'split'], as_index=False).agg(mean({})), False

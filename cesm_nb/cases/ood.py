@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from .subgroups import Own, read_own
-from .prepare import Member, Prepared, open_member, stack_prepared, wanted
+from .prepare import Member, Prepared, open_member, stack_prepared, used_channels
 from ..core.errors import CesmError
 from ..training.dataset import Breasts, assemble, breasts_at_once
 from ..core.terms import CHANNELS, name_channels
@@ -120,9 +120,9 @@ def features(
         for v, rows, real in zip(batch.views.split(n), batch.rows.split(n), batch.real.split(n))]
     return torch.cat(found)[:, :member.net.settings['width']].numpy()
 
-def _seen(member): # positions of the channels that the model uses
+def _used(member): # positions of the channels that the model uses
     modality = member.preparation['tensors']['modality']
-    return [i for i, k in enumerate(CHANNELS[modality]) if k in wanted(member)]
+    return [i for i, k in enumerate(CHANNELS[modality]) if k in used_channels(member)]
 
 # %% ../../nbs/api/cases.ood.ipynb #fa30001f
 def check_clouds(
@@ -131,7 +131,7 @@ def check_clouds(
 ):
     "Raise ValueError if clouds do not match the model's channels and features."
     names = name_channels(member.preparation['tensors']['modality'])
-    clouds = {f'signatures.{names[i]}': len(SIGNATURE) for i in _seen(member)}
+    clouds = {f'signatures.{names[i]}': len(SIGNATURE) for i in _used(member)}
     for at, n in (clouds | dict(features=member.net.settings['width'])).items():
         kind, _, name = at.partition('.')
         cloud = about[kind].get(name) if name else about[kind]
@@ -152,7 +152,7 @@ def fit_training(
     if not val.any():
         raise CesmError(f'{member.folder} held no breast back for validation: train it with some')
     names, found = name_channels(member.preparation['tensors']['modality']), {}
-    for i in _seen(member):
+    for i in _used(member):
         rows = np.array([signature(v) for v in batch.views[:, i].numpy()])
         good = batch.real[:, i].numpy() & np.isfinite(rows).all(1)
         mine = good & (train | val)
@@ -168,12 +168,12 @@ def _hard(member, prepared, side):
     names, out = name_channels(member.preparation['tensors']['modality']), []
     views, real = prepared.views.numpy(), prepared.real.numpy()
     left = side == 'L' or member.preparation['tensors']['align_laterality']
-    for i in _seen(member):
+    for i in _used(member):
         if not real[i]: continue
         if not segment_breast(views[i]).any(): out.append(f'{names[i]}: no breast is found')
         elif wall(views[i])*(1 if left else -1) < -.1:
             out.append(f'{names[i]}: the chest wall is on the side of the other breast')
-    same = [(names[i], names[j]) for i in _seen(member) for j in _seen(member)
+    same = [(names[i], names[j]) for i in _used(member) for j in _used(member)
             if i < j and real[i] and real[j] and (views[i] == views[j]).all()]
     return out + [f'{a} and {b} are the same image' for a, b in same]
 
@@ -190,7 +190,7 @@ def doubts(
     names, out = name_channels(member.preparation['tensors']['modality']), []
     for p, side, f in zip(prepared, sides, far):
         sentences, shares = _hard(member, p, side), {}
-        for i in _seen(member):
+        for i in _used(member):
             if not p.real[i]: continue
             cloud, row = about['signatures'][names[i]], signature(p.views[i].numpy())
             shares[f'{names[i]} grey levels'] = far_from(cloud, row[None])[0]/cloud['limit']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'Expert', 'digest_weights', 'describe_expert', 'open_experts', 'export_expert', 'certainty_of', 'Answer',
-           'predict_case', 'list_cases', 'to_row', 'write_answer', 'predict_cases', 'main']
+           'predict_case', 'list_cases', 'to_row', 'write_prediction', 'predict_cases', 'main']
 
 # %% ../../nbs/07_predict.ipynb #9ed00004
 import csv
@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .subgroups import ALIKE_FORM, describe_alike, name_groups_of, predict_held, read_own
-from .prepare import Member, ask, export_for_cases, open_member, prepare_case
+from .subgroups import ALIKE_FORM, describe_subgroups, name_groups_of, predict_held, read_own
+from .prepare import Member, predict_prepared, export_for_cases, open_member, prepare_case
 from .page import make_dicom, need_highdicom, page_of, to_bytes
 from ..core.errors import CesmError
 from ..data import read_regions
@@ -71,7 +71,7 @@ def describe_expert(
     return dict(weights=digest_weights(member.net), phantom=member.preparation['phantom'],
                 protocol=read_config(member.folder)['settings']['protocol'],
                 **describe_training(member, own), certainty=certain,
-                **describe_alike(member, own, predictions))
+                **describe_subgroups(member, own, predictions))
 
 # %% ../../nbs/07_predict.ipynb #671c4a23
 def _read_kept(member, path):
@@ -182,11 +182,11 @@ class Answer(NamedTuple):
     alike: dict # subgroup of the case -> scores of the first model
     costs: dict # loss by a missing view, age or density, for the first model
 
-def _ask_expert(case, expert, regions):
+def _predict_expert(case, expert, regions):
     "Return the prepared case, probabilities, calls and out-of-distribution findings of one model."
     member, known = expert
     ready = prepare_case(case, member, regions)
-    prob = ask(member, [ready])
+    prob = predict_prepared(member, [ready])
     if known is None:
         return ready, prob[0], {}, [
             f'nothing is known about the training of {member.name}: its run lacks tensors, '
@@ -215,7 +215,7 @@ def predict_case(
     anyway:bool=False, # predict out-of-distribution cases too
 ) -> Answer:
     "Predict a case with all models; raise ValueError if it lacks an input that one of them needs."
-    ready, probs, calls, unlike = zip(*[_ask_expert(case, e, regions) for e in experts])
+    ready, probs, calls, unlike = zip(*[_predict_expert(case, e, regions) for e in experts])
     why, notes = ([*dict.fromkeys(s for each in o for s in each)]
         for o in (unlike, (r.notes for r in ready)))
     notes, certain = case.notes + notes, certainty_of(experts)
@@ -291,7 +291,7 @@ def _next_number(out):
     found = (re.match(r'(\d{3,9})-', f.name) for f in out.iterdir())
     return 1 + max((int(m[1]) for m in found if m), default=0)
 
-def write_answer(
+def write_prediction(
     answer:Answer, # from `predict_case`
     page:bytes, # from `page_of`; empty: none is written
     out:Path, # folder
@@ -341,7 +341,7 @@ class _Table:
         with open(self.path, 'a', encoding='utf-8', newline='') as f:
             csv.DictWriter(f, _ROW, extrasaction='ignore', lineterminator='\n').writerow(row)
 
-def _read_answers(out):
+def _read_predictions(out):
     "Read a folder's predictions: digest of the inputs -> (stem of the file names, content)."
     found = {}
     for path in sorted(out.glob('*.json')):
@@ -393,7 +393,7 @@ def predict_cases(
         for e in experts], regions is not None and regions.to_csv(), anyway)
     shown = []
     with lock_folder(out):
-        table, answers = _Table(out), _read_answers(out)
+        table, answers = _Table(out), _read_predictions(out)
         for i, (files, own) in enumerate(tqdm(cases, 'cases', unit='case',
                 disable=len(cases) < 2), 1):
             own = options | own
@@ -409,7 +409,7 @@ def predict_cases(
                     page = page_of(case, answer, experts) if pages else b''
                     extra = make_dicom(case, answer, experts[0].member) if dicom else ()
                     row, stem = to_row(answer), ''
-                    try: stem = write_answer(answer, page, out, extra, inputs)
+                    try: stem = write_prediction(answer, page, out, extra, inputs)
                     except OSError as e: print(f'{answer.name} is answered, but {e}')
                 except ValueError as e:
                     said, name = str(e), own.get('name') or f'case {i}'

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'ALIKE_FORM', 'read_own', 'predict_held', 'name_groups', 'name_groups_of', 'describe_groups', 'hide_input',
-           'count_costs', 'describe_alike']
+           'count_costs', 'describe_subgroups']
 
 # %% ../../nbs/api/cases.subgroups.ipynb #a11ce004
 import numpy as np
 import pandas as pd
 
-from .prepare import Member, ask_batch, wanted
+from .prepare import Member, predict_batch, used_channels
 from ..core.errors import CesmError
 from ..training.dataset import Breasts
 from ..stats.compare import repeated_interval
@@ -41,7 +41,7 @@ def predict_held(
     table = Run.open(member.folder).predictions
     if member.net.settings.get('other_breast', 'none') == 'none': return table
     rows = np.flatnonzero(own.table.split != 'train')
-    prob = ask_batch(member, _pick(own.batch, rows))
+    prob = predict_batch(member, _pick(own.batch, rows))
     found = own.table.loc[rows, [*KEYS, 'split', 'label']].assign(**dict(zip(PROBS, prob.T)))
     return found.reset_index(drop=True)
 
@@ -61,7 +61,7 @@ def name_groups(
 
 def _names(member): # names of the channels that the model uses -> (modality, view)
     return {' '.join([v] + [ENERGY_NAMES[m]]*('+' in member.preparation['tensors']['modality'])):
-        (m, v) for m, v in wanted(member)}
+        (m, v) for m, v in used_channels(member)}
 
 # %% ../../nbs/api/cases.subgroups.ipynb #acc77de9
 def name_groups_of(
@@ -117,7 +117,7 @@ def _have(own, member): # input -> (n,) bool: breasts that have it and another v
 
 # %% ../../nbs/api/cases.subgroups.ipynb #ccf4396c
 _COUNT = 'whole [0, inf)'
-ALIKE_FORM = { # of what `describe_alike` returns, see `cesm_nb.core.files.check_form`
+ALIKE_FORM = { # of what `describe_subgroups` returns, see `cesm_nb.core.files.check_form`
     'groups?': {'*': {
         'breasts': _COUNT, 'women': _COUNT, 'accuracy?': SHARE_FORM, 'auc?': SHARE_FORM}},
     'costs?': {'*': {'breasts': _COUNT, 'auc?': (None, '[0, 1]'),
@@ -135,7 +135,7 @@ def count_costs(
         out[what] = dict(breasts=len(at))
         if len(at) < least: continue
         batch, t = _pick(own.batch, at), own.table.loc[at]
-        prob = [ask_batch(member, b)[None] for b in (batch, hide_input(member, batch, what))]
+        prob = [predict_batch(member, b)[None] for b in (batch, hide_input(member, batch, what))]
         given = t.label.to_numpy(), prob[0], t.patient_id.to_numpy()
         found = repeated_interval(*given, prob[1], 500, names=('auc',)).loc['auc']
         auc = repeated_interval(*given, n_draws=1, names=('auc',)).loc['auc', 'value']
@@ -143,7 +143,7 @@ def count_costs(
     return out
 
 # %% ../../nbs/api/cases.subgroups.ipynb #a11ce017
-def describe_alike(
+def describe_subgroups(
     member:Member, # a run folder
     own:Own, # its breasts
     predictions:pd.DataFrame, # from `predict_held`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMIT_MB', 'Site', 'Rejected', 'strict_headers', 'list_images', 'make_form', 'check_caller', 'read_form',
-           'read_upload', 'answer_form', 'make_app', 'make_site', 'make_server', 'main']
+           'read_upload', 'handle_form', 'make_app', 'make_site', 'make_server', 'main']
 
 # %% ../../nbs/api/cases.web.ipynb #a9900004
 import re
@@ -17,12 +17,12 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple, Optional
 
-from .prepare import wanted
+from .prepare import used_channels
 from .page import page_of
 from ..core.errors import CesmError
 from ..core.terms import DENSITY, SIDES
 from ..imaging.dicom import ENERGY_NAMES, Upload, join_views, read_view
-from .predict import open_experts, predict_case, write_answer
+from .predict import open_experts, predict_case, write_prediction
 from ..reporting.html import fill_in, make_page
 
 # %% ../../nbs/api/cases.web.ipynb #a9900007
@@ -72,7 +72,7 @@ def list_images(
     experts:list, # from `open_experts`
 ) -> dict: # name of the field -> (modality, view)
     "List the images that any of the models uses."
-    every = dict.fromkeys(k for e in experts for k in wanted(e.member))
+    every = dict.fromkeys(k for e in experts for k in used_channels(e.member))
     return {'_'.join(k): k for k in every}
 
 _FORM = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
@@ -185,10 +185,10 @@ def _keep(answer, page, folder):
     "Write a prediction; return where it is, or why it could not be written."
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return f'Kept as {write_answer(answer, page, folder)}.html in {folder}.'
+        return f'Kept as {write_prediction(answer, page, folder)}.html in {folder}.'
     except OSError as e: return f'Not kept: {e}. Save this page instead.'
 
-def answer_form(
+def handle_form(
     site:Site, # state of the server
     fields:dict, # name -> text
     files:dict, # name -> `Upload`
@@ -210,7 +210,7 @@ async def _ask(site, request):
     fields, files = await read_form(request)
     if not secrets.compare_digest(fields.pop('token', '').encode(), site.token.encode()):
         raise Rejected(403, 'The form is of an earlier start of this page: open it again.')
-    try: return _respond(await run_in_threadpool(answer_form, site, fields, files))
+    try: return _respond(await run_in_threadpool(handle_form, site, fields, files))
     except ValueError as e: return _explain(422, f'{e}.')
 
 def make_app(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAIR_NAMES', 'FOLDS', 'SHOWN', 'BINARY', 'LEAST_SEEDS', 'SHOWN_NAMES', 'Pooled', 'pool_variants', 'confusion_table',
-           'count_dealt', 'score_variants', 'paired_differences', 'say_p', 'binary_table', 'change_table', 'grid_table',
-           'judge', 'say_change', 'score_repeats', 'repeats_table', 'summarise_repeats', 'summary_table']
+           'count_dealt', 'score_variants', 'paired_differences', 'phrase_p', 'binary_table', 'change_table',
+           'grid_table', 'assess', 'phrase_change', 'score_repeats', 'repeats_table', 'summarise_repeats',
+           'summary_table']
 
 # %% ../../nbs/api/experiments.aggregate.ipynb #e0bed610
 from itertools import combinations
@@ -148,13 +149,13 @@ BINARY = { # malignant against the rest, abnormal against normal
     f'{k}_{side}': f'{name}, {side}' for side in ('malignant', 'abnormal')
     for k, name in [('auc', 'AUC-ROC'), *((k, k) for k in ('sensitivity', 'specificity'))]}
 
-def say_p(
+def phrase_p(
     p:float, # p value; NaN: none
 ) -> str: # for a table
     "Format a p value, never as 0."
     return '' if np.isnan(p) else '< 0.0001' if p < 1e-4 else f'{p:.4f}'
 
-def _say_each(row):
+def _phrase_each(row):
     "The value of each seed."
     each = row.filter(like='seed ').dropna()
     return ', '.join(f'{v:.3f}' for v in each)
@@ -181,9 +182,9 @@ def change_table(
         d = differences[differences.score == k]
         if d.empty: continue
         out[f'change of {name}'] = d.apply(with_interval, axis=1)
-        out[f'each seed, {name}'] = d.apply(_say_each, axis=1)
+        out[f'each seed, {name}'] = d.apply(_phrase_each, axis=1)
         single = d.seeds.eq(1).map({True: 'one seed: not tested', False: ''})
-        out[f'p, {name}'] = single.where(d.seeds.eq(1), d.p_holm.map(say_p))
+        out[f'p, {name}'] = single.where(d.seeds.eq(1), d.p_holm.map(phrase_p))
     return out.fillna('').rename_axis('change')
 
 def grid_table(
@@ -193,7 +194,7 @@ def grid_table(
     "List variants, each with its change from the first it is compared with."
     out = scores.groupby(level=0, sort=False)[['breasts', 'patients', 'seeds']].first()
     out = out.assign(**_cells(scores, SHOWN))
-    out['each seed, AUC-ROC'] = scores[scores.score == 'auc'].apply(_say_each, axis=1)
+    out['each seed, AUC-ROC'] = scores[scores.score == 'auc'].apply(_phrase_each, axis=1)
     changes, pairs = change_table(differences), {} # variant -> what it is compared with
     for a, b in (change.split(' -> ') for change in changes.index): pairs.setdefault(b, a)
     out['compared with'] = [pairs.get(v, '') for v in out.index]
@@ -206,7 +207,7 @@ def grid_table(
 # %% ../../nbs/api/experiments.aggregate.ipynb #222cacae
 LEAST_SEEDS = 3 # for a claim of a difference
 
-def judge(
+def assess(
     row:pd.Series, # value, p_holm and seeds of a difference
 ) -> str: # 'lower', 'higher', 'undecided', or 'untested' where there are too few seeds
     "Say what a difference allows to be claimed."
@@ -214,7 +215,7 @@ def judge(
     if not row.p_holm < .05: return 'undecided'
     return 'lower' if row.value < 0 else 'higher'
 
-def say_change(
+def phrase_change(
     differences:pd.DataFrame, # from `paired_differences`
     change:str, # 'a -> b'
     score:str='auc', # its name
@@ -223,9 +224,9 @@ def say_change(
     t = differences[differences.score == score]
     if change not in t.index: return 'not finished'
     r = t.loc[change]
-    p = say_p(r.p_holm)
+    p = phrase_p(r.p_holm)
     tested = f'corrected p {p if p[0] == "<" else f"= {p}"}' if p else 'one seed, not tested'
-    return f'{with_interval(r)} ({judge(r)}; {tested}; each seed: {_say_each(r)})'
+    return f'{with_interval(r)} ({assess(r)}; {tested}; each seed: {_phrase_each(r)})'
 
 # %% ../../nbs/api/experiments.aggregate.ipynb #65be72f3
 _REPEATED = (*PAPER, *BINARY) # scores shown

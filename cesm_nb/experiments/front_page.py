@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEAD', 'MORE', 'CONTROL', 'READER', 'NOT_RUN', 'NOT_SCORED', 'OUTLINES', 'TESTED', 'DRAWN', 'NOT_DRAWN', 'lead_rows',
-           'lead_table', 'say_outcome', 'say_replication', 'confirmation_table', 'say_confirmation', 'say_composition',
-           'say_reach', 'lead_scores', 'plot_lead', 'say_finding', 'say_references']
+           'lead_table', 'phrase_outcome', 'phrase_replication', 'confirmation_table', 'phrase_confirmation',
+           'phrase_composition', 'phrase_power', 'lead_scores', 'plot_lead', 'phrase_finding', 'phrase_references']
 
 # %% ../../nbs/api/experiments.front_page.ipynb #21694d6c
 import matplotlib.pyplot as plt
@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..core.errors import CesmError
 from ..stats.compare import detectable, sd_interval
-from .aggregate import PAIR_NAMES, SHOWN_NAMES, say_change
-from .publish import find_results, read_results, say_absent
+from .aggregate import PAIR_NAMES, SHOWN_NAMES, phrase_change
+from .publish import find_results, read_results, phrase_absent
 from ..reporting.tables import PAPER, PAPER_SIZE, with_interval
 
 # %% ../../nbs/api/experiments.front_page.ipynb #b4b355ce
@@ -28,7 +28,7 @@ OUTLINES, TESTED = 'outlines at test', 'tested on' # columns beside the scores
 
 def _span(values): return ' to '.join(f'{v:.0f}' for v in sorted({min(values), max(values)}))
 
-def _say_size(breasts, patients, more=''):
+def _phrase_size(breasts, patients, more=''):
     return f'{_span(breasts)} breasts, {_span(patients)} patients{more}'
 
 def _lead_repeats(found, variant='paper'):
@@ -39,9 +39,8 @@ def _lead_repeats(found, variant='paper'):
         single = found['scores'].loc[variant].set_index('score')
         cells = {k: f'{with_interval(r)}; one split' for k, r in single.iterrows()}
     runs = found['runs'].loc[[variant]]
-    size = _say_size(runs['test breasts'], runs.women, f', {len(runs)} splits')
+    size = _phrase_size(runs['test breasts'], runs.women, f', {len(runs)} splits')
     return cells | {TESTED: size}
-
 
 # %% ../../nbs/api/experiments.front_page.ipynb #d4032a34
 def _lead_pooled(found, variant):
@@ -49,7 +48,7 @@ def _lead_pooled(found, variant):
     t = found['scores']
     if variant not in t.index: return None
     t = t.loc[variant].set_index('score')
-    return t.apply(with_interval, axis=1).to_dict() | {TESTED: _say_size(t.breasts, t.patients)}
+    return t.apply(with_interval, axis=1).to_dict() | {TESTED: _phrase_size(t.breasts, t.patients)}
 
 def _control_scores(roots, control=CONTROL):
     "Scores of a control that uses no pixel; None if the audit is not published."
@@ -65,7 +64,7 @@ def _lead_control(roots, control=CONTROL):
     "Its cells."
     t = _control_scores(roots, control)
     if t is None: return None
-    return t.apply(with_interval, axis=1).to_dict() | {TESTED: _say_size(t.breasts, t.patients)}
+    return t.apply(with_interval, axis=1).to_dict() | {TESTED: _phrase_size(t.breasts, t.patients)}
 
 def _published(): # cells of the paper
     reported = {k: f'{v:.4f}' for k, v in PAPER.items()}
@@ -109,19 +108,19 @@ def lead_table(
     out = pd.DataFrame.from_dict(rows, 'index', columns=list(columns.values()))
     return out.rename_axis('model')
 
-def say_outcome(
+def phrase_outcome(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # a sentence
     "Describe the primary outcome, or report that it is not published yet."
     found = read_results('primary', roots)
     if found is None or 'clinical -> regions' not in found['differences'].index:
-        return say_absent('primary')
-    change = say_change(found['differences'], 'clinical -> regions')
+        return phrase_absent('primary')
+    change = phrase_change(found['differences'], 'clinical -> regions')
     return (f"{'PHANTOM. ' if found['settings']['phantom'] else ''}Primary outcome, macro AUC with "
             f"the radiologist's outlines less that without: {change}.")
 
 # %% ../../nbs/api/experiments.front_page.ipynb #6f2d4a02
-def say_replication(
+def phrase_replication(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # a sentence or two; empty if it is not published
     "Report which published values our runs of the paper's design reach."
@@ -164,7 +163,7 @@ def confirmation_table(
     return pd.DataFrame.from_dict(rows, 'index', columns=columns).set_axis(
         pd.MultiIndex.from_tuples(rows, names=['model', 'score']))
 
-def say_confirmation(
+def phrase_confirmation(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # some sentences; empty if it is not published
     "Describe the confirmation on held-out patients."
@@ -176,14 +175,14 @@ def say_confirmation(
         before = f' (out of fold {row(honest, v).value:.3f})' if honest else ''
         probes.append(f'{with_interval(row(found, v))} on {title}{before}')
     mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
+    change = phrase_change(found['differences'], 'clinical -> regions')
     return (
         f'{mark}**Confirmation** on {n.breasts} breasts of {n.patients} patients on whom no recipe '
         f'was developed: outlines change macro AUC from {n.value:.3f} to '
         f'{row(found, "regions").value:.3f}, a difference of '
-        f'{say_change(found["differences"], "clinical -> regions")}. Without outlines, the linear '
-        f'probe reaches {" and ".join(probes)}.')
+        f'{change}. Without outlines, the linear probe reaches {" and ".join(probes)}.')
 
-def say_composition(
+def phrase_composition(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # some sentences; empty if it is not published
     "Report how much of the gap between held-out and out-of-fold scores is due to class shares."
@@ -205,7 +204,7 @@ def say_composition(
         f'{"; ".join(parts)}.')
 
 # %% ../../nbs/api/experiments.front_page.ipynb #b0095029
-def say_reach(
+def phrase_power(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # a sentence; empty if fewer than two seeds are finished
     "Report the difference that a comparison like the primary one has 80 % power to detect."
@@ -291,7 +290,7 @@ def _read_finding(roots):
 def _row(found, variant, score='auc'):
     return found['scores'].loc[variant].set_index('score').loc[score]
 
-def say_finding(
+def phrase_finding(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # some sentences; empty if a required row is not published
     "Describe the main finding, from the files."
@@ -310,7 +309,7 @@ def say_finding(
         f'{outlined - best:.2f} over the best model we found without them ({alone:.3f} on a single '
         f'breast, {best:.3f} on both).')
 
-def say_references(
+def phrase_references(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # some sentences; empty if a required row is not published
     "Describe what qualifies the finding: malignant against rest, two references without pixels."

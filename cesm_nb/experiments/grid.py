@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Grid', 'own_settings', 'shares_tests', 'variant_seeds', 'make_grid', 'read_grid_file', 'Planned', 'digest_weights',
            'plan_runs', 'plan_rescoring', 'rescore', 'rescored_path', 'is_finished', 'run_section', 'run_notebook',
-           'run_one', 'list_jobs', 'join_jobs', 'run_jobs', 'run_grid', 'list_finished', 'say_seeds', 'read_tests']
+           'run_one', 'list_jobs', 'join_jobs', 'run_jobs', 'run_grid', 'list_finished', 'phrase_seeds', 'read_tests']
 
 # %% ../../nbs/api/experiments.grid.ipynb #8f21d809
 import hashlib
@@ -483,7 +483,7 @@ def list_finished(
 
 def _listed(seeds): return ', '.join(map(str, seeds))
 
-def say_seeds(
+def phrase_seeds(
     grid:Grid, # from `make_grid`
     done:dict, # from `list_finished`
 ) -> str: # part of a caption
@@ -496,7 +496,6 @@ def say_seeds(
     complete = all(done[n] == seeds for n, seeds in planned.items())
     start = 'seeds of' if complete else f'INCOMPLETE, finished of seeds {_listed(grid.seeds)}:'
     return f'{start} {" | ".join(parts)}'
-
 
 # %% ../../nbs/api/experiments.grid.ipynb #88db534b
 def _read_rescored(run, tensor_dir):

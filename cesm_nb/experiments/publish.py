@@ -6,8 +6,8 @@
 __all__ = ['PREDICTIONS', 'read_curves', 'plot_all_curves', 'check_commits', 'name_commits', 'shorten_commits',
            'lengthen_commits', 'describe_settings', 'gather_facts', 'fold_tables', 'repeat_tables', 'write_predictions',
            'read_predictions_of_grid', 'Published', 'read_published', 'drop_published', 'join_facts', 'write_tables',
-           'write_results', 'recompute_results', 'show_recomputed', 'find_results', 'read_results', 'say_absent',
-           'say_settings', 'show_results', 'plot_absent']
+           'write_results', 'recompute_results', 'show_recomputed', 'find_results', 'read_results', 'phrase_absent',
+           'phrase_settings', 'show_results', 'plot_absent']
 
 # %% ../../nbs/api/experiments.publish.ipynb #ccf03c5c
 import gzip
@@ -27,7 +27,7 @@ from ..evaluate import find_best_epoch
 from ..reporting.figures import plot_curves, plot_forest, save_figure
 from ..core.files import read_json, write_atomic
 from cesm_nb.experiments.grid import (
-    Grid, digest_weights, is_finished, list_finished, read_tests, say_seeds,
+    Grid, digest_weights, is_finished, list_finished, read_tests, phrase_seeds,
     shares_tests)
 from .aggregate import (
     binary_table, change_table, confusion_table, grid_table, paired_differences, pool_variants,
@@ -132,7 +132,7 @@ def lengthen_commits(
     return {
         v: c if isinstance(c, dict) else {str(s): c for s in seeds[v]} for v, c in every.items()}
 
-def _say_commits(commits):
+def _phrase_commits(commits):
     "Part of a caption for runs from several commits."
     if isinstance(commits, str): return ''
     of = {}
@@ -379,13 +379,12 @@ def write_results(
     curves = pd.concat([c for c in curves if c is not None])
     curves = curves.drop_duplicates(['variant', 'seed', 'fold', 'epoch'], keep='last')
     read, numbers, forests = _make_tables(grid, tests, n_draws)
-    facts['caption'] = _caption(grid, title, facts['phantom'], say_seeds(grid, seeds))
-    facts['caption'] += _say_commits(facts['commit'])
+    facts['caption'] = _caption(grid, title, facts['phantom'], phrase_seeds(grid, seeds))
+    facts['caption'] += _phrase_commits(facts['commit'])
     write_tables(read, numbers | dict(curves=curves.set_index('variant')), facts, out)
     write_predictions(tests, out/PREDICTIONS)
     _write_figures(curves, forests, out, facts['phantom'])
     return read | numbers
-
 
 # %% ../../nbs/api/experiments.publish.ipynb #3be10f06
 def recompute_results(
@@ -447,19 +446,19 @@ def read_results(
     return out | dict(settings=read_json(folder/'settings.json', 'restore it'))
 
 # %% ../../nbs/api/experiments.publish.ipynb #8408cb57
-def say_absent(
+def phrase_absent(
     name:str, # of the grid
 ) -> str: # a sentence
     "Describe how to produce results that are not published yet."
     return (f'`results/{name}` is not published yet: `cesm_grid '
             f'configs/{name}.yaml --data /path/to/CDD-CESM --out results` makes it.')
 
-def say_settings(
+def phrase_settings(
     name:str, # of the grid
 ) -> str: # some sentences
     "Describe a grid's runs and their number of breasts, or report that there are none yet."
     results = read_results(name)
-    if results is None: return say_absent(name)
+    if results is None: return phrase_absent(name)
     s = results['settings']
     n, used, source = s['grid']['n_folds'], s['settings'], s['weights_source']
     shown = ('image_size', 'epochs', 'lr', 'batch_size', 'backbones')
@@ -476,13 +475,13 @@ def show_results(
     "Show a published table, or a sentence if there is none yet."
     from IPython.display import Markdown # only in notebooks
     results = read_results(name)
-    return Markdown(say_absent(name)) if results is None else results[table]
+    return Markdown(phrase_absent(name)) if results is None else results[table]
 
 def plot_absent(
     name:str, # of the grid
 ) -> plt.Axes: # without axes
     "Fill the place of a figure with a sentence on how to produce it."
     ax = plt.subplots(figsize=(9, .5))[1]
-    ax.text(.5, .5, say_absent(name).replace('`', ''), ha='center', va='center', fontsize=8)
+    ax.text(.5, .5, phrase_absent(name).replace('`', ''), ha='center', va='center', fontsize=8)
     ax.axis('off')
     return ax

@@ -32,7 +32,7 @@ from ..data import DataSet
 from ..core.terms import CLASSES, KEYS, SIZE
 from ..reporting.figures import save_figure
 from ..core.files import write_atomic
-from .split_audit import leak_prices, say_prices
+from .split_audit import leak_prices, phrase_prices
 from ..reporting.html import embed, fill_in, make_page
 from ..core.runs import find_commit, read_config, read_parts
 from ..core.settings import PROTOCOLS, AuditConfig, resolve_protocol
@@ -299,7 +299,7 @@ def write_audit(
     table = run_controls(found.images, found.regions, cfg, progress)
     facts = describe_files(found)
     sentence, ax = verdict(table, facts['phantom']), plot_controls(table)
-    prices = say_prices(leak_prices(table))
+    prices = phrase_prices(leak_prices(table))
     write_table(table.set_index('control'), out/'controls', sentence)
     versions = dict(python=platform.python_version(), **{'scikit-learn': sklearn.__version__})
     settings = {k: v for k, v in vars(cfg).items() if k != 'n_jobs'}

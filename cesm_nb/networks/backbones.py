@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_backbones', 'name_streams', 'find_weights', 'make_backbone', 'normalise_views', 'make_backbones', 'check_batch',
-           'look_at', 'Streams', 'make_streams']
+           'apply_backbone', 'Streams', 'make_streams']
 
 # %% ../../nbs/api/networks.backbones.ipynb #949476f8
 import warnings
@@ -147,7 +147,7 @@ def check_batch(
             'batch norm needs two values: use batches of 2 or an image_size above 32')
 
 # %% ../../nbs/api/networks.backbones.ipynb #ec8782d8
-def look_at(
+def apply_backbone(
     net:nn.Module, # a backbone, (n, in_chans, S, S) -> (n, width)
     x:torch.Tensor, # (n, in_chans, S, S)
     real:Optional[torch.Tensor]=None, # (n,) bool, views to include; None: all
@@ -198,7 +198,7 @@ class Streams(nn.ModuleDict):
         real:Optional[torch.Tensor]=None, # (B, V) bool, views to include; None: all
     ) -> torch.Tensor: # (B, n, width): all views by the first backbone, then by the next
         "Compute the features of each view with each backbone."
-        look = lambda k, x, real: look_at(self[k], self.prepare(k, x), real, self.width)
+        look = lambda k, x, real: apply_backbone(self[k], self.prepare(k, x), real, self.width)
         each = x.split(1, 1) # V views, (B, 1, S, S) each
         masks = [None]*len(each) if real is None else real.unbind(1) # (B,) each
         if self.share_views:

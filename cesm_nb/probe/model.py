@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..core.errors import CesmError
 from ..core.terms import CLASSES
 from ..networks.backbones import Streams, make_backbones, name_streams, split_backbones
-from ..model import MODELS, FourStream, mean_seen
+from ..model import MODELS, FourStream, mean_visible
 from .region_attention import RegionAttention
 from ..networks.sharing import SharedModel
 from ..tensorize import decode_rows
@@ -209,7 +209,7 @@ class LinearProbe(SharedModel, nn.Module):
 
     def join_views(self, tokens, hidden): # (B, V, width), (B, V) bool or None -> (B, width)
         if self.settings['view_fusion'] == 'mean':
-            return mean_seen(tokens, None if hidden is None else ~hidden)
+            return mean_visible(tokens, None if hidden is None else ~hidden)
         if hidden is not None: tokens = tokens.masked_fill(hidden[..., None], -torch.inf)
         return tokens.amax(1)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_CELLS', 'ATTENDED', 'TOLERANCE', 'CONTROLS', 'NOT_PLAYED', 'N_RANDOM', 'Cases', 'load_cases', 'find_layer',
            'gradcam', 'weight_maps', 'region_masks', 'peak', 'breast_centre', 'brightest_spot', 'untrain', 'is_hit',
-           'play', 'pointing_table', 'plot_maps', 'plot_attention', 'Inside', 'look_inside', 'plot_examples']
+           'play', 'pointing_table', 'plot_maps', 'plot_attention', 'Inside', 'explain_run', 'plot_examples']
 
 # %% ../../nbs/api/reporting.saliency.ipynb #4b3afee6
 from pathlib import Path
@@ -257,7 +257,7 @@ def plot_attention(
 
 # %% ../../nbs/api/reporting.saliency.ipynb #0920eb6b
 class Inside(NamedTuple):
-    "Result of `look_inside`; all but `games` and `attention` are data of single patients."
+    "Result of `explain_run`; all but `games` and `attention` are data of single patients."
     cases: Cases
     maps: dict # (backbone, view) -> (N, S, S)
     masks: np.ndarray # (N, 2, S, S) bool, regions
@@ -289,7 +289,7 @@ def _play(model, cases, maps, masks):
     return games.join(cases.table[['patient_id', 'side']], on='breast') if len(games) else games
 
 # %% ../../nbs/api/reporting.saliency.ipynb #b37350ab
-def look_inside(
+def explain_run(
     run_dir:str|Path, # run folder of `cesm_nb.train`, its tensors and data set in place
     split:str='test', # which part of it
     max_breasts:int=500, # more are thinned to as many
@@ -313,7 +313,7 @@ def look_inside(
 
 # %% ../../nbs/api/reporting.saliency.ipynb #ec0fd9a1
 def plot_examples(
-    inside:Inside, # from `look_inside`
+    inside:Inside, # from `explain_run`
     phantom:bool, # True marks the figure as a phantom's
     n_per_class:int=2, # breasts per class
     seed:int=0, # which ones

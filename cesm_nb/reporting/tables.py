@@ -305,7 +305,7 @@ def _from_sheet(run_dir, config):
         machine=used.machine.first().map('machine {}'.format),
         finding=used.findings.agg(lambda f: group_findings(list(f)))))
 
-def _say_views(m):
+def _phrase_views(m):
     "'CC and MLO', 'MLO alone', ... for each row of a manifest."
     columns = [c for c in m if c.startswith('has_')]
     has = {c[4:].upper().replace('_', ' '): m[c].astype(bool) for c in columns}
@@ -324,7 +324,7 @@ def describe_breasts(
     out = m[['patient_id', 'side']].assign(
         density=m.density.replace('', 'missing'),
         age=age.cat.add_categories('missing').fillna('missing'), # in order of age
-        views=_say_views(m))
+        views=_phrase_views(m))
     try: out = out.join(_from_sheet(run_dir, config), on=['patient_id', 'side'])
     except (OSError, ValueError, KeyError):
         root = config['settings'].get('data_root')
