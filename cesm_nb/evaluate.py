@@ -273,7 +273,7 @@ def _group(run_dirs, test, n_draws):
 # %% ../nbs/05_eval_and_figures.ipynb #f90c5b26
 def _tables(scores, test, config, chosen, groups, seen):
     "Make all tables of a run: file name -> (title, sentence, table)."
-    n = f'{len(test)} breasts of {test.patient_id.nunique()} women'
+    n = f'{len(test)} breasts of {test.patient_id.nunique()} patients'
     out = dict(
         table1=('Table 1', f"The paper's scores beside this run's, {n}; under them two questions "
                 'of two classes', table_1(scores, test)),
@@ -284,7 +284,7 @@ def _tables(scores, test, config, chosen, groups, seen):
         points=('Operating points', 'Thresholds on the probability of a malignant lesion, chosen '
                 f"on {chosen['n_val']} validation breasts, and what they deliver on test breasts",
                 points_table(scores, chosen, POINTS)),
-        metrics=('All scores', f'95 % intervals draw women; {n}; wilson takes breasts as '
+        metrics=('All scores', f'95 % intervals resample patients; {n}; wilson takes breasts as '
                  'independent; _scaled: after temperature scaling; _prevalence: class shares '
                  'of the training breasts as forecast; _at_sens90, _at_spec90: threshold of 90 % '
                  'sensitivity or specificity on validation; calibration: malignant against the '
@@ -342,7 +342,7 @@ def evaluate(
     shown = {title: (text, table) for title, text, table in tables.values()}
     found = [f'{k} {with_interval(scores.loc[m])}' for k, m in _SUMMARY.items()]
     facts = (
-        f"{'; '.join(found)}. {len(test)} test breasts of {metrics['n_patients']} women; "
+        f"{'; '.join(found)}. {len(test)} test breasts of {metrics['n_patients']} patients; "
         f"{len(runs)} run(s); selected epoch {', '.join(map(str, best))}; {scaling}")
     report = write_report(out, config, facts, shown, figures, seen.pictures, notes)
     return Evaluation(

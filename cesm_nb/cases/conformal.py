@@ -96,9 +96,9 @@ def _apply(chosen, test):
 def _score_test(val, test, level):
     "Score test breasts by `_apply`, with limits from calibration breasts of other patients."
     if not len(test): raise CesmError('no test breast to judge: has the split a test part?')
-    women, of = np.unique([*val.patient_id, *test.patient_id], return_inverse=True)
+    patients, of = np.unique([*val.patient_id, *test.patient_id], return_inverse=True)
     n = N_GROUPS if set(val.patient_id) & set(test.patient_id) else 1
-    group = (np.random.default_rng(0).permutation(len(women)) % n)[of]
+    group = (np.random.default_rng(0).permutation(len(patients)) % n)[of]
     of_val, of_test = group[:len(val)], group[len(val):]
     keep = [(of_val != g) | (n == 1) for g in range(n)]
     found = [_apply(_select(val[k], level), test[of_test == g])

@@ -70,12 +70,12 @@ CLOUD_FORM = { # of what `fit_cloud` returns, see `cesm_nb.core.files.check_form
 
 def fit_crossed(
     rows:np.ndarray, # (n, p) float
-    women:np.ndarray, # (n,) patient of each row
+    patients:np.ndarray, # (n,) patient of each row
     n_axes:int=8, # see `fit_cloud`
     rate:float=RATE, # see `quantile_of`
 ) -> dict: # as from `fit_cloud`
     "Fit the reference distribution, with a limit cross-validated by patient."
-    fold = np.random.default_rng(0).permutation(np.unique(women).size)[np.unique(women,
+    fold = np.random.default_rng(0).permutation(np.unique(patients).size)[np.unique(patients,
         return_inverse=True)[1]] % 5
     turns = [(fold != f, fold == f) for f in np.unique(fold)]
     far = np.concatenate([far_from(fit_cloud(rows[a], rows[b], n_axes), rows[b]) for a, b in turns])
@@ -229,9 +229,9 @@ def judge_own(
     return pd.DataFrame(dict(patient_id=t.patient_id.to_numpy()) | judged)
 
 # %% ../../nbs/api/cases.ood.ipynb #f4440802
-def _interval(share, women): # Wilson interval, n = number of patients; counts may be fractional
-    if not women: return np.nan, np.nan
-    z = 1.96**2/women
+def _interval(share, patients): # Wilson interval, n = number of patients; counts may be fractional
+    if not patients: return np.nan, np.nan
+    z = 1.96**2/patients
     half = np.sqrt(z*share*(1 - share) + z**2/4)
     return max((share + z/2 - half)/(1 + z), 0.), min((share + z/2 + half)/(1 + z), 1.)
 
@@ -239,11 +239,11 @@ def count_refusals(
     judged:pd.DataFrame, # from `judge_own`; of several runs, concatenated
 ) -> pd.DataFrame: # reason, 'any' first -> refused, breasts, women (patients), share, low, high
     "Count false rejections; the interval takes the number of patients as n."
-    reasons, women = judged[[*REASONS]].astype(bool), judged.patient_id.nunique()
+    reasons, patients = judged[[*REASONS]].astype(bool), judged.patient_id.nunique()
     counts = pd.concat([pd.Series(dict(any=reasons.any(axis=1).sum())), reasons.sum()])
-    table = pd.DataFrame(dict(refused=counts.astype(int), breasts=len(judged), women=women))
+    table = pd.DataFrame(dict(refused=counts.astype(int), breasts=len(judged), women=patients))
     table['share'] = table.refused/len(judged) if len(judged) else np.nan
-    table[['low', 'high']] = [_interval(s, women) for s in table.share]
+    table[['low', 'high']] = [_interval(s, patients) for s in table.share]
     return table
 
 # %% ../../nbs/api/cases.ood.ipynb #f5a83401

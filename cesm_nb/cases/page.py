@@ -149,7 +149,7 @@ def _tables(answer, experts):
     if len(experts) > 1: name += f', the first of {len(experts)},'
     if answer.alike:
         yield (f'How {name} fared on test breasts like this one',
-            ('Breasts', 'How many', 'Of women', 'Accuracy', 'AUC'),
+            ('Breasts', 'How many', 'Patients', 'Accuracy', 'AUC'),
             [(g, r['breasts'], r['women'], few(r, 'accuracy'), few(r, 'auc'))
              for g, r in answer.alike.items()])
     if answer.costs:
@@ -178,7 +178,7 @@ def _how(member, target):
     "Describe the maps of `looked_at`."
     if getattr(member.net, 'taught', None) is None:
         return f'Grad-CAM of {member.name} for {CLASSES[target]}'
-    return f'how {member.name} weighs places, as regions on images of other women taught it'
+    return f'attention of {member.name}, trained on the regions of other patients'
 
 def page_of(
     case:Case, # as read

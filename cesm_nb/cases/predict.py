@@ -190,7 +190,7 @@ def _predict_expert(case, expert, regions):
     if known is None:
         return ready, prob[0], {}, [
             f'nothing is known about the training of {member.name}: its run lacks tensors, '
-            "or all women but its test women trained, see fit_on='train'"]
+            "or all patients outside the test set were used for training, see fit_on='train'"]
     certain = known['certainty']
     prob = heat(prob, certain['temperature'])
     unlike = doubts(member, known, [ready], [case.side])[0][0]

@@ -134,5 +134,5 @@ def _read_own(manifest, cfg, split_unit):
     if split_unit == 'patient' and (parts > 1).any():
         raise CesmError(
             f'{cfg.splits_csv} puts patient {parts.idxmax()} into two parts, which split_unit '
-            "'patient' forbids: keep her breasts together or use split_unit 'breast'")
+            "'patient' forbids: keep both breasts together or use split_unit 'breast'")
     return splits

@@ -465,7 +465,7 @@ def phrase_settings(
     listed = [f'{k} {used[k]}' for k in shown if k in used]
     listed.append(f'weights: {source if isinstance(source, str) else ", ".join(source)}')
     over = f'{n} folds over' if n else 'Splits of'
-    return (f'{over} {s["n_breasts"]} breasts of {s["n_patients"]} women. {"; ".join(listed)}. '
+    return (f'{over} {s["n_breasts"]} breasts of {s["n_patients"]} patients. {"; ".join(listed)}. '
             f'{s["caption"]}. Made by `{s["command"]}`.')
 
 def show_results(

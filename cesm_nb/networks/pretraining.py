@@ -48,8 +48,8 @@ def check_pretraining_data(
         if not where and not re.search(r'cdd[-_ ]?cesm', origin, re.I): continue
         source = f' ({where[0]})' if where else ''
         raise CesmError(
-            f'the weights of {name} were trained on {origin}{source}, which holds the women tested '
-            'here: use weights that have not seen CDD-CESM')
+            f'the weights of {name} were trained on {origin}{source}, which holds the test '
+            'patients: use weights that were not trained on CDD-CESM')
 
 # %% ../../nbs/api/networks.pretraining.ipynb #0fa894a6
 def save_backbone(

@@ -47,9 +47,9 @@ def temperature_gain(
     seed:int=0, # of the folds
 ) -> float: # reduction of log loss per breast, negative if scaling hurts; NaN with too few patients
     "Estimate by cross-validation how much temperature scaling lowers the log loss."
-    women, of = np.unique(patient_id, return_inverse=True)
-    if len(women) < n_folds: return np.nan
-    fold, scaled = (np.random.default_rng(seed).permutation(len(women)) % n_folds)[of], prob.copy()
+    patients, of = np.unique(patient_id, return_inverse=True)
+    if len(patients) < n_folds: return np.nan
+    fold, scaled = (np.random.default_rng(seed).permutation(len(patients)) % n_folds)[of], prob.copy()
     for f in range(n_folds):
         here = fold == f
         scaled[here] = heat(prob[here], fit_temperature(label[~here], prob[~here]))

@@ -31,8 +31,8 @@ def _contributions(positive, value, patient_id):
     below = 1 - (ranks[~positive] - rankdata(value[~positive]))/m # share of positives above each
     auc = above.mean()
     for side, share in ((positive, above), (~positive, below)):
-        women = len(np.unique(patient_id[side]))
-        scale = np.sqrt(women/(women - 1)) if women > 1 else np.nan
+        patients = len(np.unique(patient_id[side]))
+        scale = np.sqrt(patients/(patients - 1)) if patients > 1 else np.nan
         out[side] = (share - auc)/len(share)*scale
     return auc, out
 
@@ -60,11 +60,11 @@ def obuchowski(
     "Test whether one run is right more often than the other, clustered by patient."
     of, n = np.unique(patient_id, return_inverse=True)[1], len(label)
     more = (b.argmax(1) == label).astype(float) - (a.argmax(1) == label)
-    women, mean = of.max() + 1, more.mean()
-    if women < 2: return np.nan
+    patients, mean = of.max() + 1, more.mean()
+    if patients < 2: return np.nan
     if not more.any(): return 1.
-    variance = women/(women - 1)*(np.bincount(of, more - mean)**2).sum()/n**2
-    return 2*student.sf(abs(mean)/np.sqrt(variance), women - 1) if variance else 0.
+    variance = patients/(patients - 1)*(np.bincount(of, more - mean)**2).sum()/n**2
+    return 2*student.sf(abs(mean)/np.sqrt(variance), patients - 1) if variance else 0.
 
 def _p_delong(label, a, b, patient_id, what):
     "Two-sided p of the difference of two AUCs; NaN where it is not defined."
@@ -129,23 +129,23 @@ def split_variance(
     "Split the variance of a mean score into parts from patients and from seeds."
     k, middle = len(values), draws.mean(0)
     if np.isfinite(middle).sum() < 2: return np.nan, np.nan
-    women = np.nanvar(middle, ddof=1)
-    if k == 1: return women, 0.
+    patients = np.nanvar(middle, ddof=1)
+    if k == 1: return patients, 0.
     both = np.nanvar(draws - middle, axis=1).sum()/(k - 1) # between seeds on these patients
-    return max(women - both/k, women/10), values.var(ddof=1)/k
+    return max(patients - both/k, patients/10), values.var(ddof=1)/k
 
 def half_width(
-    women:float, # variance from patients
+    patients:float, # variance from patients
     seeds:float, # variance from seeds; or (any,)
     n_patients:int, # at least 2
     n_seeds:int, # at least 1
     level:float=.95, # of the interval
 ) -> tuple: # half of its width, degrees of freedom (Satterthwaite)
     "Combine the errors from patients and from a few seeds."
-    q, sd = .5 + level/2, np.sqrt(women + seeds)
+    q, sd = .5 + level/2, np.sqrt(patients + seeds)
     if not np.any(seeds): return student.ppf(q, n_patients - 1)*sd, n_patients - 1
-    df = sd**4/(women**2/(n_patients - 1) + seeds**2/(n_seeds - 1))
-    parts = [(women, n_patients), (seeds, n_seeds)]
+    df = sd**4/(patients**2/(n_patients - 1) + seeds**2/(n_seeds - 1))
+    parts = [(patients, n_patients), (seeds, n_seeds)]
     wide = np.sqrt(sum(v*student.ppf(q, n - 1)**2 for v, n in parts))
     return (student.ppf(q, df)*sd + wide)/2, df
 
@@ -160,11 +160,11 @@ def shared_training(
     return 1/n_deals + n_folds/(n_folds - 1)
 
 # %% ../../nbs/api/stats.compare.ipynb #c3bf29b3
-def _p_of(value, women, seeds, n_patients, n_seeds):
+def _p_of(value, patients, seeds, n_patients, n_seeds):
     "Two-sided p: 1 less the level of the interval that ends at 0."
-    if not women + seeds: return 1. if value == 0 else 0.
+    if not patients + seeds: return 1. if value == 0 else 0.
     def beyond(log_p): return abs(value) - half_width(
-        women, seeds, n_patients, n_seeds, -np.expm1(log_p))[0]
+        patients, seeds, n_patients, n_seeds, -np.expm1(log_p))[0]
     ends = np.log(1e-15), np.log(1 - 1e-12)
     if beyond(ends[1]) <= 0: return 1.
     return float(np.exp(brentq(beyond, *ends))) if beyond(ends[0]) < 0 else 0.
@@ -177,14 +177,14 @@ def _limits(name): # of a score that is no difference
 def _repeated_row(name, values, draws, n_patients, paired, wider):
     "value, low, high, p, se_women, se_seeds, df of one score."
     value, k = values.mean(), len(values)
-    women, seeds = split_variance(values, draws)
-    if n_patients < 2 or not np.isfinite([value, women, seeds]).all():
+    patients, seeds = split_variance(values, draws)
+    if n_patients < 2 or not np.isfinite([value, patients, seeds]).all():
         return value, *[np.nan]*6
-    women *= wider
-    half, df = half_width(women, seeds, n_patients, k)
-    errors = np.sqrt(women), np.sqrt(seeds) if k > 1 else np.nan
+    patients *= wider
+    half, df = half_width(patients, seeds, n_patients, k)
+    errors = np.sqrt(patients), np.sqrt(seeds) if k > 1 else np.nan
     if paired:
-        p = _p_of(value, women, seeds, n_patients, k)
+        p = _p_of(value, patients, seeds, n_patients, k)
         return value, value - half, value + half, p, *errors, df
     middle = draws.mean(0) # its percentiles are not symmetrical: keep their shape
     plain = half_width(np.nanvar(middle, ddof=1), 0, n_patients, k)[0]
@@ -255,15 +255,15 @@ def repeated_interval(
     alone = 'one seed: the interval leaves out how much seeds differ' if len(prob) == 1 else ''
     for name, both in found.items():
         of = shares[name][1] if name.startswith(('sens', 'spec')) else every
-        women, is_share = len(set(patient_id[of].tolist())), name in (*shares, 'recall')
+        patients, is_share = len(set(patient_id[of].tolist())), name in (*shares, 'recall')
         cells = [*_repeated_row(
             name, both[:, 0], both[:, 1:], len(who), other is not None, wider)]
         low, high, why = cells[1], cells[2], gaps.get(name, '')
         if other is None: low, high, why = drop_unfounded(
-            name, cells[0], low, high, gaps, is_share*women)
+            name, cells[0], low, high, gaps, is_share*patients)
         elif why: low = high = cells[3] = np.nan
         note = (notes.get(name, '') if np.isnan(cells[0]) else '') or why or alone
-        counts = of.sum(), women, len(prob)
+        counts = of.sum(), patients, len(prob)
         rows[name] = [cells[0], low, high, *cells[3:], *counts, note, *both[:, 0]]
     columns = 'value low high p se_women se_seeds df breasts patients seeds note'.split()
     columns += [f'seed {i}' for i in range(len(prob))]
@@ -272,27 +272,27 @@ def repeated_interval(
 # %% ../../nbs/api/stats.compare.ipynb #d9773fcd
 def power_of(
     size:float, # true difference
-    women:float, # variance of a paired difference that comes from patients
+    patients:float, # variance of a paired difference that comes from patients
     seed:float, # its variance over single seeds
     n_patients:int, # at least 2
     n_seeds:int, # trainings of each model, at least 1
 ) -> float: # in (0, 1)
     "Compute the share of comparisons whose 95 % interval lies above 0."
-    sd = np.sqrt(women + seed/n_seeds)
+    sd = np.sqrt(patients + seed/n_seeds)
     if n_seeds == 1: return norm.cdf(size/sd - norm.ppf(.975)) # as if the variance were known
     at = (np.arange(1000) + .5)/1000 # quantiles of the variance estimated from a few seeds
     shown = seed/n_seeds*chi2.ppf(at, n_seeds - 1)/(n_seeds - 1)
-    return norm.cdf((size - half_width(women, shown, n_patients, n_seeds)[0])/sd).mean()
+    return norm.cdf((size - half_width(patients, shown, n_patients, n_seeds)[0])/sd).mean()
 
 def detectable(
-    women:float, # variance of a paired difference that comes from patients
+    patients:float, # variance of a paired difference that comes from patients
     seed:float, # its variance over single seeds
     n_patients:int, # at least 2
     n_seeds:int, # trainings of each model, at least 1
     power:float=.8, # share of comparisons that detect it, in (.5, 1)
 ) -> float: # in units of the score
     "Find the smallest true difference detected at the 5 % level with this power."
-    given, most = (women, seed, n_patients, n_seeds), 100*np.sqrt(women + seed)
+    given, most = (patients, seed, n_patients, n_seeds), 100*np.sqrt(patients + seed)
     return brentq(lambda size: power_of(size, *given) - power, 0, most) if most else 0.
 
 def sd_interval(

@@ -154,10 +154,10 @@ def _true_retrained(n_patients, n_sets, few, dealt, names, first=10**6):
 def _as_if_fixed(t, n_folds):
     "Intervals that do not allow for shared training sets, from those that do."
     n_patients, n_seeds = t.patients.iloc[0], t.seeds.iloc[0]
-    wide, women = t.se_women**2, t.se_women**2/shared_training(n_seeds, n_folds)
-    half = [half_width(v, t.se_seeds**2, n_patients, n_seeds)[0] for v in (women, wide)]
+    wide, patients = t.se_women**2, t.se_women**2/shared_training(n_seeds, n_folds)
+    half = [half_width(v, t.se_seeds**2, n_patients, n_seeds)[0] for v in (patients, wide)]
     ends = {k: t.value + (t[k] - t.value)*half[0]/half[1] for k in ('low', 'high')}
-    return t.assign(se_women=women**.5, **ends)
+    return t.assign(se_women=patients**.5, **ends)
 
 def coverage_retrained(
     n_sets:int, # simulated sets
@@ -197,10 +197,10 @@ def false_alarms(
 ) -> pd.DataFrame: # a row per share, columns (test, limit): how often p is below
     "Count how often p values fall below a threshold by chance: ours, and Satterthwaite's."
     rng, rows = np.random.default_rng(0), {}
-    value, women = rng.normal(size=n_sets), rng.chisquare(n_patients - 1, n_sets)/(n_patients - 1)
+    value, patients = rng.normal(size=n_sets), rng.chisquare(n_patients - 1, n_sets)/(n_patients - 1)
     seeds = rng.chisquare(n_seeds - 1, n_sets)/(n_seeds - 1)
     for share in shares:
-        a, b = (1 - share)*women, share*seeds
+        a, b = (1 - share)*patients, share*seeds
         wide, df = zip(*(half_width(a, b, n_patients, n_seeds, 1 - p) for p in LIMITS))
         plain = [student.ppf(1 - p/2, df[0])*np.sqrt(a + b) for p in LIMITS]
         rows[share] = [np.mean(abs(value) > half) for half in (*wide, *plain)]
