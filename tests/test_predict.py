@@ -280,7 +280,7 @@ def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, t
     files = [str(data.root/v.file) if (data.root/v.file).exists() else str(next(data.root.rglob(v.file))) for v in case.views.values()]
     cesm_predict([*files, '--run', str(run.run_dir), '--out', str(tmp_path), '--anyway', '--name', 'one'])
     page = (tmp_path/'001-one.html').read_text()
-    assert 'the contralateral breast is not used' in page and 'for each breast by itself, as here' in page and 'have a set of one class' in page and 'regions on images of other women taught it' in page and 'one, ' in capsys.readouterr().out + page
+    assert 'the contralateral breast is not used' in page and 'for each breast by itself, as here' in page and 'have a set of one class' in page and 'trained on the regions of other patients' in page and 'one, ' in capsys.readouterr().out + page
     assert max(m.max() for m in looked_at(member, prepare_case(case, member), 2).values()) > .99
     site = make_site([run.run_dir], 8123)
     upload = {f'{m}_{v}': Upload(Path(f).name, Path(f).read_bytes()) for (m, v), f in zip(case.views, files)}
