@@ -225,7 +225,7 @@ def phrase_change(
     if change not in t.index: return 'not finished'
     r = t.loc[change]
     p = phrase_p(r.p_holm)
-    tested = f'corrected p {p if p[0] == "<" else f"= {p}"}' if p else 'one seed, not tested'
+    tested = f'corrected p {p if p[0] == "<" else f"= {p}"}' if p else 'one seed'
     return f'{with_interval(r)} ({assess(r)}; {tested}; each seed: {_phrase_each(r)})'
 
 # %% ../../nbs/api/experiments.aggregate.ipynb #65be72f3
