@@ -215,7 +215,7 @@ def phrase_power(
     if key not in t.index or not t.loc[key].se_seeds >= 0: return ''
     r, n = t.loc[key], found['settings']['n_patients']
     patients, sd = r.se_women**2, r.seeds**.5*r.se_seeds
-    single, three, ten = (f'{detectable(women, sd**2, n, k):.3f}' for k in (1, 3, 10))
+    single, three, ten = (f'{detectable(patients, sd**2, n, k):.3f}' for k in (1, 3, 10))
     low, high = sd_interval(sd, r.seeds)
     mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
     return (f'{mark}With three seeds of each model, a comparison of this size has 80 % power to '
