@@ -57,7 +57,7 @@ def cases(data):
 def form(site, **more): return dict(token=site.token, name='mine', anyway='1') | more
 
 
-def test_it_answers_with_the_page_of_the_case(client, site, cases):
+def test_app_returns_the_case_page(client, site, cases):
     empty = client.get('/')
     assert empty.status_code == 200 and empty.text.index('Research use only') < empty.text.index('<form')
     assert re.findall(r'type="file" name="(\w+)"', empty.text) == ['CM_CC', 'CM_MLO']
@@ -76,7 +76,7 @@ def test_it_answers_with_the_page_of_the_case(client, site, cases):
 @pytest.mark.parametrize('headers', [
     {}, {'origin': 'http://evil.example'}, {'origin': 'null'}, {'origin': 'http://127.0.0.1:9'}, {'origin': 'http://localhost:8123'},
     OURS | {'sec-fetch-site': 'cross-site'}, OURS | {'host': 'evil.example:8123'}, OURS | {'host': '127.0.0.1'}], ids=str)
-def test_a_form_from_another_site_is_refused(client, site, cases, headers):
+def test_cross_site_form_is_rejected(client, site, cases, headers):
     answer = client.post('/ask', data=form(site), files=cases[0], headers=headers)
     assert answer.status_code == 403 and 'mine' not in answer.text
 
@@ -88,13 +88,13 @@ def test_names_and_tokens(client, site, cases):
         assert client.post('/ask', data=form(site, token=token), files=cases[0], headers=OURS).status_code == 403
 
 
-def test_nothing_else_is_served(client):
+def test_other_paths_are_not_served(client):
     for path in ('/etc/passwd', '/../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/ask/..%2f..', '//etc/passwd', '/docs', '/openapi.json'):
         assert client.get(path).status_code in (404, 405), path
     for method in ('GET', 'PUT', 'DELETE', 'OPTIONS'): assert client.request(method, '/ask').status_code in (404, 405)
 
 
-def test_bad_forms(client, site, cases, monkeypatch):
+def test_invalid_forms(client, site, cases, monkeypatch):
     post = lambda files=cases[0], **more: client.post('/ask', data=form(site, **more), files=files, headers=OURS)
     tried = [
         (post(dict(CM_CC=('a.txt', b'a letter'))), 422, 'a.txt is not used: it is neither DICOM nor JPEG nor PNG|a.txt cannot be read'),
@@ -120,7 +120,7 @@ def test_bad_forms(client, site, cases, monkeypatch):
     assert client.post('/ask', content=pieces, headers=OURS | {'content-type': 'multipart/form-data; boundary=x'}).status_code in (400, 413)
 
 
-def test_two_clients_stay_apart(client, site, cases):
+def test_clients_are_isolated(client, site, cases):
     def ask(i): return client.post('/ask', data=form(site, name=f'case-{i}'), files=cases[i % 2], headers=OURS).text
     alone = [ask(i) for i in (0, 1)]
     with ThreadPoolExecutor(4) as pool: both = list(pool.map(ask, range(4)))
@@ -131,7 +131,7 @@ def test_two_clients_stay_apart(client, site, cases):
         assert table(text) == table(alone[i % 2])
 
 
-def test_no_file_is_left_unless_asked(site, cases, tmp_path, monkeypatch):
+def test_no_file_is_kept_by_default(site, cases, tmp_path, monkeypatch):
     monkeypatch.setenv('TMPDIR', str(tmp_path/'tmp'))
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path/'tmp')) # absent: a temporary file would be an error
     ask = lambda s: TestClient(page.make_app(s), HOME).post('/ask', data=form(s, name='../x'), files=cases[0], headers=OURS)
@@ -142,7 +142,7 @@ def test_no_file_is_left_unless_asked(site, cases, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.rglob('*.*')) == [f'{n}-___x.{k}' for n in ('001', '002') for k in ('html', 'json')]
 
 
-def test_answers_are_kept_beside_each_other_or_a_sentence_says_why_not(site, cases, tmp_path, monkeypatch):
+def test_predictions_are_kept_or_reported_as_unwritable(site, cases, tmp_path, monkeypatch):
     "A deletion frees no number; a folder that is gone is made again; what cannot be written is shown all the same."
     keeping = site._replace(keep=tmp_path/'kept')
     ask = lambda: TestClient(page.make_app(keeping), HOME).post('/ask', data=form(site, name='x'), files=cases[0], headers=OURS)
@@ -161,7 +161,7 @@ def test_answers_are_kept_beside_each_other_or_a_sentence_says_why_not(site, cas
         assert answer.status_code == 200 and 'Not kept: ' in answer.text and 'x, ' in answer.text and 'Probability' in answer.text
 
 
-def test_models_that_need_regions_are_refused_at_the_start(site, monkeypatch):
+def test_models_that_need_regions_are_rejected_at_start(site, monkeypatch):
     e = site.experts[0]
     preparation = e.member.preparation | dict(tensors=e.member.preparation['tensors'] | dict(roi_source='annotation'))
     monkeypatch.setattr(page, 'open_experts', lambda runs: [e._replace(member=e.member._replace(preparation=preparation))])
@@ -229,7 +229,7 @@ class Browser:
 
 
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH: install it to test the page in a browser')
-def test_two_files_in_a_browser_by_keyboard(served, site, cases, tmp_path):
+def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
     "Also the pages of cases: wide enough for every screen, whatever a case or a file is called."
     pages = [tmp_path/f'{k}.html' for k in ('case', 'silent', 'refused')]
     uploads, experts = {k: Upload(*v) for k, v in cases[0].items()}, site.experts*2

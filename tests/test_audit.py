@@ -122,7 +122,7 @@ def test_real_annotations(tmp_path):
     assert in_browser(tmp_path/'index.html')[0].startswith('Yes.')
 
 
-def test_what_is_published():
+def test_published_audit():
     "Made by a clean commit, of no phantom, with every seed's value and nothing of a patient."
     folder = ROOT/'results'/'audit'
     settings = json.loads((folder/'settings.json').read_text())
@@ -132,7 +132,7 @@ def test_what_is_published():
     for f in folder.iterdir(): assert not re.search(rb'P\d+_[LR]', f.read_bytes()), f.name
 
 
-def test_breasts_with_an_image_are_scored_apart(phantom, tmp_path):
+def test_breasts_with_images_are_scored_separately(phantom, tmp_path):
     "Where a copy lacks some images, subtracted rows are scored again on the breasts that have one; the sentence names both."
     shutil.copytree(phantom, tmp_path/'copy')
     lost = [f for f in (tmp_path/'copy').rglob('*_CM_*.jpg') if int(re.match(r'P(\d+)_', f.name)[1]) % 4 == 0]
@@ -148,7 +148,7 @@ def test_breasts_with_an_image_are_scored_apart(phantom, tmp_path):
     assert sum(files[f'{c} (CM rows, image on disk)'] for c in ('normal', 'benign', 'malignant')) == own.breasts
 
 
-def test_sizes_beside_the_sheet_are_a_control(phantom, tmp_path):
+def test_image_sizes_are_a_control(phantom, tmp_path):
     "Sizes that tell the class are found out; a file without the columns is refused by name."
     for f in ('Radiology-manual-annotations.xlsx', 'Radiology_hand_drawn_segmentations_v2.csv', 'phantom.json'):
         shutil.copy(phantom/f, tmp_path/f)
@@ -162,7 +162,7 @@ def test_sizes_beside_the_sheet_are_a_control(phantom, tmp_path):
     assert code != 0 and "has no column ['width']" in said
 
 
-def test_demo_prices_each_leak(tmp_path):
+def test_demo_reports_what_each_leak_is_worth(tmp_path):
     "A phantom, the page and the prices from nothing; the page's first line is the answer, and says that it is a phantom."
     code, said = audit_here('--demo', '--out', tmp_path)
     assert code == 0, said
@@ -174,7 +174,7 @@ def test_demo_prices_each_leak(tmp_path):
     assert f'<p id="prices">Worth in macro AUC above chance, without an image: {prices}.</p>' in page
 
 
-def test_split_of_somebody_else(phantom, tmp_path):
+def test_split_made_by_others(phantom, tmp_path):
     "Split by image, patients are on both sides; the sentence comes first. Without data, overlap is still counted."
     images = read_dataset(phantom).images
     parts = pd.DataFrame(dict(image_name=images.image_name, split=['train', 'train', 'test']*(len(images)//3) + ['test']*(len(images) % 3)))
@@ -202,7 +202,7 @@ def test_published_split(tmp_path):
 
 
 @needs_published
-def test_public_splits_are_counted_again(tmp_path, monkeypatch):
+def test_public_splits_are_recounted(tmp_path, monkeypatch):
     "The published table comes out of the tool, and a split it does not know is refused."
     import count_public_splits as tool
     run = lambda *args: (monkeypatch.setattr(sys, 'argv', ['count_public_splits.py', str(REAL), *map(str, args)]), tool.main())
@@ -214,7 +214,7 @@ def test_public_splits_are_counted_again(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match='unknown splits'): run('--list', f'other={PUBLISHED}')
 
 
-def test_commit_is_that_of_the_checkout_before_anything_is_written(tmp_path, monkeypatch):
+def test_commit_is_read_before_writing(tmp_path, monkeypatch):
     "A page inside the checkout does not make its own commit one that nobody can check out."
     from cesm_nb.leakage import audit
     from cesm_nb.synthetic.phantom import make_phantom

@@ -47,12 +47,12 @@ def assert_at_chance(scores, name):
     assert scores.low[name] < .5, f'{name}: AUC {scores.value[name]:.2f} [{scores.low[name]:.2f}, {scores.high[name]:.2f}] is above chance'
 
 
-def test_no_leak_no_rung_above_chance(tried):
+def test_rungs_are_at_chance_without_leaks(tried):
     for name in ladder(): assert_at_chance(tried['none'][0], name)
 
 
 @pytest.mark.parametrize('leak', LEAKS)
-def test_each_leak_moves_its_own_rung_alone(tried, leak):
+def test_each_leak_moves_only_its_rung(tried, leak):
     scores, steps = tried[leak]
     own = WALK[CLOSES[leak]]
     assert scores.low['paper'] > .5 or leak == 'density' and scores.low['split by patient'] > .5
@@ -62,18 +62,18 @@ def test_each_leak_moves_its_own_rung_alone(tried, leak):
     if leak != 'density': assert_at_chance(scores, 'clinical')
 
 
-def test_without_a_signal_the_paper_succeeds_and_clinical_does_not(tried):
+def test_without_signal_only_paper_exceeds_chance(tried):
     scores, _ = tried['blind']
     assert scores.low['paper'] > .6
     assert_at_chance(scores, 'clinical')
 
 
-def test_with_a_signal_both_succeed(tried):
+def test_both_protocols_find_visible_lesions(tried):
     scores, _ = tried['clear']
     assert scores.low['paper'] > .75 and scores.low['clinical'] > .75
 
 
-def test_a_leak_put_into_clinical_is_caught(tried):
+def test_planted_leak_in_clinical_is_detected(tried):
     "By its settings, and by its score on a phantom in which there is nothing to see."
     check_clinical(make_config(dict(protocol='clinical')))
     with pytest.raises(ValueError, match="roi_source='annotation'"):
@@ -88,7 +88,7 @@ def test_a_leak_put_into_clinical_is_caught(tried):
 
 
 @needs_weights
-def test_the_network_reads_regions_where_nothing_else_is(tmp_path):
+def test_network_uses_regions_without_visible_lesions(tmp_path):
     "The four streams, pretrained, paper's protocol, no lesion visible; test_signal.py has the clinical side."
     root = make_phantom(tmp_path/'phantom', 160, signal=0., clinical=0., size_px=100, progress=False)
     ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=3, batch_size=8, lr=5e-4, data_root=str(root),

@@ -79,7 +79,7 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize('kind', BAD_IMAGES)
-def test_bad_image_is_named_and_skipped_or_an_error(phantom, tmp_path, kind):
+def test_bad_image_is_reported_or_raises(phantom, tmp_path, kind):
     spoil, says = BAD_IMAGES[kind]
     whole, _ = run(phantom, tmp_path/'whole')
     name = images_of(phantom)[0]
@@ -110,7 +110,7 @@ BAD_REGIONS = {
 
 
 @pytest.mark.parametrize('text', BAD_REGIONS, ids=lambda t: t[:40])
-def test_bad_region_is_skipped_and_named(phantom, tmp_path, text):
+def test_bad_region_is_skipped_and_reported(phantom, tmp_path, text):
     via = pd.read_csv(BytesIO(phantom[REGIONS_NAME]), dtype=str)
     row = via['#filename'].str.contains('_CM_').idxmax()
     via.loc[row, 'region_shape_attributes'] = text
@@ -146,14 +146,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('kind', REFUSED)
-def test_refused_in_one_sentence(phantom, tmp_path, kind):
+def test_invalid_data_set_is_rejected_in_one_sentence(phantom, tmp_path, kind):
     spoil, says = REFUSED[kind]
     manifest, said = run(spoil(phantom), tmp_path)
     assert manifest is None and says in said
     assert not list(tmp_path.rglob('*.pt'))
 
 
-def test_command_refuses_without_a_traceback(tmp_path, monkeypatch):
+def test_command_fails_without_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', ['cesm_tensorize', '--data-root', str(tmp_path)])
     with pytest.raises(SystemExit, match='cesm_tensorize: .* lacks the annotation sheet'): main()
 
@@ -166,7 +166,7 @@ def test_absent_and_surplus_files_are_counted(phantom, tmp_path):
     assert Path(gone).stem.strip() in kinds['file absent (CM)'] and kinds['file that no row uses (CM)'] == ['P999_L_CM_CC.jpg']
 
 
-def test_region_of_an_image_without_a_size_is_named(phantom, tmp_path):
+def test_region_without_image_size_is_reported(phantom, tmp_path):
     images = read_dataset(lay_out(phantom, tmp_path/'lay')).images
     sizes = images.dropna(subset='path')[['image_name', 'original_width_px', 'original_height_px']].set_axis(['filename', 'width', 'height'], axis=1)
     name = images[(images.n_regions > 0) & (images.modality == 'CM') & images.path.notna()].image_name.iloc[0]
@@ -201,7 +201,7 @@ def corrupt(files, rng):
     return kind, REGIONS_NAME, files | {REGIONS_NAME: bytes(b)}
 
 
-def test_300_corruptions(phantom, tmp_path):
+def test_300_random_corruptions(phantom, tmp_path):
     rng, outcomes = random.Random(0), Counter()
     whole, problems = run(phantom, tmp_path/'whole')
     assert problems.empty

@@ -34,7 +34,7 @@ def odd(module_path):
     return root
 
 
-def test_tensorize_with_regions_outside(odd):
+def test_tensorize_benchmark_with_outside_regions(odd):
     "The plain reference, which the tensors are held against, leaves such a region out as the package does."
     peer = odd.parent/'peer.py'
     peer.write_text('import json; print(json.dumps(dict(images_per_s=5)))')

@@ -52,7 +52,7 @@ def tensorize_until(cfg, n):
     tensorize(cfg)
 
 
-def test_killed_at_ten_random_moments(cfg, tmp_path):
+def test_tensorize_killed_at_ten_random_events(cfg, tmp_path):
     "Before, in or after making a tensor or renaming a file: moments drawn from the run's own events."
     cfg, whole, events = cfg
     fork, left = multiprocessing.get_context('fork'), []
@@ -76,7 +76,7 @@ def in_session(process, leader):
     except (psutil.NoSuchProcess, ProcessLookupError): return False
 
 
-def test_killed_with_its_workers(cfg, tmp_path):
+def test_tensorize_killed_with_its_workers(cfg, tmp_path):
     "A worker kills itself, the other worker and the command: as it renames its second tensor."
     cfg, whole, _ = cfg
     (tmp_path/'sitecustomize.py').write_text(f'''
@@ -98,7 +98,7 @@ die_at(3, (os, 'replace'), kill=lambda: os.killpg(0, signal.SIGKILL))
     assert content(tmp_path/'t') == whole
 
 
-def test_damaged_tensor_is_made_again(cfg, tmp_path):
+def test_damaged_tensor_is_remade(cfg, tmp_path):
     cfg, whole, _ = cfg
     mine = replace(cfg, tensor_dir=str(tmp_path/'t'))
     tensorize(mine)
@@ -183,7 +183,7 @@ def write_little(name, limit, words, ended):
 
 
 @pytest.mark.parametrize('name', WRITES)
-def test_no_command_leaves_a_file_half_written(finished, tmp_path, monkeypatch, name):
+def test_commands_leave_no_partial_file(finished, tmp_path, monkeypatch, name):
     "A file cut by the limit is exactly as large as it: there is none, and one sentence says which could not be written."
     data, run = finished
     run = shutil.copytree(run, tmp_path/'run')

@@ -140,7 +140,7 @@ def test_planted_fault_is_found(name, tmp_path, check):
     assert check(toy(tmp_path, cell)) == (1, [CELL + line])
 
 
-def test_figure_that_is_not_stored_or_is_on_another_page_cannot_be_named(tmp_path, check):
+def test_reference_to_missing_figure_is_found(tmp_path, check):
     cells = text('See @fig-b.'), HARMLESS['figure that is not stored']
     assert check(toy(tmp_path, *cells, more=text('See @fig-one.'))) == (
         1, [CELL + '@fig-b' + NOT_SHOWN, 'nbs/index.ipynb cell 4: @fig-one' + NOT_SHOWN])
@@ -171,7 +171,7 @@ def test_config_is_one_file():
 
 
 @pytest.mark.parametrize('folder', ['nbs', '_proc'])
-def test_filter_processes_what_nbdev_has_not(folder, tmp_path):
+def test_filter_processes_notebooks_that_nbdev_skipped(folder, tmp_path):
     (tmp_path/folder).mkdir()
     cells = text('# data\n\n> Doubles.'), code('#| export\ndef double(x): return 2*x'), code('#| hide\n1/0')
     kernel = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3'}}

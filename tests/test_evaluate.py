@@ -75,7 +75,7 @@ def test_command_on_two_runs(runs):
     assert (paired.p.isna() == paired.test.isna()).all() and paired.p.isna().any() # too few breasts of a class for AUCs
 
 
-def test_selected_epoch_is_the_one_that_was_kept(phantom, runs, tmp_path):
+def test_selected_epoch_matches_status(phantom, runs, tmp_path):
     "Figures, metrics and curves circle the epoch of `status.json`, whatever the validation accuracy of the others."
     plan = [SimpleNamespace(variant='last', cfg=make_config(dict(
         data_root=str(phantom), tensor_dir=str(runs[0].parent/'tensors'), run_dir=str(tmp_path/'run'), protocol='clinical',
@@ -99,7 +99,7 @@ def test_selected_epoch_is_the_one_that_was_kept(phantom, runs, tmp_path):
         plt.close(fig)
 
 
-def test_nothing_of_a_patient_in_what_is_copied(runs):
+def test_copied_results_hold_no_patient_data(runs):
     "Tables and figures go to results/: no identifier of a breast, no group so small that it is one."
     evaluate(runs[0], n_draws=50)
     for f in (runs[0]/'tables').iterdir(): assert not re.search(r'P\d+_[LR]|patient_id', f.read_text()), f
@@ -141,7 +141,7 @@ def test_without_tensors_or_data(runs, tmp_path):
     assert not (alone/'inside').exists() and found['report'].exists()
 
 
-def test_a_renamed_run_keeps_its_maps(tmp_path):
+def test_renamed_run_keeps_its_maps(tmp_path):
     "Tensors and data that lay inside a run folder move along with it; where they are gone, a sentence lists the places that were searched."
     run = fit(make_config(dict(
         run_dir=str(tmp_path/'run'), phantom_patients=24, phantom_signal=2., protocol='clinical', image_size=32, epochs=1, batch_size=8,
@@ -213,7 +213,7 @@ def test_stored_coverage_with_training():
     assert same.coverage.between(.91, .97).all()
 
 
-def test_coverage_in_words():
+def test_quoted_coverage_matches_stored_rows():
     "Chapters 05f and 05h and results/README.md quote the stored rows."
     read = lambda name: ' '.join(c.source for c in nbformat.read(ROOT/'nbs'/name, 4).cells if c.cell_type == 'markdown').replace('\n', ' ')
     compare, coverage = map(read, ('api/stats.compare.ipynb', 'api/stats.coverage.ipynb'))
@@ -251,7 +251,7 @@ def test_calibration_error_of_a_calibrated_model():
     assert abs(np.mean(error)) < .012 and np.mean(plain) > .05 and np.mean(sure) > .1, (np.mean(error), np.mean(plain), np.mean(sure))
 
 
-def test_folds_and_scaling_are_told(runs, tmp_path):
+def test_folds_and_scaling_are_reported(runs, tmp_path):
     "Two runs read as folds share one temperature; pooled AUC and mean of fold AUCs stand in the table; a note says what scaling did."
     folds = []
     for i, run in enumerate(runs):
@@ -284,14 +284,14 @@ def calls(job):
     return n[0]
 
 
-def test_the_bootstrap_is_no_loop():
+def test_bootstrap_is_vectorised():
     "Ten times the draws are no more calls, each on larger arrays; `tools/bench_evaluate.py` times it against a loop."
     s = simulate(60)
     few, many = (calls(lambda: interval_table(s.label, s.prob, s.patient_id, n)) for n in (200, 2000))
     assert many < 1.1*few, (few, many)
 
 
-def test_benchmark_of_the_bootstrap():
+def test_bootstrap_benchmark():
     "python tools/bench_evaluate.py, cut short: the same scores as scikit-learn's, then a ratio."
     command = [sys.executable, 'tools/bench_evaluate.py', '--patients', '40', '--draws', '20', '--loop', '5']
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=PATIENCE).stdout

@@ -103,7 +103,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize('how', SPOILT)
-def test_no_mammogram_is_named_and_may_be_no_view(data, tmp_path, how):
+def test_non_mammograms_are_reported_and_may_not_count_as_views(data, tmp_path, how):
     spoil, kind, counts = SPOILT[how]
     row = a_view(data)
     cv2.imwrite(f'{row.path}.png', spoil(read_image(row.path)))
@@ -117,7 +117,7 @@ def test_no_mammogram_is_named_and_may_be_no_view(data, tmp_path, how):
 
 
 @pytest.mark.parametrize('signal_, size', [(0., 64), (2., 300)])
-def test_no_phantom_is_taken_for_a_negative(tmp_path, signal_, size):
+def test_phantoms_are_not_flagged_as_negatives(tmp_path, signal_, size):
     root = make_phantom(tmp_path, n_patients=6, size_px=size, signal=signal_, progress=False)
     images = [read_image(f) for f in root.glob('*/*.jpg')]
     assert {image_problem(im) for im in images} == {''}
@@ -125,7 +125,7 @@ def test_no_phantom_is_taken_for_a_negative(tmp_path, signal_, size):
 
 
 @needs_data
-def test_no_real_image_is_taken_for_a_negative():
+def test_real_images_are_not_flagged_as_negatives():
     "Every fifth of the images at hand; all 1,070 were tried once, with the same result."
     images = [read_image(f) for f in sorted(REAL.glob('* images of */*.jpg'))[::5]]
     assert len(images) > 200 and {image_problem(im) for im in images} == {''}
@@ -139,7 +139,7 @@ def as_sparse(path): Path(path).touch() or os.truncate(path, MAX_BYTES + 1)
 
 
 @pytest.mark.parametrize('replace', [as_pipe, as_device, as_folder, as_sparse])
-def test_no_file_is_named_and_waited_for_by_nobody(data, tmp_path, replace):
+def test_special_files_are_reported_without_waiting(data, tmp_path, replace):
     row = a_view(data)
     Path(row.path).unlink()
     replace(row.path)
@@ -150,7 +150,7 @@ def test_no_file_is_named_and_waited_for_by_nobody(data, tmp_path, replace):
     assert sum(real) == 1
 
 
-def test_pipe_as_tensor_is_refused_and_made_again(data, tmp_path):
+def test_pipe_as_tensor_is_rejected_and_remade(data, tmp_path):
     before, _ = make(data, tmp_path)
     name = sorted(before)[0]
     path = tmp_path/'tensors'/f'{name}.pt'
@@ -161,7 +161,7 @@ def test_pipe_as_tensor_is_refused_and_made_again(data, tmp_path):
     assert path.is_file() and (again[name]['x'] == before[name]['x']).all()
 
 
-def test_large_images_are_searched_on_a_copy():
+def test_large_images_are_checked_on_a_reduced_copy():
     "9000 x 9000 takes minutes otherwise; an image up to the bound is searched as it is."
     half = cv2.ellipse(np.full((300, 200), 3, np.uint8), (0, 150), (150, 120), 0, 0, 360, 90, -1)
     large = cv2.resize(half, (9000, 9000), interpolation=cv2.INTER_NEAREST)
@@ -188,17 +188,17 @@ def test_regions_of_many_points_are_bounded(data, tmp_path):
 
 
 @pytest.mark.parametrize('clip, tiles', [(2., 0), (2., -3), (float('nan'), 8), (float('inf'), 8), (-1., 8)])
-def test_clahe_refuses_what_ends_the_process(clip, tiles):
+def test_clahe_rejects_settings_that_crash(clip, tiles):
     with pytest.raises(ValueError, match='clahe_(clip|tiles) is'): fit_tiles((90, 60), clip, tiles)
 
 
-def test_clahe_bounds_what_it_is_asked_for():
+def test_clahe_settings_are_bounded():
     noise = np.random.default_rng(0).integers(0, 99, (90, 60), np.uint8)
     assert (enhance(noise, 'breast', clip=1e300)[0] == enhance(noise, 'breast', clip=256.)[0]).all()
     assert fit_tiles((90, 60), 2., 10**9) == fit_tiles((90, 60), 2., 90)
 
 
-def test_processes_are_no_more_than_breasts(data, tmp_path, monkeypatch):
+def test_workers_do_not_exceed_breasts(data, tmp_path, monkeypatch):
     asked, parallel = [], tz.Parallel
     monkeypatch.setattr(tz, 'Parallel', lambda n: asked.append(n) or parallel(1))
     for cores in (2, 64):
@@ -207,13 +207,13 @@ def test_processes_are_no_more_than_breasts(data, tmp_path, monkeypatch):
     assert asked == [2, len(tensors)]
 
 
-def test_a_killed_worker_ends_in_a_sentence(data, tmp_path, monkeypatch):
+def test_killed_worker_ends_with_a_sentence(data, tmp_path, monkeypatch):
     def fail(n): raise tz.TerminatedWorkerError('out of memory')
     monkeypatch.setattr(tz, 'Parallel', fail)
     with pytest.raises(OSError, match='run again with fewer n_jobs'): make(data, tmp_path)
 
 
-def test_no_worker_outlives_sigterm(data, tmp_path):
+def test_workers_end_on_sigterm(data, tmp_path):
     "Workers write their number and wait; once the parent was ended none of them is left."
     script = tmp_path/'run.py'
     script.write_text('''
@@ -236,7 +236,7 @@ if __name__ == "__main__":
     assert [w for w in workers if os.path.exists(f'/proc/{w}/status') and 'zombie' not in Path(f'/proc/{w}/status').read_text()] == []
 
 
-def test_page_is_whole_or_not_there(data, tmp_path, monkeypatch):
+def test_page_is_written_atomically(data, tmp_path, monkeypatch):
     "A page that stands is never half overwritten, and what a dead process left is swept."
     out = tmp_path/'out'
     page = write_report(data, out).read_bytes()
@@ -248,7 +248,7 @@ def test_page_is_whole_or_not_there(data, tmp_path, monkeypatch):
     assert (out/'index.html').read_bytes() == page and not list(out.glob('.*.part'))
 
 
-def test_check_writes_into_runs_by_default(data, tmp_path, monkeypatch, capsys):
+def test_check_writes_to_runs_by_default(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     check(data)
     assert (tmp_path/'runs'/'cesm_check'/'index.html').exists() and 'runs/cesm_check/index.html' in capsys.readouterr().out
@@ -264,7 +264,7 @@ def spoil_regions(data, **change):
     {'#filename': lambda c: 'other_' + c}, {'#filename': lambda c: c.str.replace('_CM_', '_DM_')},
     {'region_shape_attributes': lambda c: c.str.replace('name', 'form')},
     {'region_shape_attributes': lambda c: '{"name":"circle","cx":9000,"cy":9000,"r":3}'}])
-def test_regions_that_reach_no_image_are_refused(data, tmp_path, change):
+def test_regions_without_images_are_rejected(data, tmp_path, change):
     "The paper's protocol without a single region is another protocol."
     spoil_regions(data, **change)
     with pytest.raises(ValueError, match="no region that can be drawn on an image of modality 'CM'"): make(data, tmp_path)
@@ -284,7 +284,7 @@ def test_dropped_breasts_are_counted_in_a_line(data, tmp_path, capsys):
     assert f'1 of {n} breasts dropped: no file of their CM images' in lines[0] and f'1 of {n-1} breasts dropped: none of their images' in lines[1]
 
 
-def test_unused_images_in_a_folder_for_all_are_named(data):
+def test_unused_images_in_a_shared_folder_are_reported(data):
     all_images = data/'images'
     all_images.mkdir()
     for f in data.glob('* of CDD-CESM/*.jpg'): f.rename(all_images/f.name)
@@ -309,7 +309,7 @@ OWN = {
 
 
 @pytest.mark.parametrize('kind', OWN)
-def test_own_labs_are_checked_and_made_into_tensors(data, tmp_path, kind):
+def test_other_labs_are_checked_and_tensorised(data, tmp_path, kind):
     where, settings = OWN[kind]
     keep(data, where)
     find_problems(data)
@@ -325,12 +325,12 @@ def test_own_labs_are_checked_and_made_into_tensors(data, tmp_path, kind):
 def mutations(): return mutate.mutate(12, seed=0)
 
 
-def test_random_faults_are_named_or_refused(mutations):
+def test_random_faults_are_reported_or_rejected(mutations):
     "The command `tools/dev/mutate.py` does hundreds of them."
     assert set(mutations.outcome) <= {'same', 'named', 'refused'} and mutations.fault.nunique() == len(mutate.MUTATIONS)
 
 
-def test_a_bad_outcome_is_seen(tmp_path, monkeypatch):
+def test_mutation_tool_detects_bad_outcomes(tmp_path, monkeypatch):
     base = mutate.make_base(tmp_path/'phantom')
     whole = mutate.observe(base, tmp_path/'whole', 'clinical')
     name = mutate.images_of(base)[0]

@@ -51,7 +51,7 @@ def read_yaml(name):
 # --- the files
 
 @pytest.mark.parametrize('path', PUBLISHED, ids=lambda p: p.parent.name)
-def test_published_settings_are_those_of_the_file(path):
+def test_published_settings_match_grid_files(path):
     "Seeds can be added to published results only where the file asks for what was run."
     facts = json.loads(path.read_text())
     command = facts['command'] if isinstance(facts['command'], str) else facts['command'][0]
@@ -65,7 +65,7 @@ def test_published_settings_are_those_of_the_file(path):
 
 
 @needs_fields
-def test_ladder_grid_is_the_ladder(phantom, tmp_path):
+def test_ladder_grid_matches_ladder(phantom, tmp_path):
     grid = make_grid(read_yaml('ladder'))
     assert grid.variants == ladder()
     where = ('run_dir', 'tensor_dir', 'data_root')
@@ -78,7 +78,7 @@ def test_ladder_grid_is_the_ladder(phantom, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['replication', *WITH_FOLDS])
-def test_grids_train_as_the_paper_says(name):
+def test_grids_use_the_paper_settings(name):
     "What differs from configs/paper.yaml is written here, before any result."
     content, small = read_yaml(name), name not in ('replication', 'primary')
     base = read_yaml('paper') | dict(backbones='mobilenetv2_100,efficientnet_b0') | (dict(image_size=112, epochs=10) if small else {})
@@ -92,11 +92,11 @@ def test_grids_train_as_the_paper_says(name):
 
 @needs_fields
 @pytest.mark.parametrize('name', ['replication', *WITH_FOLDS])
-def test_grid_files_are_grids(name): make_grid(read_yaml(name))
+def test_grid_files_are_valid(name): make_grid(read_yaml(name))
 
 
 @pytest.mark.parametrize('name', ['best_grid', 'best_more'])
-def test_the_ladder_of_the_best_model_has_single_steps(name):
+def test_best_model_variants_change_one_setting(name):
     "`best` is configs/best.yaml; each variant changes one thing of it, be it two or three settings."
     content, alone = read_yaml(name), read_yaml('best')
     best = content['variants']['best']
@@ -108,7 +108,7 @@ def test_the_ladder_of_the_best_model_has_single_steps(name):
 
 
 @needs_fields
-def test_a_variant_may_have_folds_of_its_own(phantom, tmp_path):
+def test_variant_with_its_own_folds(phantom, tmp_path):
     "Three folds and four, counted so; folds and single splits, or too few, are refused."
     def grid(n, **more): return make_grid(dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(a={}, b=dict(n_folds=n))) | more)
     plan = plan_runs(grid(4), phantom, tmp_path)
@@ -120,11 +120,11 @@ def test_a_variant_may_have_folds_of_its_own(phantom, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['regions', 'ablations', 'ablations_regions'])
-def test_variants_differ_in_one_thing(name):
+def test_variants_differ_in_one_setting(name):
     assert all(len(v) <= 1 for v in read_yaml(name)['variants'].values())
 
 
-def test_the_confirmation_repeats_what_was_published():
+def test_confirmation_uses_published_recipes():
     "Each recipe of the confirmation has the settings it was published with; its patients are the test set of every run."
     content = read_yaml('confirmation')
     grid, settings = make_grid(content), lambda name, variant: asdict(make_config(
@@ -143,7 +143,7 @@ def test_primary_compares_clinical_with_regions():
 
 
 @needs_fields
-def test_other_backbones_take_the_place_of_the_files(tmp_path):
+def test_backbones_of_the_command_replace_those_of_the_file(tmp_path):
     "A stand-in is called by its name everywhere, in variants that name one backbone too."
     weights = tmp_path/'weights'
     weights.mkdir()
@@ -159,7 +159,7 @@ def test_other_backbones_take_the_place_of_the_files(tmp_path):
         'backbones=mobilenetv2_100,efficientnet_lite0 weights_dir=weights')
 
 
-def test_changes_keep_their_type():
+def test_changed_settings_keep_their_type():
     read = read_changes(['backbones=a,b', 'weights_dir=../x', 'lr=1e-4', 'epochs=3', 'pretrained=false', 'normalise_input=null'])
     assert read == dict(backbones='a,b', weights_dir='../x', lr=1e-4, epochs=3, pretrained=False, normalise_input=None)
     with pytest.raises(ValueError, match="'epochs' is no setting: write KEY=VALUE"): read_changes(['epochs'])
@@ -192,7 +192,7 @@ def copy_runs(runs, to):
     return shutil.copytree(runs, to, ignore=shutil.ignore_patterns('checkpoints', 'tensors'))
 
 
-def test_a_run_cut_off_goes_on_and_the_rest_is_kept(phantom, tmp_path, monkeypatch):
+def test_interrupted_run_resumes_and_finished_runs_are_kept(phantom, tmp_path, monkeypatch):
     "Cut off after the first of two epochs; later, one file of other scores lost."
     grid = make_grid(SMALL | dict(base=BASE | dict(epochs=2), seeds=[0], variants=dict(regions={}), pairs=[]))
     plan = plan_runs(grid, phantom, tmp_path)
@@ -215,7 +215,7 @@ def test_a_run_cut_off_goes_on_and_the_rest_is_kept(phantom, tmp_path, monkeypat
     assert {f: f.stat().st_mtime_ns for f in when} == when
 
 
-def test_one_queue_holds_all_grids(ran, phantom, tmp_path):
+def test_grids_share_one_queue(ran, phantom, tmp_path):
     "Seed by seed; a run that two grids share comes once, with what both score it on."
     grid, plan, runs = ran
     assert queue_jobs(dict(a=grid), dict(a=plan)) == []
@@ -250,7 +250,7 @@ def test_results_of_complete_seeds(ran, tmp_path):
         if f.suffix == '.md': assert f.read_text().startswith('PHANTOM. a trial: 3 folds, seeds 0, 1;')
 
 
-def test_unfinished_seeds_are_left_out_and_named(ran, tmp_path):
+def test_unfinished_seeds_are_left_out_and_listed(ran, tmp_path):
     grid, plan, runs = ran
     present = copy_runs(runs, tmp_path/'runs')
     plan = plan_runs(grid, plan[0].cfg.data_root, present)
@@ -269,7 +269,7 @@ def test_unfinished_seeds_are_left_out_and_named(ran, tmp_path):
     assert not (tmp_path/'nothing').exists()
 
 
-def test_settings_say_everything_and_no_path(ran, tmp_path):
+def test_published_settings_are_complete_without_paths(ran, tmp_path):
     grid, plan, runs = ran
     command = 'cesm_grid configs/small.yaml --data phantom'
     write_results(grid, plan, tmp_path/'out', command=command, n_draws=50)
@@ -318,7 +318,7 @@ def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
     assert all(output in (tmp_path/'out'/f'{k}.md').read_text().split('\n')[0] for k in ('table', 'changes', 'binary'))
 
 
-def test_published_results_are_of_a_clean_commit():
+def test_published_results_come_from_a_clean_commit():
     "What is in the repository."
     published = [json.loads(f.read_text()) for f in sorted((ROOT/'results').glob('*/settings.json'))]
     published = [s for s in published if 'grid' in s]
@@ -330,7 +330,7 @@ def test_published_results_are_of_a_clean_commit():
         assert '/' not in str([s['settings'].get('weights_dir'), s['grid']['base'].get('weights_dir')])
 
 
-def test_results_are_read_where_they_are(ran, tmp_path, monkeypatch):
+def test_published_results_are_read_back(ran, tmp_path, monkeypatch):
     grid, plan, _ = ran
     write_results(grid, plan, tmp_path/'results'/'small', 'a trial', 'some command', n_draws=50)
     monkeypatch.chdir(tmp_path)
@@ -353,7 +353,7 @@ def command(folder, data, *args):
     return call(cesm_grid, *sorted(folder.glob('*.yaml')), '--data', data, '--runs', folder/'runs', '--out', folder/'out', *args)
 
 
-def test_one_split_for_each_seed(phantom, tmp_path):
+def test_one_split_per_seed(phantom, tmp_path):
     "`n_folds: 0`: other test breasts with each seed, a table of runs, means beside the paper, Figures 5 and 6 of all runs."
     (tmp_path/'again.yaml').write_text(yaml.safe_dump(dict(base=BASE | dict(epochs=2), n_folds=0, seeds=[0, 1, 2], variants=dict(paper={}))))
     done = command(tmp_path, phantom, '--without-papermill')
@@ -400,7 +400,7 @@ def test_command_resumes_and_shares(phantom, tmp_path):
     assert {f.suffix for f in (tmp_path/'out'/'second').glob('table.*')} == {'.csv', '.md', '.tex'}
 
 
-def test_command_publishes_what_there_is(phantom, tmp_path):
+def test_command_publishes_finished_grids(phantom, tmp_path):
     "Of two grids one has nothing: the other is published, and one sentence says what is missing."
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE))
     (tmp_path/'none.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e-3))))
@@ -413,7 +413,7 @@ def test_command_publishes_what_there_is(phantom, tmp_path):
     assert not (tmp_path/'out'/'none').exists()
 
 
-def test_command_refuses_before_it_runs(phantom, tmp_path):
+def test_command_rejects_before_running(phantom, tmp_path):
     odd = TINY | dict(variants=TINY['variants'] | dict(odd=dict(epocs=3)))
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(odd))
     done = command(tmp_path, phantom)
@@ -421,7 +421,7 @@ def test_command_refuses_before_it_runs(phantom, tmp_path):
     assert not (tmp_path/'runs').exists()
 
 
-def test_command_writes_into_runs_unless_told_to(phantom, tmp_path, monkeypatch):
+def test_command_writes_to_runs_by_default(phantom, tmp_path, monkeypatch):
     (tmp_path/'one.yaml').write_text(yaml.safe_dump(ONE))
     written = []
 
@@ -446,7 +446,7 @@ def test_results_of_other_data_are_never_replaced(phantom, tmp_path):
     assert {f: f.read_bytes() for f in (ROOT/'results'/'primary').iterdir()} == before and not (tmp_path/'runs').exists()
 
 
-def test_a_run_that_stops_says_why(phantom, tmp_path):
+def test_failed_run_is_explained(phantom, tmp_path):
     "What stops in the notebook's own process is said in one sentence, with the executed notebook."
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e9, epochs=3))))
     done = command(tmp_path, phantom)

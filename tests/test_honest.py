@@ -49,7 +49,7 @@ def run(small, module_path):
 @pytest.mark.parametrize('change', [
     dict(target='ordinal'), dict(pooling='mean'), dict(also_size=24), dict(stretch_greys=True), dict(train_share=.5), dict(other_breast='pair'),
     dict(view_fusion='max'), dict(root_features=True), dict(probe_order=.1)], ids=str)
-def test_each_setting_changes_predictions_and_nothing_else(small, tmp_path, change, plain):
+def test_each_setting_changes_only_predictions(small, tmp_path, change, plain):
     other = fit(make_config(small | dict(run_dir=str(tmp_path)) | change)).predictions
     pd.testing.assert_frame_equal(other.drop(columns=PROBS), plain.drop(columns=PROBS))
     assert np.abs(other[PROBS] - plain[PROBS]).to_numpy().max() > 1e-6
@@ -77,7 +77,7 @@ def test_run_reload_and_export_agree(run, tmp_path):
     np.testing.assert_allclose(ask(open_member(run.run_dir), cases), alone, atol=1e-6)
 
 
-def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
+def test_probe_does_not_depend_on_the_seed(small, tmp_path):
     "One minimum: another seed, the same predictions; another strength, others."
     probe = PAIR | dict(split_seed=0)
     a, b, c = (fit(make_config(small | probe | dict(run_dir=str(tmp_path/str(i))) | k)).predictions
@@ -87,7 +87,7 @@ def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
     assert predict_run(tmp_path/'0', device='cpu').to_csv(index=False) == (tmp_path/'0'/'predictions.csv').read_text()
 
 
-def test_features_are_computed_once_and_shared(small, data, tmp_path, monkeypatch):
+def test_features_are_cached_and_shared(small, data, tmp_path, monkeypatch):
     "By folds, other last layers and whoever reads the run; the whole network says the same; other images have features of their own."
     probe = small | PAIR | dict(stretch_greys=True, mask_missing_views=True, tensor_dir=str(tmp_path/'tensors'), n_folds=3)
     run = fit(make_config(probe | dict(run_dir=str(tmp_path/'a'))))
@@ -112,7 +112,7 @@ def test_features_are_computed_once_and_shared(small, data, tmp_path, monkeypatc
     pd.testing.assert_frame_equal(again, run.predictions)
 
 
-def test_maps_show_where_it_looked(run):
+def test_maps_show_region_attention(run):
     inside = look_inside(run.run_dir)
     assert inside.attention is None and {v for _, v in inside.maps} == {'CC', 'MLO'}
     assert all(m.isfinite().all() and m.shape[1:] == (32, 32) for m in inside.maps.values())
@@ -120,7 +120,7 @@ def test_maps_show_where_it_looked(run):
 
 @pytest.mark.parametrize('learned', [PROBE, PROBE | dict(fit_on='train+val'), PROBE | dict(fit_on='train+val', region_teacher=True, image_size=128)],
                          ids=['train', 'train and val', 'region attention'])
-def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, plain, module_path, learned):
+def test_labels_of_test_patients_do_not_change_predictions(small, data, tmp_path, plain, module_path, learned):
     "Unseen women named by a file: other labels of theirs, the same predictions."
     manifest = read_manifest(module_path/'tensors')
     women = manifest.patient_id.unique()
@@ -166,7 +166,7 @@ def taught(small, module_path):
     return fit(make_config(small | TAUGHT | dict(tensor_dir=str(module_path/'taught tensors'), run_dir=str(module_path/'taught'), n_folds=3)))
 
 
-def test_regions_of_women_who_train_teach_and_no_others(small, data, taught, module_path, tmp_path):
+def test_only_training_regions_change_predictions(small, data, taught, module_path, tmp_path):
     "Regions of test and validation women are put elsewhere: nothing changes. Those of training women are: predictions change."
     parts, found = read_parts(taught.run_dir), []
     for i, who in enumerate((['test', 'val'], ['train'])):
@@ -177,7 +177,7 @@ def test_regions_of_women_who_train_teach_and_no_others(small, data, taught, mod
     assert np.abs(found[1][PROBS] - taught.predictions[PROBS]).to_numpy().max() > 1e-4
 
 
-def test_a_taught_model_needs_nothing_but_pixels_later(taught, small, module_path, tmp_path):
+def test_region_attention_needs_only_pixels_at_test(taught, small, module_path, tmp_path):
     "The run read back, the network itself, chapter 07 and an export answer alike; what was seen is kept once."
     assert predict_run(taught.run_dir, device='cpu').to_csv(index=False) == (taught.run_dir/'predictions.csv').read_text()
     net, config = load_run(taught.run_dir)
@@ -199,7 +199,7 @@ def test_a_taught_model_needs_nothing_but_pixels_later(taught, small, module_pat
     assert all(m.isfinite().all() for m in maps.values())
 
 
-def test_no_regions_no_teacher(small, data, tmp_path, plain):
+def test_region_attention_without_regions_is_rejected(small, data, tmp_path, plain):
     "Tensors that keep none are those of other settings; data and training women that have none are refused."
     with pytest.raises(ValueError, match='region_teacher=None there, True asked for'):
         fit(make_config(small | TAUGHT | dict(image_size=32, run_dir=str(tmp_path/'a'))))
@@ -218,7 +218,7 @@ def whole(small, module_path):
     return [Run.open(r.run_dir) for r in both]
 
 
-def test_who_trains_does_not_validate(whole):
+def test_training_on_val_leaves_no_validation_patients(whole):
     "The same women test; nobody is left to validate, in no file; whoever trains changes the model."
     more, usual = whole
     assert set(more.predictions.split) == {'train', 'test'} == set(read_parts(more.run_dir).split)
@@ -229,7 +229,7 @@ def test_who_trains_does_not_validate(whole):
     assert predict_run(more.run_dir, device='cpu').to_csv(index=False) == (more.run_dir/'predictions.csv').read_text()
 
 
-def test_nothing_is_chosen_by_women_who_train(whole, tmp_path):
+def test_nothing_is_selected_on_training_patients(whole, tmp_path):
     "No temperature, no threshold, no set of classes: each says that there is none."
     more = whole[0]
     chosen = apply_validation(more.predictions)[1]
@@ -242,7 +242,7 @@ def test_nothing_is_chosen_by_women_who_train(whole, tmp_path):
     with pytest.raises(ValueError, match="all but the test breasts trained: .* fit_on='train'"): export_expert(more.run_dir, tmp_path/'case')
 
 
-def test_a_history_without_validation_is_read_only_where_nobody_validates(whole, tmp_path):
+def test_history_without_validation_needs_fit_on_val(whole, tmp_path):
     shutil.copytree(whole[1].run_dir, tmp_path/'run')
     path = tmp_path/'run'/'history.csv'
     table = pd.read_csv(path)
@@ -277,7 +277,7 @@ def test_old_config_still_loads(small, tmp_path):
     assert len(fit(make_config(vars(cfg) | dict(epochs=2))).history) == 2 # it resumes
 
 
-def test_old_probe_is_read_under_its_new_name(small, run, tmp_path):
+def test_old_probe_still_loads(small, run, tmp_path):
     "A run and an export that version 0.1.0 called `lesion_map`; one that was trained in steps is refused."
     old = shutil.copytree(run.run_dir, tmp_path/'run')
     export_run(run.run_dir, tmp_path/'m')
@@ -311,5 +311,5 @@ def test_old_probe_is_read_under_its_new_name(small, run, tmp_path):
     (dict(model='four_stream', fit_on='train+val'), "fit_on='train.val' only applies to the linear probe"),
     (dict(model='lesion_map'), 'was removed after version 0.1.0'),
     (dict(flip_test=True), 'flip_test=True was removed after version 0.1.0')])
-def test_contradicting_settings_are_refused(change, says):
+def test_contradictory_settings_are_rejected(change, says):
     with pytest.raises(ValueError, match=says): check_config(make_config(SMALL | change))

@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 def dotted(path): return '.'.join(path.relative_to(ROOT/'cesm_nb').with_suffix('').parts)
 
 
-def test_no_glob_passes_on_nothing():
+def test_globs_find_all_notebooks_and_modules():
     "Notebooks of both folders and modules of all packages are found; nbdev exports one module for each notebook that names one."
     exported = [p for p in NOTEBOOKS if '#| default_exp ' in p.read_text()]
     assert len(exported) == len(MODULES) >= 60
@@ -85,7 +85,7 @@ ONCE = { # what stands in one place alone: text -> module
 
 
 @pytest.mark.parametrize('text', ONCE)
-def test_each_list_stands_once(text):
+def test_lists_are_defined_once(text):
     found = [dotted(p) for p in MODULES for _ in range(p.read_text().count(text))]
     assert found == [ONCE[text]]
 
@@ -106,7 +106,7 @@ def test_modules_import_only_downwards(tmp_path):
     assert broken.returncode == 1 and 'cesm_nb.core.terms -> cesm_nb.train' in broken.stdout
 
 
-def test_training_loads_nothing_of_the_rest():
+def test_training_imports_nothing_above_it():
     "Neither the probe nor what stands above training, nor a plotting library."
     code = "import sys, cesm_nb.train; print(*(m for m in sys.modules if m.startswith(('cesm_nb', 'matplotlib', 'seaborn'))))"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=PATIENCE, check=True)
@@ -119,12 +119,12 @@ def test_training_loads_nothing_of_the_rest():
 
 
 @pytest.mark.parametrize('module', MODULES, ids=dotted)
-def test_package_needs_no_development_tool(module):
+def test_package_imports_no_development_tool(module):
     for node in ast.walk(ast.parse(module.read_text())):
         assert not (isinstance(node, ast.ImportFrom) and node.module and re.match('nbdev|fastcore', node.module))
 
 
-def test_nothing_of_a_patient_is_tracked():
+def test_no_patient_data_is_tracked():
     bad = [f for f in tracked() if re.search(r'(^|/)(P\d+_[LR]_(DM|CM)_|runs/)|\.(pt|safetensors|jpe?g|dcm)$', f)]
     assert bad == []
     big = [f for f in tracked() if (ROOT/f).stat().st_size > 2e6]
@@ -136,7 +136,7 @@ def test_nothing_of_a_patient_is_tracked():
 AUTHORS = re.compile(r"\.\./shared|'shared'/|/work/(main|shared|pinned)") # folders of the authors
 
 
-def test_no_folder_of_the_authors_is_named():
+def test_no_author_folder_is_named():
     "CESM_DATA and CESM_WEIGHTS name them; only the authors' CI looks beside the checkout."
     found = [f for f in tracked() if (ROOT/f).is_file()
              and AUTHORS.search((ROOT/f).read_bytes().decode(errors='replace'))]
@@ -164,13 +164,13 @@ def hurried(source):
 
 
 @pytest.mark.parametrize('path', sorted((ROOT/'tests').glob('*.py')), ids=lambda p: p.stem)
-def test_no_test_depends_on_speed(path):
+def test_tests_do_not_depend_on_speed(path):
     "No clock, no sleep, no loop without an end: a slow machine passes later, a fast one passes sooner."
     allowed = {'resource'} if path.stem == 'test_crash' else set() # there it limits the size of a file
     assert [b for b in hurried(path.read_text()) if b[1] not in allowed] == []
 
 
-def test_a_hurried_test_is_found():
+def test_speed_dependent_test_is_found():
     for line in ('import time', 'from time import sleep', 'while True: pass', "subprocess.run(['ls'])", 'child.join()', 'run.wait()', 'time.sleep(1)'):
         assert hurried(line), line
     assert not hurried("subprocess.run(['ls'], timeout=9); child.join(9); ' '.join([]); run.wait(9)")
@@ -218,7 +218,7 @@ def test_configs_are_settings(name):
     check_config(cfg)
 
 
-def test_protocols_differ_in_the_protocol_alone():
+def test_protocol_files_differ_only_in_protocol():
     import yaml
     paper, clinical = (yaml.safe_load((ROOT/'configs'/f'{n}.yaml').read_text()) for n in ('paper', 'clinical'))
     assert {k for k in paper | clinical if paper.get(k) != clinical.get(k)} == {'protocol'}

@@ -64,7 +64,7 @@ def test_every_combination_of_settings(monkeypatch):
         with torch.no_grad(): assert torch.equal(again.eval()(x, real), net(x, real)), settings
 
 
-def test_parameter_names_are_those_of_old_checkpoints():
+def test_parameter_names_match_old_checkpoints():
     "Names and shapes outside the backbones, as they were written by the first version."
     shapes = {k: tuple(v.shape) for k, v in FourStream().state_dict().items() if not k.startswith('streams.')}
     assert shapes == {
@@ -127,7 +127,7 @@ def test_pushed_and_pulled(hub, tmp_path):
     with torch.no_grad(): assert torch.equal(pulled(breasts()), net(breasts()))
 
 
-def test_no_pickle_from_the_hub(hub):
+def test_pickle_from_the_hub_is_rejected(hub):
     "A repository with a pickle in place of safetensors is refused before the pickle is opened."
     net = FourStream(views='CC', backbones='mobilenetv2_100')
     net.push_to_hub('me/cesm')
@@ -137,7 +137,7 @@ def test_no_pickle_from_the_hub(hub):
         FourStream.from_pretrained('me/cesm', revision='ab'*20)
 
 
-def test_nothing_of_the_machine_is_pushed(hub, tmp_path):
+def test_no_local_path_is_pushed(hub, tmp_path):
     "A model that started from files on a machine names the folder alone."
     from safetensors.torch import save_file
     import timm
@@ -164,7 +164,7 @@ def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_hub_it_stops_or_is_allowed_to_start_from_scratch(tmp_path):
+def test_missing_weights_stop_unless_scratch_is_allowed(tmp_path):
     "No network, no cache: one sentence that says how to get weights; scratch only where it is allowed, and recorded."
     code = '''
 import warnings

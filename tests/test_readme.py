@@ -147,7 +147,7 @@ def make_wheel(folder):
 
 
 @pytest.mark.parametrize('installer', ['pip', 'uv'])
-def test_setup_leaves_bytecode_where_python_writes_none(installer, tmp_path):
+def test_setup_compiles_bytecode(installer, tmp_path):
     "Images often set `PYTHONDONTWRITEBYTECODE`; what setup does not compile is then compiled again at each start."
     for name in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): (tmp_path/name).touch()
     (tmp_path/'Makefile').write_bytes((ROOT/'Makefile').read_bytes())
@@ -204,7 +204,7 @@ def readme_block():
     return lines_of(text[text.index('Without make'):])[:text[text.index('Without make'):].split('```')[1].count('\n') - 1]
 
 
-def test_without_make_works_as_written(folder, capsys):
+def test_readme_without_make_runs(folder, capsys):
     "From an empty folder to a page about one breast, in the order of the README."
     calls = [words_of(part) for line in readme_block() for part in split_line(line)]
     assert [p for p, _ in calls] == ['pip', *RUN]
@@ -220,7 +220,7 @@ def test_without_make_works_as_written(folder, capsys):
         assert (folder/'runs'/made).is_file(), made
 
 
-def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
+def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
     "Each shell line is of a program of the tables, and the program takes its options."
     bare, seen, bad = tmp_path_factory.mktemp('bare'), set(), []
     for where, line in every_line():
@@ -259,7 +259,7 @@ def test_options_are_parameters(kind, works):
     assert {k: str(v) for k, v in of_option.items()} == {k: str(known[k].default) for k in of_option}
 
 
-def test_a_wrong_option_is_found(monkeypatch):
+def test_wrong_option_is_found(monkeypatch):
     "The check can fail: an option and an extra that do not exist."
     with pytest.raises(SystemExit): parse(monkeypatch, 'cesm_evaluate', ['runs/mine', '--no-such'])
     with pytest.raises(KeyError): parse_pip(['install', '.[nothing]'])
@@ -280,7 +280,7 @@ def test_actions_are_pinned_by_commit():
     for name, text in workflows().items(): assert yaml.safe_load(text)['permissions'] == {'contents': 'read'}, name
 
 
-def test_workflows_call_what_is_there(tmp_path):
+def test_workflow_commands_exist(tmp_path):
     for name, text in workflows().items():
         for f in re.findall(r'(?:tools|nbs)/[\w/]+\.(?:py|ipynb)', text): assert (ROOT/f).is_file(), f'{name}: {f}'
     from colab_pins import colab_pins, moved
@@ -295,7 +295,7 @@ def test_workflows_call_what_is_there(tmp_path):
         'fastcore==1.7 has become 1.8', 'timm==1.0.25 has become nothing']
 
 
-def test_nothing_installed_beside_colab_caps_its_packages():
+def test_colab_requirements_have_no_upper_bound():
     "No upper bound in what Colab installs: fastai there needs its own fastcore."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
@@ -303,7 +303,7 @@ def test_nothing_installed_beside_colab_caps_its_packages():
     assert [w for w in asked if re.search('[<=!~]=?', w.replace('>=', ''))] == [] and 'nbdev' not in ' '.join(asked)
 
 
-def test_colab_keeps_what_it_has():
+def test_colab_packages_are_kept():
     "No requirement asks for more than Colab had, so that pip leaves its packages alone."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')

@@ -44,11 +44,11 @@ def images(): return data.read_dataset(REAL).images
 
 
 @pytest.mark.parametrize('fact', FACTS)
-def test_fact(report, fact): assert report[0][fact] == FACTS[fact]
+def test_annotation_fact(report, fact): assert report[0][fact] == FACTS[fact]
 
 
 @pytest.mark.parametrize('modality', ['CM', 'DM'])
-def test_each_image_is_present_or_named_as_absent(report, modality):
+def test_absent_images_are_listed(report, modality):
     facts = report[0]
     present, absent = f'image files present ({modality})', f'names: file absent ({modality})'
     assert facts[present] + facts.get(absent, 0) == 1003
@@ -72,7 +72,7 @@ def test_trailing_blank_finds_its_file(images):
     assert row.path.endswith('P3_L_CM_CC .jpg') and row.original_width_px > 512
 
 
-def test_split_by_breast_leaves_twins_in_training(images):
+def test_split_by_breast_shares_patients(images):
     table = data.breasts(images)
     by_breast = [splits.share_with_twin(splits.make_splits(table, 'breast', seed)) for seed in range(5)]
     assert .5 < sum(by_breast)/5 < .7 # design: 60 %
@@ -87,7 +87,7 @@ def regions_of(images, modality='CM'):
         yield image, roi.scaled_outlines(outlines[row.image_name], image.shape, original)[0], original
 
 
-def test_limit_that_opencv_gets(images, monkeypatch):
+def test_opencv_clip_limit(images, monkeypatch):
     "What `createCLAHE` and `apply` are handed, region by region, and what OpenCV makes of it."
     limits, told = [], []
     class Spy:
@@ -104,7 +104,7 @@ def test_limit_that_opencv_gets(images, monkeypatch):
     assert limits == told and len(limits) > 900 and within.mean() >= .95
 
 
-def test_copy_is_as_bright_as_the_original_would_be(images):
+def test_reduced_copy_is_as_bright_as_the_original(images):
     "Enlarged images stand in for the originals: equalise and reduce, against reduce and equalise; mean grey in the regions."
     gaps, plain = [], []
     for image, outlines, original in islice(regions_of(images), 0, None, 20):

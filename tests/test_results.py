@@ -74,11 +74,11 @@ def odd_audit(s, folder):
 
 
 @pytest.mark.parametrize('path', PUBLISHED, ids=names)
-def test_published_results_are_fit_to_quote(path): assert find_odd(path) == []
+def test_published_results_pass_all_checks(path): assert find_odd(path) == []
 
 
 @pytest.mark.parametrize('path', sorted((ROOT/'results').rglob('predictions.csv.gz')), ids=names)
-def test_published_predictions_hold_probabilities_alone(path):
+def test_published_predictions_hold_only_probabilities(path):
     "No label, age, density or text; each test breast once per variant and seed; the seeds that settings.json names."
     t, s = pd.read_csv(path), json.loads((path.parent/'settings.json').read_text())
     assert [*t] == ['variant', 'seed', 'fold', 'patient_id', 'side', 'split', *PROBS]
@@ -88,7 +88,7 @@ def test_published_predictions_hold_probabilities_alone(path):
     if s['grid'].get('test_patients'): assert set(t.patient_id) == set(s['grid']['test_patients'])
 
 
-def test_strata_are_weighted_to_another_mix():
+def test_strata_are_reweighted():
     table = pd.DataFrame([(1, 'L', 1), (1, 'R', 1), (2, 'L', 0), (2, 'R', 2), (3, 'L', 0)], columns=['patient_id', 'side', 'label'])
     strata = name_strata(table)
     assert strata.tolist() == ['Benign, Benign', 'Benign, Benign', 'Normal, Malignant', 'Malignant, Normal', 'Normal, none']
@@ -97,7 +97,7 @@ def test_strata_are_weighted_to_another_mix():
     np.testing.assert_allclose(weights/weights.sum(), [.125, .125, 0, 0, .75])
 
 
-def test_every_folder_says_what_made_it():
+def test_result_folders_are_documented():
     folders = [f for f in (ROOT/'results').iterdir() if f.is_dir()]
     assert folders and [f.name for f in folders if not (f/'settings.json').exists()] == []
     told = (ROOT/'results'/'README.md').read_text()
@@ -193,7 +193,7 @@ def test_lead_table_reads_each_row_from_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize('absent, rows', [('replication', [1]), ('primary', [2, 3, 4]), ('best_grid', [3, 5, 6]), ('audit', [3, 7, 8])])
-def test_an_absent_folder_says_so(tmp_path, absent, rows):
+def test_absent_folder_is_reported(tmp_path, absent, rows):
     shutil.rmtree(made_up(tmp_path)/'results'/absent)
     t = lead_table((tmp_path,))
     missing = [i for i in range(len(ROWS)) if (t.iloc[i] == NOT_RUN).all()]
@@ -201,7 +201,7 @@ def test_an_absent_folder_says_so(tmp_path, absent, rows):
     assert 'not published yet' in say_outcome((tmp_path,)) or absent != 'primary'
 
 
-def test_a_control_that_is_gone_is_refused(tmp_path):
+def test_missing_control_is_rejected(tmp_path):
     path = made_up(tmp_path)/'results'/'audit'/'controls.csv'
     path.write_text(path.read_text().replace('mask shapes', 'other shapes'))
     with pytest.raises(ValueError, match=r"controls.csv has no control \('mask shapes, CM'"): lead_table((tmp_path,))
@@ -216,7 +216,7 @@ def test_blocks_stand_between_their_marks(tmp_path):
         with pytest.raises(ValueError, match='README.md needs one <!-- results -->'): fill(odd, 'results', '')
 
 
-def test_the_finding_is_worded_from_the_files(tmp_path):
+def test_finding_follows_from_the_files(tmp_path):
     root = made_up(tmp_path)
     text, t = f'{say_finding((root,))} {say_references((root,))}', lead_table((root,))['AUC-ROC']
     for row in ROWS[7:]: assert t[row] in text
@@ -238,7 +238,7 @@ def test_replication_is_compared_with_the_paper_score_by_score(tmp_path):
     assert say_replication((root,)) == ''
 
 
-def test_readme_says_what_the_files_say():
+def test_readme_matches_the_files():
     text = (ROOT/'README.md').read_text()
     for mark, block in make_blocks(ROOT).items(): assert fill(text, mark, block) == text, 'run python tools/make_readme.py'
 
@@ -293,7 +293,7 @@ READ = {'api/leakage.ladder': ('## With regions', ('primary', 'ladder', 'regions
 
 @pytest.mark.parametrize('chapter', READ)
 @pytest.mark.parametrize('there', ['none', 'first', 'all'])
-def test_chapters_read_what_there_is(tmp_path, monkeypatch, chapter, there):
+def test_chapters_show_published_results(tmp_path, monkeypatch, chapter, there):
     start, names = READ[chapter]
     for name in dict(none=(), first=names[:1], all=names)[there]: simulate_grid(tmp_path, name)
     monkeypatch.chdir(tmp_path)
@@ -308,7 +308,7 @@ def test_chapters_read_what_there_is(tmp_path, monkeypatch, chapter, there):
 
 
 @pytest.mark.parametrize('chapter', READ)
-def test_no_result_is_typed(chapter):
+def test_prose_contains_no_typed_result(chapter):
     "Text outside the code holds the rule for a claim, chance, and nothing else with a decimal point."
     text = '\n'.join(c.source for c in nbformat.read(ROOT/'nbs'/f'{chapter}.ipynb', 4).cells if c.cell_type == 'markdown')
     assert set(re.findall(r'\d\.\d+', re.sub(r'https?://\S+', '', text))) <= {'0.05', '0.5'}

@@ -81,7 +81,7 @@ def test_split_made_elsewhere(phantom, tensors, tmp_path):
     assert not (tmp_path/'short'/'config.json').exists() # nothing half-made
 
 
-def test_protocols_split_as_they_say(phantom, tensors, tmp_path):
+def test_protocols_use_their_split_unit(phantom, tensors, tmp_path):
     for protocol, torn in [('paper', True), ('clinical', False)]:
         ran = quick(phantom, tensors, tmp_path/protocol, protocol=protocol, epochs=1)
         assert (share_with_twin(ran.predictions) > 0) is torn
@@ -91,7 +91,7 @@ def test_protocols_split_as_they_say(phantom, tensors, tmp_path):
     assert share_with_twin(one.predictions) == 0 and one.config['switches']['roi_source'] == 'annotation'
 
 
-def test_same_seed_same_numbers(phantom, tensors, tmp_path, one_thread):
+def test_same_seed_gives_same_numbers(phantom, tensors, tmp_path, one_thread):
     for name in ('a', 'b'): quick(phantom, tensors, tmp_path/name, seed=5)
     other = quick(phantom, tensors, tmp_path/'c', seed=6)
     for f in ('history.csv', 'predictions.csv', 'splits.csv', 'checkpoints/best.safetensors'):
@@ -109,7 +109,7 @@ def test_resume_is_exact(phantom, tensors, tmp_path, one_thread):
     with pytest.raises(ValueError, match='lr=0.0001 there, 0.01 asked for'): quick(phantom, tensors, tmp_path/'cut', lr=.01)
 
 
-def test_loss_that_is_not_finite_stops(phantom, tensors, tmp_path):
+def test_non_finite_loss_stops(phantom, tensors, tmp_path):
     quick(phantom, tensors, tmp_path/'run', epochs=1)
     kept = (tmp_path/'run'/'checkpoints'/'best.safetensors').read_bytes()
     state = torch.load(tmp_path/'run'/'checkpoints'/'last'/'state.pt', weights_only=True)
@@ -148,7 +148,7 @@ def test_commands(tmp_path):
         assert 'Traceback' not in refused.stderr
 
 
-def test_the_whole_road(tmp_path):
+def test_reproduce_runs_all_chapters(tmp_path):
     "`make reproduce` on a small phantom: all chapters, the table, the banner, the figures."
     done = run(sys.executable, '-c', REPRODUCE, '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1', 'image_size=32',
                f'backbones={SMALLEST}')
@@ -162,7 +162,7 @@ def test_the_whole_road(tmp_path):
     assert json.loads((tmp_path/'r'/'metrics.json').read_text())['phantom'] is True
 
 
-def test_road_refuses_before_anything_runs(tmp_path):
+def test_reproduce_rejects_before_running(tmp_path):
     done = run(sys.executable, '-c', REPRODUCE, '--run-dir', tmp_path/'r', '--set', 'epocs=3')
     assert done.returncode != 0 and "unknown parameter 'epocs': did you mean epochs?" in done.stderr and 'Traceback' not in done.stderr
     assert not (tmp_path/'r').exists()
@@ -171,7 +171,7 @@ def test_road_refuses_before_anything_runs(tmp_path):
 @pytest.mark.parametrize('change, says', [
     ('epocs=3', 'unknown parameter'), ('epochs=three', "epochs='three' is not of type int"), ('epochs', 'write KEY=VALUE'),
     ('lr=-1', 'lr=-1 is not above 0'), ('protocol=clinic', "protocol='clinic' is not one of 'paper', 'clinical'")])
-def test_road_reads_settings(change, says):
+def test_reproduce_reads_settings(change, says):
     with pytest.raises(ValueError, match=re.escape(says)): read_settings('', 'paper', '', [change])
     assert read_settings('', 'clinical', '', ['epochs=3']).epochs == 3
 

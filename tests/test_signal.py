@@ -24,7 +24,7 @@ def above_chance(tmp_path, signal):
     return (value - .5)/np.nanstd(draws)
 
 
-def test_no_signal_no_skill(tmp_path):
+def test_no_signal_gives_chance(tmp_path):
     "Neither pixels nor age nor density know the label, so that no network is far from chance on women never seen."
     assert abs(above_chance(tmp_path, 0.)) < 4
 

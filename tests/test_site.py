@@ -94,7 +94,7 @@ def untidied(cell):
     return re.sub(r'^title: .*$', '', source, flags=re.M) if cell['cell_type'] == 'raw' else source
 
 
-def test_sources_are_lists_of_lines_that_join_to_the_old_text(filtered):
+def test_filter_keeps_sources_as_lists_of_lines(filtered):
     "Quarto drops the line ends of a source that is one string: front matter and code then run together."
     n = 0
     for stem, (before, after) in filtered.items():
@@ -126,7 +126,7 @@ def test_nbdev_keeps_our_sidebar():
     assert len(pictures) == 3 and [p for p in pictures if not (ROOT/p).exists()] == []
 
 
-def test_number_file_title_and_sidebar_name_a_page_alike():
+def test_page_names_agree():
     for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
         stem = Path(entry['href']).stem
         title = nbformat.read(ROOT/'nbs'/entry['href'], 4).cells[0].source.splitlines()[0].removeprefix('# ')
@@ -135,7 +135,7 @@ def test_number_file_title_and_sidebar_name_a_page_alike():
         assert entry['text'].startswith(f'{number} {title}: '.lstrip()) and len(entry['text']) <= 65, entry['text']
 
 
-def test_pages_are_titled_as_the_sidebar_names_them(pages):
+def test_page_titles_match_the_sidebar(pages):
     for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
         title = BeautifulSoup(pages[Path(entry['href']).stem], 'html.parser').h1.get_text(strip=True)
         assert title == (entry['text'] if entry['text'][0].isdigit() else entry['text'].split(':')[0])
@@ -144,7 +144,7 @@ def test_pages_are_titled_as_the_sidebar_names_them(pages):
 def hrefs(page): return [a['href'] for a in BeautifulSoup(page, 'html.parser').select('main a[href]')]
 
 
-def test_links_of_all_pages_lead_somewhere(pages):
+def test_links_resolve(pages):
     names = {re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem) for p in NOTEBOOKS}
     dead = [(stem, href) for stem, page in pages.items() for href in hrefs(page)
             if not re.match(r'[a-z]+:|#', href)
@@ -152,7 +152,7 @@ def test_links_of_all_pages_lead_somewhere(pages):
     assert dead == [] and sum(len(hrefs(p)) for p in pages.values()) > 150
 
 
-def test_images_of_all_pages_say_what_they_show(pages):
+def test_images_have_alt_texts(pages):
     images = [(stem, i) for stem, page in pages.items() for i in BeautifulSoup(page, 'html.parser').select('main img')]
     assert [stem for stem, i in images if not i.get('alt', '').strip()] == [] and len(images) > 40
 
@@ -176,7 +176,7 @@ def test_signatures_hold_no_links():
     assert any('`fill_in`' in s for s in signatures), 'names stay'
 
 
-def test_links_in_code_are_what_is_taken_out():
+def test_filter_removes_only_links_in_code():
     link = '[`read_x`](https://a.b/c.html#read_x)'
     out = dict(output_type='display_data', data={'text/markdown': [f'```python\nf(x) # of {link}\n```\n', f'of {link}']})
     nb = dict(cells=[dict(cell_type='code', source='#| output: asis\nshow_doc(f)', outputs=[out])])
@@ -193,7 +193,7 @@ def test_tests_and_plots_are_folded(source, summary):
     assert after == (f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}' if summary else source)
 
 
-def test_badge_is_no_figure_with_a_caption():
+def test_badge_has_no_caption():
     badge = '[![Open in Colab](https://c.d/assets/colab-badge.svg)](https://c.d/x.ipynb)'
     nb = dict(cells=[dict(cell_type='markdown', source=[badge])])
     assert json.loads(tidied(json.dumps(nb)))['cells'][0]['source'] == [badge + '&nbsp;']
@@ -290,7 +290,7 @@ def seen(pages, reports, module_path):
     return look(both + [(k, PAPER, p) for k, p in (reports | printed | wide).items()], module_path)
 
 
-def test_pages_of_commands_say_first_what_was_found(reports):
+def test_command_pages_start_with_a_summary(reports):
     for name, page in reports.items():
         first = BeautifulSoup(page, 'html.parser').body.find(['p', 'h2', 'table', 'img'])
         assert first.name == 'p' and 'lead' in first['class'] and 'PHANTOM' in first.text and len(first.text.split()) > 4, name
@@ -306,7 +306,7 @@ def test_no_page_scrolls_sideways(seen):
     assert {k: v for k, v in moved.items() if k not in planted} == {} and len(seen) > 2*len(NOTEBOOKS) + 15
 
 
-def test_figure_stands_in_the_first_screen(seen):
+def test_figure_is_in_the_first_screen(seen):
     index = seen['index 1280']
     assert index['top'] < index['bottom'] <= 800
 
@@ -319,7 +319,7 @@ def luminance(color):
 
 
 @pytest.mark.parametrize('mode, dark', [('', False), (' dark', True), (' print', False)])
-def test_text_of_reports_is_seen_in_light_dark_and_print(seen, mode, dark):
+def test_report_text_is_visible_in_light_dark_and_print(seen, mode, dark):
     for name in ('check', 'audit', 'evaluate'):
         page = seen[f'{name}{mode} 390']
         ink, paper = luminance(page['ink']), luminance(page['paper'])

@@ -50,7 +50,7 @@ def weights(run_dir):
     return torch.load(run_dir/'checkpoints'/'last'/'state.pt', weights_only=True)['model']
 
 
-def test_killed_at_five_random_moments(phantom, tmp_path):
+def test_training_killed_at_five_random_events(phantom, tmp_path):
     "Killed before, in or after a step or a file's renaming, in the first epoch of a session or in its second: it goes on to the same bytes."
     tensorize(TensorConfig(data_root=str(phantom), run_dir=str(tmp_path), tensor_dir=str(tmp_path/'tensors'), image_size=32))
     code, events = train(phantom, tmp_path, 'whole')
@@ -76,7 +76,7 @@ def test_every_ablation_trains(small, tmp_path, name):
     assert sum(p.numel() for p in model.parameters()) == run.config['n_parameters']
 
 
-def test_run_folder_alone_is_enough(tmp_path):
+def test_run_folder_is_self_contained(tmp_path):
     run = fit(make_config(SMALL | dict(run_dir=str(tmp_path/'run'), protocol='clinical', phantom_patients=24)))
     written = (tmp_path/'run'/'predictions.csv').read_text()
     shutil.rmtree(tmp_path/'run'/'phantom') # images, sheet, regions
@@ -85,7 +85,7 @@ def test_run_folder_alone_is_enough(tmp_path):
     assert not Path(run.config['settings']['tensor_dir']).exists()
 
 
-def test_loss_that_turns_nan_keeps_the_last_epoch(small, tmp_path):
+def test_nan_loss_keeps_the_last_epoch(small, tmp_path):
     fit(replace(small, run_dir=str(tmp_path)))
     kept = weights(tmp_path)
     state = torch.load(tmp_path/'checkpoints'/'last'/'state.pt', weights_only=True)
@@ -97,7 +97,7 @@ def test_loss_that_turns_nan_keeps_the_last_epoch(small, tmp_path):
     assert all(torch.equal(after[k], v) for k, v in kept.items())
 
 
-def test_rate_beyond_reason(small, tmp_path):
+def test_excessive_learning_rate(small, tmp_path):
     "A step of 1e30 in each weight: two layers on, the next batch is beyond single precision on any machine."
     with pytest.raises(FloatingPointError, match=r'loss is (nan|inf) at epoch 1, .*: lower lr \(1e\+30\) in another run_dir; no epoch is kept'):
         fit(replace(small, run_dir=str(tmp_path), lr=1e30, epochs=3))
@@ -120,7 +120,7 @@ def test_class_absent_from_training(small, tmp_path):
     assert set(run.predictions[run.predictions.split == 'train'].label) == {0, 2}
 
 
-def test_one_breast_to_train(small, tmp_path):
+def test_single_training_breast(small, tmp_path):
     def change(split):
         first = split.index[split.split == 'train'][0]
         split.loc[(split.split == 'train') & (split.index != first), 'split'] = 'test'
