@@ -1,4 +1,4 @@
-"""Train a small phantom under both protocols and keep what it predicts, one tensor and the settings in `tests/pins/`.
+"""Train a small phantom under both protocols; store predictions, one tensor and settings in `tests/pins/`.
 
 usage: python tests/make_pins.py [--out tests/pins]
 `tests/test_pins.py` holds today's code to these files. They are made anew only where numerics are meant to change; say why in
@@ -18,7 +18,7 @@ SAME_EVERYWHERE = dict( # read when torch is imported
 
 
 def find_processor():
-    "Name the kind of processor; '' where the system does not say."
+    "Name the kind of processor; '' if the system does not report it."
     info = Path('/proc/cpuinfo')
     lines = [line.partition(':') for line in info.read_text().splitlines()] if info.exists() else []
     facts = {k.strip(): v.strip() for k, _, v in lines}
@@ -26,7 +26,7 @@ def find_processor():
 
 
 def make(out):
-    "Make both runs; keep predictions, history, settings, splits and a tensor of each."
+    "Make both runs; store predictions, history, settings, splits and a tensor of each."
     import torch
     from cesm_nb.synthetic.phantom import make_phantom
     from cesm_nb.core.settings import make_config
@@ -48,7 +48,7 @@ def make(out):
 
 
 def make_apart(out):
-    "Make them in a process of their own, with that arithmetic."
+    "Make them in a separate process, with that arithmetic."
     done = subprocess.run([sys.executable, __file__, '--here', '--out', str(out)], env=os.environ | SAME_EVERYWHERE, timeout=900,
                           capture_output=True, text=True)
     if done.returncode: raise RuntimeError(done.stderr[-2000:])

@@ -1,4 +1,4 @@
-"The local page: what it answers, what it refuses, that two clients stay apart, and how a browser drives it by keyboard."
+"The local page: predictions, rejected requests, isolated clients, and keyboard use in a browser."
 import base64
 import itertools
 import json
@@ -64,7 +64,7 @@ def test_app_returns_the_case_page(client, site, cases):
     assert len(re.findall('<label>', empty.text)) == len(re.findall(r'<(?:select|input type="(?!hidden)|input name)', empty.text))
     answer = client.post('/ask', data=form(site), files=cases[0], headers=OURS)
     assert answer.status_code == 200 and answer.text.index('Research use only') < answer.text.index('mine, ') and 'PHANTOM' in answer.text
-    assert re.search(r'evidence of nothing\.<br>\s*mine, ', answer.text) # two sentences, apart
+    assert re.search(r'evidence of nothing\.<br>\s*mine, ', answer.text) # two separate sentences
     for r in (empty, answer, client.get('/nowhere')):
         policy = r.headers['content-security-policy']
         assert "default-src 'none'" in policy and 'script' not in policy and 'unsafe' not in policy and 'http' not in policy
@@ -116,7 +116,7 @@ def test_invalid_forms(client, site, cases, monkeypatch):
     large = dict(CM_CC=('a.jpg', b'\xff\xd8' + bytes(2**20)))
     assert post(large).status_code == 413
     body = client.build_request('POST', '/ask', data=form(site), files=large).read()
-    pieces = (body[i:i + 9999] for i in range(0, len(body), 9999)) # of unknown length, counted as it comes
+    pieces = (body[i:i + 9999] for i in range(0, len(body), 9999)) # of unknown length, counted while received
     assert client.post('/ask', content=pieces, headers=OURS | {'content-type': 'multipart/form-data; boundary=x'}).status_code in (400, 413)
 
 
@@ -143,7 +143,7 @@ def test_no_file_is_kept_by_default(site, cases, tmp_path, monkeypatch):
 
 
 def test_predictions_are_kept_or_reported_as_unwritable(site, cases, tmp_path, monkeypatch):
-    "A deletion frees no number; a folder that is gone is made again; what cannot be written is shown all the same."
+    "Numbers are not reused, a deleted folder is remade, an unwritable prediction is still shown."
     keeping = site._replace(keep=tmp_path/'kept')
     ask = lambda: TestClient(page.make_app(keeping), HOME).post('/ask', data=form(site, name='x'), files=cases[0], headers=OURS)
     assert f'Kept as 001-x.html in {tmp_path}/kept.' in ask().text and 'Kept as 002-x.html' in ask().text
@@ -173,7 +173,7 @@ def test_models_that_need_regions_are_rejected_at_start(site, monkeypatch):
 
 @pytest.fixture
 def served(site):
-    "The page as a browser gets it; its address."
+    "The page as a browser gets it, and its address."
     with create_server(('127.0.0.1', 0)) as door:
         port = door.getsockname()[1]
         server = page.make_server(page.make_app(site._replace(hosts=(f'127.0.0.1:{port}',))))
@@ -230,7 +230,7 @@ class Browser:
 
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH: install it to test the page in a browser')
 def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
-    "Also the pages of cases: wide enough for every screen, whatever a case or a file is called."
+    "Case pages fit every screen too, whatever the name of a case or a file."
     pages = [tmp_path/f'{k}.html' for k in ('case', 'silent', 'refused')]
     uploads, experts = {k: Upload(*v) for k, v in cases[0].items()}, site.experts*2
     case = page.read_upload(dict(name='name-' + 'x'*55), uploads, page.list_images(experts))
@@ -250,7 +250,7 @@ def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
             browser('Emulation.setDeviceMetricsOverride', width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
             browser.go(served)
             root = browser('DOM.getDocument')['root']['nodeId']
-            for k, path in paths.items(): # what a person picks in the window that the field opens
+            for k, path in paths.items(): # files picked in the dialog of the field
                 node = browser('DOM.querySelector', nodeId=root, selector=f'input[name={k}]')['nodeId']
                 browser('DOM.setFileInputFiles', nodeId=node, files=[path])
             assert browser.js('document.documentElement.scrollWidth <= innerWidth')
@@ -271,7 +271,7 @@ def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
             assert browser.js('document.documentElement.scrollWidth <= innerWidth')
             assert browser.js('document.images[0].naturalWidth') > 300 and browser.js('getComputedStyle(document.body).maxWidth') == '1180px'
             assert not [m for m in browser.events if m['method'] == 'Log.entryAdded' and 'Security' in str(m)]
-            for path in pages: # what cesm_predict writes, and a refusal, both with a name that has no blank
+            for path in pages: # a page of cesm_predict and an error page, both with a name without blanks
                 browser.go(path.as_uri())
                 assert browser.js('document.documentElement.scrollWidth <= innerWidth'), (width, path)
             shot = browser('Page.captureScreenshot', captureBeyondViewport=True)['data']

@@ -1,7 +1,8 @@
-"""The audit on trial: phantoms with one leak at a time, and the network itself.
+"""Test of the audit: phantoms with one leak at a time, and the network itself.
 
-On a phantom whose lesions cannot be seen, whatever is found comes from a leak. Each leak of synthetic.phantom must move the rung that
-closes it, and no other; without a leak no rung may do better than chance; with lesions to be seen both protocols must find them.
+On a phantom without visible lesions, any signal comes from a leak. Each leak of synthetic.phantom must
+move the rung that closes it, and no other; without a leak no rung may exceed chance; with visible lesions
+both protocols must find them.
 """
 import pytest
 from joblib import Parallel, delayed
@@ -20,15 +21,15 @@ from conftest import ROOT, WEIGHTS, needs_weights
 CLOSES = dict(twin='split_unit', region='roi_source', density='density_missing', view='mask_missing_views')
 PHANTOMS = {'none': dict(leaks=(), signal=0., clinical=0.), **{k: dict(leaks=(k,), signal=0., clinical=0.) for k in LEAKS},
             'blind': dict(signal=0., clinical=0.), 'clear': dict(signal=2.)}
-BROKEN = {'clinical with regions': PROTOCOLS['clinical'] | dict(roi_source='annotation')} # a leak put in on purpose
-CAUGHT = 'region', 'blind' # phantoms on which it must show
+BROKEN = {'clinical with regions': PROTOCOLS['clinical'] | dict(roi_source='annotation')} # a planted leak
+CAUGHT = 'region', 'blind' # phantoms on which it must be detected
 
 
 def try_phantom(folder, name):
     "Scores and paired steps of the stand-in on one phantom."
     root = make_phantom(folder/name, 100, seed=1, size_px=100, progress=False, **PHANTOMS[name])
     walked = ladder() | (BROKEN if name in CAUGHT else {})
-    pooled = walk(root, folder/f'{name}-tensors', walked, seeds=(0, 1, 2, 3)) # of two, an interval says little
+    pooled = walk(root, folder/f'{name}-tensors', walked, seeds=(0, 1, 2, 3)) # with two, an interval is too uncertain
     rungs = list(ladder())[:5]
     pairs = tuple(zip(rungs, rungs[1:])) + (('clinical', 'clinical with regions'),)*(name in CAUGHT)
     table = lambda t: t[t.score == 'auc'][['value', 'low', 'high']]
@@ -74,11 +75,11 @@ def test_both_protocols_find_visible_lesions(tried):
 
 
 def test_planted_leak_in_clinical_is_detected(tried):
-    "By its settings, and by its score on a phantom in which there is nothing to see."
+    "By its settings, and by its score on a phantom without visible lesions."
     check_clinical(make_config(dict(protocol='clinical')))
     with pytest.raises(ValueError, match="roi_source='annotation'"):
         check_clinical(make_config(dict(protocol='clinical', roi_source='annotation')))
-    for k, v in PROTOCOLS['paper'].items(): # each switch of the paper's
+    for k, v in PROTOCOLS['paper'].items(): # each switch of the paper's protocol
         assert len(find_leaks(make_config({'protocol': 'clinical', k: v}))) == 1, k
     for name in CAUGHT:
         scores, steps = tried[name]

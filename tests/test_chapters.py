@@ -1,4 +1,4 @@
-"One list of chapters: what is written from it is current, and each notebook is in it exactly once."
+"The list of chapters: files written from it are current, and it has each notebook exactly once."
 import json
 
 import pytest
@@ -9,7 +9,7 @@ from conftest import ROOT
 
 
 def notebook(path, claim):
-    "A notebook whose first cell claims something."
+    "A notebook whose first cell has a claim."
     path.parent.mkdir(parents=True, exist_ok=True)
     first = dict(cell_type='markdown', source=[f'# {path.stem}\n', '\n', f'> {claim}'])
     table = dict(cell_type='markdown', source=['## Chapters\n', 'old'])
@@ -47,7 +47,7 @@ def test_sections_pages_and_claims(toy):
     core = dict(section='Core', contents=[settings])
     assert contents[2] == dict(section='Library', contents=[core])
     without = outer.replace('nbs/', '').split('\n', 2)[2]
-    assert inner.split('\n', 2)[2] == without # the heads name each other
+    assert inner.split('\n', 2)[2] == without # the headers name each other
     cell = ''.join(json.loads(index)['cells'][1]['source'])
     assert '### Library: Core\n' in cell and 'old' not in cell
     assert '| [core.settings](api/core.settings.ipynb) | Every setting |' in cell

@@ -1,4 +1,4 @@
-"Two processes train as one: the same losses, and one run folder that is written once."
+"Two processes train like one: the same losses, and one run folder, written once."
 import json
 import os
 import subprocess
@@ -48,7 +48,7 @@ Path(out, f'said{team.process_index}.json').write_text(json.dumps(dict(losses=lo
 
 
 def train(phantom, out, *launcher):
-    "Run `CODE` under a launcher; what each of its processes said."
+    "Run `CODE` under a launcher; return the output of each process."
     env = os.environ | dict(OMP_NUM_THREADS='1')
     done = subprocess.run([sys.executable, *launcher, out.parent/'steps.py', phantom, out], capture_output=True, text=True, env=env, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"What CONTRIBUTING.md promises: a backbone, a score, another stack of views, another data set, each through one public place."
+"Extensions of CONTRIBUTING.md: a backbone, a score, views, a data set, each in one public place."
 import json
 import os
 import shutil
@@ -27,7 +27,7 @@ BOTH = ('DM CC', 'DM MLO', 'CM CC', 'CM MLO')
 
 
 def path_first(folder):
-    "The environment in which modules of `folder` come before all others."
+    "An environment in which modules of `folder` take precedence."
     return os.environ | {'PYTHONPATH': str(folder)}
 
 
@@ -66,7 +66,7 @@ write_table(table, 'scores')
 
 
 def test_new_score_is_one_table_line(tmp_path):
-    "In a copy of the package, stats.scores gets one more line and is exported; every table then has the score."
+    "With one more line in a copy of stats.scores, every table has the score."
     from nbdev.export import nb_export
     shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb', ignore=shutil.ignore_patterns('__pycache__'))
     chapter = (ROOT/'nbs'/'api/stats.scores.ipynb').read_text()
@@ -94,13 +94,13 @@ def test_four_views_by_setting(phantom, tmp_path):
 
 def test_third_view_is_one_table_row(phantom, tmp_path, monkeypatch):
     monkeypatch.setitem(CHANNELS, 'three', (('CM', 'CC'), ('CM', 'MLO'), ('DM', 'CC')))
-    monkeypatch.setattr(TrainConfig.__dataclass_fields__['modality'], 'type', Literal['CM', 'DM', 'DM+CM', 'three']) # the word in 00a
+    monkeypatch.setattr(TrainConfig.__dataclass_fields__['modality'], 'type', Literal['CM', 'DM', 'DM+CM', 'three']) # as in core.settings
     run = train(phantom, tmp_path, modality='three', protocol='clinical', backbones='mobilenetv2_100')
     assert load_run(run.run_dir)[0].streams.views == ('CM CC', 'CM MLO', 'DM CC')
 
 
 def read_flat(root, regions='', with_images=True):
-    "A made-up layout: files are called WOMAN-side-view.png, beside a JSON of diagnoses."
+    "A synthetic layout: files are called WOMAN-side-view.png, beside a JSON of diagnoses."
     if not (root/'diagnoses.json').is_file(): raise FileNotFoundError(f'{root} lacks diagnoses.json')
     rows = []
     for path in sorted(root.glob('*.png')):
@@ -134,6 +134,6 @@ def test_new_data_set_is_one_reader(flat, tmp_path):
 
 
 def test_unknown_folder_layout_is_rejected(flat, tmp_path):
-    "Each reader says what it missed."
+    "Each reader reports what is missing."
     with pytest.raises(FileNotFoundError, match='lacks the annotation sheet.*; or .*lacks diagnoses.json'): read_dataset(tmp_path)
     with pytest.raises(ValueError, match='no region file'): train(flat, tmp_path, protocol='paper')

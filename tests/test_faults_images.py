@@ -1,4 +1,4 @@
-"Images that are turned, negative, blank, tiny, huge or no files; regions by the million; processes that are stopped."
+"Images that are rotated, negative, blank, tiny, huge or not files; huge regions; stopped processes."
 import json
 import os
 import shutil
@@ -32,14 +32,14 @@ import mutate
 
 @pytest.fixture(scope='module')
 def whole(module_path):
-    "A small phantom and the tensors that both protocols make of it."
+    "A small phantom and its tensors under both protocols."
     data = make_phantom(module_path/'data', n_patients=6, size_px=72, progress=False)
     return data, {p: make(data, module_path/p, protocol=p) for p in ('paper', 'clinical')}
 
 
 @pytest.fixture
 def data(whole, tmp_path):
-    "A copy to spoil."
+    "A copy to damage."
     return Path(shutil.copytree(whole[0], tmp_path/'data'))
 
 
@@ -53,23 +53,23 @@ def make(data, folder, **settings):
 
 
 def a_view(data, modality='CM', regions=False):
-    "The first image of a breast with both views; with a region where asked for."
+    "Find the first image of a breast with both views; with a region if required."
     images = read_dataset(data).images.query('modality == @modality and path == path')
     both = images.groupby(['patient_id', 'side']).view.transform('nunique') == 2
     return images[both & (images.n_regions > 0 if regions else True)].iloc[0]
 
 
 def kinds_of(data):
-    "What the check says: kind -> names."
+    "Findings of the check: kind -> names."
     return find_problems(data)[1].groupby('kind').image_name.agg(list)
 
 
-STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4} # EXIF's number -> Pillow's transposition that makes such a file
+STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4} # EXIF orientation -> Pillow transposition that makes such a file
 
 
 @pytest.mark.parametrize('turn', STORED)
 def test_turned_images_give_the_same_tensor(whole, data, tmp_path, turn):
-    "Regions are drawn on the upright image, so the tensor is the same, region and all; the contact sheet agrees."
+    "Regions are drawn on the upright image, so tensor and contact sheet are the same."
     row = a_view(data, regions=True)
     exif, image = Image.Exif(), Image.fromarray(read_image(row.path))
     exif[0x0112] = turn
@@ -77,7 +77,7 @@ def test_turned_images_give_the_same_tensor(whole, data, tmp_path, turn):
     tensors, named = make(data, tmp_path, protocol='paper')
     assert not named and all((tensors[k]['x'] == v['x']).all() for k, v in whole[1]['paper'][0].items())
     assert row.image_name in kinds_of(data)['stored turned, used upright']
-    assert (cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) == np.asarray(image)).all() # as chapter 00 shows it
+    assert (cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) == np.asarray(image)).all() # as shown in chapter 00
     changed = read_dataset(data).images.set_index('image_name').loc[row.image_name]
     assert changed.original_width_px == image.width and changed.original_height_px == image.height
 
@@ -91,7 +91,7 @@ def test_turned_jpeg_and_damaged_exif(data, tmp_path):
     assert abs(read_image(row.path).astype(int) - upright).max() <= 8
     spoilt = Path(row.path).read_bytes().replace(b'MM\0*', b'M?\0*').replace(b'II*\0', b'I?*\0')
     Path(row.path).write_bytes(spoilt)
-    assert read_image(row.path).shape == upright.shape[::-1] # what cannot be read turns nothing, as in viewers
+    assert read_image(row.path).shape == upright.shape[::-1] # unreadable EXIF is ignored, as in viewers
 
 
 SPOILT = {
@@ -108,7 +108,7 @@ def test_non_mammograms_are_reported_and_may_not_count_as_views(data, tmp_path, 
     row = a_view(data)
     cv2.imwrite(f'{row.path}.png', spoil(read_image(row.path)))
     os.replace(f'{row.path}.png', row.path)
-    assert kinds_of(data)[kind] == [row.image_name] and look_at(row.path)['doubt'].startswith(kind) # alone, too
+    assert kinds_of(data)[kind] == [row.image_name] and look_at(row.path)['doubt'].startswith(kind) # also as a single image
     tensors, named = make(data, tmp_path, protocol='clinical')
     breast = f'P{row.patient_id}_{row.side}'
     assert list(named) == [breast] and kind in named[breast] and row.view in named[breast]
@@ -126,7 +126,7 @@ def test_phantoms_are_not_flagged_as_negatives(tmp_path, signal_, size):
 
 @needs_data
 def test_real_images_are_not_flagged_as_negatives():
-    "Every fifth of the images at hand; all 1,070 were tried once, with the same result."
+    "Every fifth image; all 1,070 were tried once, with the same result."
     images = [read_image(f) for f in sorted(REAL.glob('* images of */*.jpg'))[::5]]
     assert len(images) > 200 and {image_problem(im) for im in images} == {''}
     assert {image_problem(255 - im).partition(':')[0] for im in images} == {'negative'}
@@ -162,7 +162,7 @@ def test_pipe_as_tensor_is_rejected_and_remade(data, tmp_path):
 
 
 def test_large_images_are_checked_on_a_reduced_copy():
-    "9000 x 9000 takes minutes otherwise; an image up to the bound is searched as it is."
+    "9000 x 9000 takes minutes otherwise; images up to the bound are checked at full size."
     half = cv2.ellipse(np.full((300, 200), 3, np.uint8), (0, 150), (150, 120), 0, 0, 360, 90, -1)
     large = cv2.resize(half, (9000, 9000), interpolation=cv2.INTER_NEAREST)
     image, odd = enhance(large, 'breast')
@@ -177,7 +177,7 @@ def test_regions_of_many_points_are_bounded(data, tmp_path):
     assert region_problem(ring, (60, 80)) == 'thinned: polygon of 2,000,000 points thinned to 5,000'
     fine = dict(ring, all_points_x=ring['all_points_x'][::400], all_points_y=ring['all_points_y'][::400])
     assert len(fine['all_points_x']) == MAX_POINTS and region_problem(fine, (60, 80)) == ''
-    line = dict(name='polygon', all_points_x=[30]*MAX_POINTS, all_points_y=list(range(MAX_POINTS))) # all sides in one column
+    line = dict(name='polygon', all_points_x=[30]*MAX_POINTS, all_points_y=list(range(MAX_POINTS))) # all edges in one column
     assert 'reaches beyond' in region_problem(line, (60, 80)) and region_problem(line, (60, 9999)) == ''
     row, via = a_view(data, regions=True), pd.read_csv(data/REGIONS_NAME, dtype=str)
     first = via.index[via['#filename'].str.startswith(row.image_name)][0]
@@ -214,7 +214,7 @@ def test_killed_worker_ends_with_a_sentence(data, tmp_path, monkeypatch):
 
 
 def test_workers_end_on_sigterm(data, tmp_path):
-    "Workers write their number and wait; once the parent was ended none of them is left."
+    "Workers write their id and wait; none is left after the parent has ended."
     script = tmp_path/'run.py'
     script.write_text('''
 import os, signal, sys, threading
@@ -237,7 +237,7 @@ if __name__ == "__main__":
 
 
 def test_page_is_written_atomically(data, tmp_path, monkeypatch):
-    "A page that stands is never half overwritten, and what a dead process left is swept."
+    "An existing page is never partly overwritten, and leftovers of a killed process are removed."
     out = tmp_path/'out'
     page = write_report(data, out).read_bytes()
     assert (out/'.gitignore').read_text() == '*\n' and sorted(f.name for f in out.iterdir()) == ['.gitignore', 'facts.csv', 'index.html', 'problems.csv']
@@ -265,7 +265,7 @@ def spoil_regions(data, **change):
     {'region_shape_attributes': lambda c: c.str.replace('name', 'form')},
     {'region_shape_attributes': lambda c: '{"name":"circle","cx":9000,"cy":9000,"r":3}'}])
 def test_regions_without_images_are_rejected(data, tmp_path, change):
-    "The paper's protocol without a single region is another protocol."
+    "The paper's protocol requires regions."
     spoil_regions(data, **change)
     with pytest.raises(ValueError, match="no region that can be drawn on an image of modality 'CM'"): make(data, tmp_path)
     make(data, tmp_path/'clinical', protocol='clinical')
@@ -296,7 +296,7 @@ def test_unused_images_in_a_shared_folder_are_reported(data):
 
 
 def keep(data, where):
-    "Leave only some rows of the sheet."
+    "Keep only some rows of the sheet."
     book = data/'Radiology-manual-annotations.xlsx'
     sheet = pd.read_excel(book, dtype=str, keep_default_na=False)
     sheet[where(sheet)].to_excel(book, index=False, sheet_name='all')
@@ -326,7 +326,7 @@ def mutations(): return mutate.mutate(12, seed=0)
 
 
 def test_random_faults_are_reported_or_rejected(mutations):
-    "The command `tools/dev/mutate.py` does hundreds of them."
+    "`tools/dev/mutate.py` runs hundreds of them."
     assert set(mutations.outcome) <= {'same', 'named', 'refused'} and mutations.fault.nunique() == len(mutate.MUTATIONS)
 
 
@@ -335,7 +335,7 @@ def test_mutation_tool_detects_bad_outcomes(tmp_path, monkeypatch):
     whole = mutate.observe(base, tmp_path/'whole', 'clinical')
     name = mutate.images_of(base)[0]
     silent = mutate.observe(base | {name: mutate.png(mutate.pixels(base[name])//2)}, tmp_path/'silent', 'clinical')
-    assert mutate.judge(silent, whole)[0] == 'WRONG' # nothing can know of this change, so it must be seen by the judge
+    assert mutate.judge(silent, whole)[0] == 'WRONG' # no check can detect this change, so the tool must
     def fault(*_): raise RuntimeError('x')
     monkeypatch.setattr(mutate, 'check', fault)
     assert mutate.judge(mutate.observe(base, tmp_path/'fault', 'clinical'), whole)[0] == 'TRACEBACK'

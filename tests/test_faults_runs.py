@@ -1,4 +1,4 @@
-"Run folders that were altered, shared by two processes, or cut short by a full disk: refused in a sentence, never half-written."
+"Run folders that are altered, shared by two processes, or on a full disk: rejected, never half-written."
 import signal
 import subprocess
 import sys
@@ -16,7 +16,7 @@ WRITE = ('import sys; from cesm_nb.core.errors import one_way_out\nfrom cesm_nb.
 
 
 def test_run_folder_is_locked(tmp_path):
-    "The second is refused in one sentence that names the first; killed, the first holds nothing."
+    "The second process gets one sentence that names the first; a killed process holds no lock."
     python = lambda code: [sys.executable, '-c', code, str(tmp_path)]
     take = lambda: subprocess.run(python(TAKE), capture_output=True, text=True, timeout=PATIENCE)
     with subprocess.Popen(python(HOLD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
@@ -27,7 +27,7 @@ def test_run_folder_is_locked(tmp_path):
         first.kill()
         first.wait(PATIENCE)
         assert (tmp_path/'.lock').read_text() and take().stdout == 'mine\n'
-    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {'.lock': ''} # names nobody
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {'.lock': ''} # names no process
 
 
 def test_size_limit_leaves_no_partial_file(tmp_path):

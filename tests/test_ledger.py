@@ -1,4 +1,4 @@
-"The ledger of definitions: a pure move leaves it as it was, a change of one definition is found."
+"The ledger of definitions: unchanged by a pure move; a changed definition is found."
 import ledger
 
 FIRST = '"""One."""\n__all__ = ["one"]\nimport os\nA = 1 # one\n\ndef one(): return A\n'

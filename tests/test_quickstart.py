@@ -1,4 +1,4 @@
-"The notebook for Colab: from its form to a report, and one sentence where it cannot."
+"The notebook for Colab: from its form to a report, or one sentence on failure."
 import json
 import os
 import re
@@ -51,7 +51,7 @@ def colab_cells():
 
 
 def test_notebooks_install_the_same_way():
-    "Before anything else, and no failure is hidden."
+    "First of all cells, and no failure is hidden."
     cells = colab_cells()
     assert len(cells) > 60
     for name, text in cells.items():
@@ -63,7 +63,7 @@ def test_notebooks_install_the_same_way():
     (False, 1, 1, None), (True, 0, 0, None), (True, 1, 0, 'cesm_nb could not be installed: the lines above say why'),
     (True, 0, 1, 'its results could not be fetched: the lines above say why')])
 def test_failed_install_stops_the_notebook(tmp_path, monkeypatch, capfd, colab, pip, git, says):
-    "With programs that stand for pip and git, in a folder that stands for Colab's: a sentence, and nothing is called elsewhere."
+    "With stand-ins for pip, git and Colab's folder: a sentence, and nothing else is called."
     for folder in ('bin', *['content/sample_data'] * colab, 'work/repo.ready/results', 'work/repo.ready/nbs'): (tmp_path/folder).mkdir(parents=True)
     for name, code, more in (('pip', pip, ''), ('git', git, 'cp -r repo.ready repo')):
         (tmp_path/'bin'/name).write_text(f'#!/bin/sh\ntouch {tmp_path}/{name}.called\n{more}\nexit {code}\n')

@@ -28,7 +28,7 @@ from cesm_nb.core.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
 PROGRAMS = r'(?:cesm_\w+|make|papermill|pip|python|nbdev_\w+|accelerate|torchrun|docker|pre-commit|mkdir|git)'
-SMALL = dict( # program -> what makes its line small; the last of two settings of one name counts
+SMALL = dict( # program -> settings for a small run; the last of two of one name counts
     cesm_phantom='--n-patients 24 --size-px 64 --signal 2 --no-progress',
     cesm_tensorize='--image-size 32',
     cesm_train='--image-size 32 --epochs 1 --no-pretrained --backbones mobilenetv3_small_050 --device cpu --mixed-precision no',
@@ -54,11 +54,11 @@ PARSED = dict( # program -> why its lines are not run here
     cesm_app='serves until it is stopped; test_app.py serves it',
     cesm_fetch='its answer depends on the folder; cohort.download runs it',
     **dict.fromkeys(RUN, 'the README runs this program; another line of it is parsed'))
-BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs/mine', FILE='a.csv') # what a reader puts in
+BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs/mine', FILE='a.csv') # placeholder -> value
 
 
 def split_line(text):
-    "Commands of one line: the comment and Colab's `[ ! -d ... ] ||` removed."
+    "Split a line into commands, without comment and Colab's `[ ! -d ... ] ||`."
     text = re.sub(r'\s#\s.*$', '', text.strip().removeprefix('!').replace('$(which ', '').replace('cesm_train)', 'cesm_train'))
     parts = [p.strip() for p in re.split(r'&&|\|\|', text)]
     return [p for p in parts if p and not p.startswith(('[ ', 'cp '))]
@@ -71,7 +71,7 @@ def lines_of(text):
 
 
 def every_line():
-    "(where, command) of all shell lines that a reader meets."
+    "(where, command) of all documented shell lines."
     out = [(f, line) for f in ('README.md', 'data/README.md', 'CONTRIBUTING.md') for line in lines_of((ROOT/f).read_text())]
     for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         for cell in nbformat.read(path, 4).cells:
@@ -81,16 +81,16 @@ def every_line():
 
 
 def words_of(line):
-    "The program, and what it is given; placeholders filled in."
+    "Program and arguments, placeholders filled in."
     program, *rest = [BOOK.get(w, w) for w in shlex.split(line)]
     return Path(program).name, rest
 
 
-class Parsed(Exception): "The command has understood its options and would start."
+class Parsed(Exception): "Raised when a command has parsed its options and would start."
 
 
 def parse(monkeypatch, program, args):
-    "Have a console script parse its options and stop where the work would begin, if the options fit its parameters."
+    "Let a console script parse its options, check them against its parameters, and stop."
     def stop_at(work):
         def stop(*a, **k):
             inspect.signature(work).bind(*a, **k)
@@ -104,7 +104,7 @@ def parse(monkeypatch, program, args):
 
 
 def parse_pip(args):
-    "Each extra that is asked for is in settings.ini, and all that it needs is pinned."
+    "Each requested extra is in settings.ini, and its requirements are pinned."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     known = settings['DEFAULT']
@@ -118,12 +118,12 @@ def parse_pip(args):
 
 
 def parse_make(monkeypatch, args, folder):
-    "What make would start, set up already: its targets exist, and the command in it is parsed."
+    "Commands of make after setup: targets exist, and their commands are parsed."
     (folder/'.venv').mkdir(exist_ok=True)
     for f in ('.venv/.ready', 'Makefile'): # the newest file: nothing to set up
         if not (folder/f).exists(): (folder/f).write_bytes((ROOT/f).read_bytes() if f == 'Makefile' else b'')
     for f in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): os.utime((folder/f).write_text('') and folder/f or folder/f, (1, 1))
-    alone = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')} # as if make had not started this test
+    alone = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')} # as if not started by make
     said = subprocess.run(['make', '-n', *args], cwd=folder, env=alone, capture_output=True, text=True, timeout=PATIENCE)
     assert said.returncode == 0 and 'pip install' not in said.stdout, said.stdout + said.stderr
     for line in said.stdout.splitlines():
@@ -136,7 +136,7 @@ def parse_make(monkeypatch, args, folder):
 
 
 def make_wheel(folder):
-    "A package of one module, as it is installed from an index."
+    "A package of one module, as installed from an index."
     path = folder/'toy-1-py3-none-any.whl'
     files = {'toy.py': 'one = 1\n', 'toy-1.dist-info/METADATA': 'Metadata-Version: 2.1\nName: toy\nVersion: 1\n',
              'toy-1.dist-info/WHEEL': 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n'}
@@ -148,7 +148,7 @@ def make_wheel(folder):
 
 @pytest.mark.parametrize('installer', ['pip', 'uv'])
 def test_setup_compiles_bytecode(installer, tmp_path):
-    "Images often set `PYTHONDONTWRITEBYTECODE`; what setup does not compile is then compiled again at each start."
+    "With `PYTHONDONTWRITEBYTECODE`, code not compiled by setup is compiled at each start."
     for name in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): (tmp_path/name).touch()
     (tmp_path/'Makefile').write_bytes((ROOT/'Makefile').read_bytes())
     (tmp_path/'cesm_nb').mkdir()
@@ -173,7 +173,7 @@ def parse_papermill(args):
 
 
 def parse_other(program, args):
-    "Launchers understand their options, tools and tests that are named exist."
+    "Launchers accept their options; named tools and tests exist."
     if program == 'accelerate':
         from accelerate.commands.launch import launch_command_parser
         return launch_command_parser().parse_args(args[1:]).training_script_args
@@ -190,11 +190,11 @@ def parse_other(program, args):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    "A folder such as a fresh clone: what is tracked, and no data, run or environment."
+    "A folder like a fresh clone: tracked files, and no data, run or environment."
     listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE)
     for top in {f.split('/')[0] for f in listed.stdout.splitlines()} - {'data'}: (tmp_path/top).symlink_to(ROOT/top)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('PYTHONPATH', str(ROOT)) # as the first line, pip install -e, makes it
+    monkeypatch.setenv('PYTHONPATH', str(ROOT)) # as after the first line, pip install -e
     return tmp_path
 
 
@@ -205,7 +205,7 @@ def readme_block():
 
 
 def test_readme_without_make_runs(folder, capsys):
-    "From an empty folder to a page about one breast, in the order of the README."
+    "From an empty folder to the page of a case, in the order of the README."
     calls = [words_of(part) for line in readme_block() for part in split_line(line)]
     assert [p for p, _ in calls] == ['pip', *RUN]
     for program, args in calls[1:]:
@@ -221,7 +221,7 @@ def test_readme_without_make_runs(folder, capsys):
 
 
 def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
-    "Each shell line is of a program of the tables, and the program takes its options."
+    "Each shell line calls a program of the tables, which accepts its options."
     bare, seen, bad = tmp_path_factory.mktemp('bare'), set(), []
     for where, line in every_line():
         program, args = words_of(line)
@@ -233,7 +233,7 @@ def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
                 elif program == 'make': parse_make(m, args, bare)
                 elif program == 'papermill': parse_papermill(args)
                 elif program.startswith('cesm_'):
-                    if args == ['--help']: continue # test of cli
+                    if args == ['--help']: continue # tested with cli
                     rest = [] if program != 'cesm_grid' or '--data' in args else ['configs/primary.yaml', '--data', 'data'] # a fragment
                     parse(m, program, args + rest)
                     if program == 'cesm_grid' and args[0].endswith('.yaml'): make_grid(read_grid_file(ROOT/args[0]))
@@ -250,12 +250,12 @@ def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
     (commands.Reproduce, ('reproduce.reproduce',)), (commands.Grid, ('experiments.main',)), (commands.App, ('app.main',)),
     (commands.Predict, ('dicom.read_case', 'predict.main'))])
 def test_options_are_parameters(kind, works):
-    "Each option has the name and the default of the parameter that it sets."
+    "Each option has the name and the default of its parameter."
     known = {}
     for module, work in (w.split('.') for w in works):
         known |= inspect.signature(getattr(import_module(f'cesm_nb.{module}'), work)).parameters
     of_option = {f.name: inspect.Parameter.empty if f.default is MISSING else f.default for f in fields(kind)}
-    of_option.pop('root', None) # a folder by default on the command line alone
+    of_option.pop('root', None) # has a default only on the command line
     assert {k: str(v) for k, v in of_option.items()} == {k: str(known[k].default) for k in of_option}
 
 
@@ -296,7 +296,7 @@ def test_workflow_commands_exist(tmp_path):
 
 
 def test_colab_requirements_have_no_upper_bound():
-    "No upper bound in what Colab installs: fastai there needs its own fastcore."
+    "No upper bounds for Colab: fastai there needs its own fastcore."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     asked = [w for k in ('requirements', 'notebooks_requirements', 'dicom_requirements') for w in settings['DEFAULT'][k].split()]
@@ -304,11 +304,11 @@ def test_colab_requirements_have_no_upper_bound():
 
 
 def test_colab_packages_are_kept():
-    "No requirement asks for more than Colab had, so that pip leaves its packages alone."
+    "No requirement exceeds Colab's versions, so that pip keeps its packages."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     asked = [Requirement(w) for k in ('requirements', 'notebooks_requirements') for w in settings['DEFAULT'][k].split()]
     colab = dict(line.split('==') for line in (ROOT/'tools'/'colab.txt').read_text().splitlines() if line[0] != '#')
     known = lambda r: colab.get(canonicalize_name(r.name))
     assert [str(r) for r in asked if known(r) and not r.specifier.contains(known(r))] == []
-    assert {r.name for r in asked if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill'} # these are new there
+    assert {r.name for r in asked if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill'} # these are not preinstalled

@@ -1,4 +1,4 @@
-"Facts of the real annotation files, as published and as measured; any part of the images."
+"Facts about the real annotation files, as published and as measured; any subset of the images."
 import json
 from itertools import islice
 
@@ -80,7 +80,7 @@ def test_split_by_breast_shares_patients(images):
 
 
 def regions_of(images, modality='CM'):
-    "Images that are there and drawn on, with outlines in the file's pixels."
+    "Available images with regions, with outlines in the file's pixels."
     outlines = data.read_dataset(REAL).regions.groupby('image_name').geometry.apply(list)
     for row in images[(images.modality == modality) & images.path.notna() & images.image_name.isin(outlines.index)].itertuples():
         image, original = roi.read_image(row.path), (row.original_width_px, row.original_height_px)
@@ -88,7 +88,7 @@ def regions_of(images, modality='CM'):
 
 
 def test_opencv_clip_limit(images, monkeypatch):
-    "What `createCLAHE` and `apply` are handed, region by region, and what OpenCV makes of it."
+    "Record the arguments of `createCLAHE` and `apply` per region, and OpenCV's result."
     limits, told = [], []
     class Spy:
         def __init__(self, clip, grid): self.clip, self.grid = clip, grid
@@ -105,7 +105,7 @@ def test_opencv_clip_limit(images, monkeypatch):
 
 
 def test_reduced_copy_is_as_bright_as_the_original(images):
-    "Enlarged images stand in for the originals: equalise and reduce, against reduce and equalise; mean grey in the regions."
+    "Enlarged images as originals: equalise then reduce, against reduce then equalise; mean grey."
     gaps, plain = [], []
     for image, outlines, original in islice(regions_of(images), 0, None, 20):
         size, shape = tuple(int(n) for n in original), image.shape
@@ -121,7 +121,7 @@ def test_reduced_copy_is_as_bright_as_the_original(images):
 
 
 def plain_clahe(image, outlines):
-    "What OpenCV makes of each region's box as it is."
+    "Apply OpenCV to each region's box as it is."
     out = image.copy()
     for points in outlines:
         box = roi._box(points, image.shape)
@@ -131,7 +131,7 @@ def plain_clahe(image, outlines):
 
 @pytest.mark.parametrize('folder', sorted(f.parent for f in (ROOT/'results').rglob('predictions.csv.gz')), ids=lambda f: f.name)
 def test_published_scores_follow_from_published_predictions(folder):
-    "Whoever has the sheet computes the published scores from the published probabilities; the images are not needed."
+    "With the sheet, published probabilities give the published scores; no images needed."
     tests = results.read_predictions_of_grid(folder, data.read_dataset(REAL), json.loads((folder/'settings.json').read_text()))
     stored = pd.read_csv(folder/'scores.csv').set_index(['variant', 'score'])
     for variant, seeds in tests.items():

@@ -1,4 +1,4 @@
-"What spans chapters: papermill runs, splits made elsewhere, same seed same numbers, resume, commands, the whole road."
+"Across chapters: papermill, splits made elsewhere, same seed, resume, commands, cesm_reproduce."
 import json
 import re
 import subprocess
@@ -23,13 +23,13 @@ from conftest import PATIENCE, ROOT, call
 
 BIN = Path(sys.executable).parent
 REPRODUCE = 'from cesm_nb.cli import cesm_reproduce; cesm_reproduce()'
-SMALLEST = 'lcnet_035' # what spans chapters does not depend on the network
+SMALLEST = 'lcnet_035' # these tests do not depend on the network
 QUICK = dict(image_size=64, epochs=2, batch_size=8, mixed_precision='no', backbones=SMALLEST)
 
 
 @pytest.fixture
 def one_thread():
-    "Sums in one order: the same numbers each time."
+    "One summation order, so that numbers are reproducible."
     n = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ def quick(phantom, tensors, run_dir, **more):
 
 
 def run(*args):
-    "A command, its output as text."
+    "Run a command; return its output as text."
     return subprocess.run([str(a) for a in args], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
 
 
@@ -61,7 +61,7 @@ def test_papermill_from_the_root(phantom, tmp_path):
 
 
 def test_split_made_elsewhere(phantom, tensors, tmp_path):
-    "Exactly the breasts that the file sends to test are tested, and none of their women trains the model."
+    "Exactly the file's test breasts are tested, and none of their patients is in training."
     quick(phantom, tensors, tmp_path/'first', epochs=1)
     breasts = pd.read_csv(tmp_path/'first'/'manifest.csv')[['patient_id', 'side']]
     women = sorted(breasts.patient_id.unique())
@@ -78,7 +78,7 @@ def test_split_made_elsewhere(phantom, tensors, tmp_path):
     with pytest.raises(ValueError, match='does not cover 3 of') as e:
         quick(phantom, tensors, tmp_path/'short', splits_csv=str(tmp_path/'short.csv'))
     assert all(name in str(e.value) for name in lost)
-    assert not (tmp_path/'short'/'config.json').exists() # nothing half-made
+    assert not (tmp_path/'short'/'config.json').exists() # no partial files
 
 
 def test_protocols_use_their_split_unit(phantom, tensors, tmp_path):
@@ -87,7 +87,7 @@ def test_protocols_use_their_split_unit(phantom, tensors, tmp_path):
         assert (share_with_twin(ran.predictions) > 0) is torn
         assert ran.config['switches']['roi_source'] == dict(paper='annotation', clinical='breast')[protocol]
         assert ran.config['switches']['mask_missing_views'] is (protocol == 'clinical')
-    one = quick(phantom, tensors, tmp_path/'one', protocol='paper', split_unit='patient', epochs=1) # one switch alone
+    one = quick(phantom, tensors, tmp_path/'one', protocol='paper', split_unit='patient', epochs=1) # only one switch
     assert share_with_twin(one.predictions) == 0 and one.config['switches']['roi_source'] == 'annotation'
 
 
@@ -100,7 +100,7 @@ def test_same_seed_gives_same_numbers(phantom, tensors, tmp_path, one_thread):
 
 
 def test_resume_is_exact(phantom, tensors, tmp_path, one_thread):
-    "Stopped after two epochs and continued to four: as if it had never stopped."
+    "Stopped after two epochs and resumed to four: identical to an uninterrupted run."
     quick(phantom, tensors, tmp_path/'whole', epochs=4)
     quick(phantom, tensors, tmp_path/'cut', epochs=2)
     quick(phantom, tensors, tmp_path/'cut', epochs=4)
@@ -177,7 +177,7 @@ def test_reproduce_reads_settings(change, says):
 
 
 def test_papermill_parameters_of_all_chapters_are_settings():
-    "Same names and, as they stand, same defaults."
+    "Same names and same defaults."
     known = asdict(make_config({}))
     for notebook in sorted((ROOT/'nbs').glob('0*.ipynb')):
         written = {k: literal_eval(p['default']) for k, p in pm.inspect_notebook(str(notebook)).items()}
