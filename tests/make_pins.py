@@ -1,9 +1,10 @@
 """Train a small phantom under both protocols; store predictions, one tensor and settings in `tests/pins/`.
 
 usage: python tests/make_pins.py [--out tests/pins]
-`tests/test_pins.py` holds today's code to these files. They are made anew only where numerics are meant to change; say why in
-the commit. The arithmetic is the one every x86-64 processor has, in one thread; since not every library can be told so, the test is
-exact on the kind of processor named in `processor.txt` and wider elsewhere.
+`tests/test_pins.py` compares the current code with these files. Remake them only if numerics are meant
+to change, and give the reason in the commit. The arithmetic is common to all x86-64 processors, in one
+thread; since not every library can be restricted to it, the test is exact on the kind of processor in
+`processor.txt` and has a tolerance elsewhere.
 """
 import argparse
 import os

@@ -1,7 +1,8 @@
-"""Every shell line of README, data/README, CONTRIBUTING and the notebooks: run as a reader would, in one folder, or parsed.
+"""Every shell line of README, data/README, CONTRIBUTING and the notebooks is run in one folder, or parsed.
 
-What is run comes from the README's part without make, line after line, on a small phantom with the settings of `SMALL`. Every other
-line is in the table `PARSED`, which says why it is not run here; the program that it calls parses it, so that its options exist."""
+The README's part without make is run line by line, on a small phantom with the settings of `SMALL`.
+Every other line is in the table `PARSED`, with the reason why it is not run here; its program parses it,
+so that its options exist."""
 import glob
 import importlib.util
 import inspect
