@@ -1,4 +1,4 @@
-"What several test files share: where things are, and a small phantom made once."
+"Shared by several test files: folders, and a small phantom made once."
 import io
 import multiprocessing
 import os
@@ -10,18 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # before torch is there: idle threads spin on cores that other tests need
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # before torch is imported: idle threads would spin on cores that other tests need
 
 import torch
 
 from cesm_nb.synthetic.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 1700 # seconds after which a command hangs: a bound beyond what a slow, busy machine takes, never a claim
+PATIENCE = 1700 # seconds until a command counts as hanging; far above the time on a slow, busy machine
 
 
 def folder_of(variable):
-    "The folder that a variable of the environment names, or none."
+    "Return the folder named by an environment variable, or None."
     named = os.environ.get(variable)
     return Path(named).resolve() if named else None
 
@@ -36,20 +36,20 @@ DEAR = 'grids', 'audit', 'audit_ladder', 'runs', 'train', 'results', 'evaluate',
 
 
 def pytest_configure():
-    "A mistyped folder ends all tests with a sentence; otherwise those that need it would skip."
+    "Stop with a sentence at a mistyped folder; the tests that need it would be skipped otherwise."
     for variable, folder in dict(CESM_DATA=REAL, CESM_WEIGHTS=WEIGHTS).items():
         if folder and not folder.is_dir():
             raise pytest.UsageError(f'{variable}={folder} is no folder: correct it or unset it')
 
 
 def pytest_collection_modifyitems(items):
-    "The dearest files first: two workers that take file by file end at about the same time."
+    "Run the slowest files first, so that two workers end at about the same time."
     place = {f'test_{name}.py': i for i, name in enumerate(DEAR)}
     items.sort(key=lambda item: place.get(item.path.name, len(DEAR)))
 
 
 def call(command, *args):
-    "A command in this process, which has loaded what the command needs: code, output and errors of `subprocess.run`."
+    "Run a command in this process, which has its imports; the result is that of `subprocess.run`."
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try: command(list(map(str, args)))
@@ -60,7 +60,7 @@ def call(command, *args):
 
 
 def forked(work, *args):
-    "Do something in a copy of this process, which may be killed: its exit code, minus the signal where one ended it."
+    "Run a function in a fork, which may be killed; return its exit code, or minus the signal."
     child = multiprocessing.get_context('fork').Process(target=work, args=args)
     child.start()
     child.join(PATIENCE)
@@ -69,7 +69,7 @@ def forked(work, *args):
 
 @pytest.fixture(scope='session', autouse=True)
 def one_core():
-    "Tests share the cores: what runs in this process counts on one, and leaves no setting of several threads to later tests."
+    "Use one thread in this process, and leave no setting of several threads to later tests."
     with pytest.MonkeyPatch.context() as m:
         m.setattr(os, 'cpu_count', lambda: 1)
         m.setenv('OMP_NUM_THREADS', '1')
@@ -79,7 +79,7 @@ def one_core():
 
 @pytest.fixture(scope='module')
 def module_path():
-    "A folder for the fixtures of one test file, gone when its tests are over: runs hold 160 MB each."
+    "A folder for the fixtures of one test file, deleted after its tests: a run takes 160 MB."
     folder = Path(tempfile.mkdtemp(prefix='cesm_test_'))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -87,11 +87,11 @@ def module_path():
 
 @pytest.fixture(scope='session')
 def phantom(tmp_path_factory):
-    "A phantom of 40 women, strong signal."
+    "A phantom of 40 patients, strong signal."
     return make_phantom(tmp_path_factory.mktemp('data')/'phantom', 40, seed=0, signal=2., size_px=200, progress=False)
 
 
 @pytest.fixture(scope='session')
 def tensors(tmp_path_factory):
-    "A folder where runs of the same tensor settings share their tensors."
+    "A folder in which runs with the same tensor settings share their tensors."
     return tmp_path_factory.mktemp('tensors')

@@ -1,9 +1,10 @@
-"""Train a small phantom under both protocols and keep what it predicts, one tensor and the settings in `tests/pins/`.
+"""Train a small phantom under both protocols; store predictions, one tensor and settings in `tests/pins/`.
 
 usage: python tests/make_pins.py [--out tests/pins]
-`tests/test_pins.py` holds today's code to these files. They are made anew only where numerics are meant to change; say why in
-the commit. The arithmetic is the one every x86-64 processor has, in one thread; since not every library can be told so, the test is
-exact on the kind of processor named in `processor.txt` and wider elsewhere.
+`tests/test_pins.py` compares the current code with these files. Remake them only if numerics are meant
+to change, and give the reason in the commit. The arithmetic is common to all x86-64 processors, in one
+thread; since not every library can be restricted to it, the test is exact on the kind of processor in
+`processor.txt` and has a tolerance elsewhere.
 """
 import argparse
 import os
@@ -18,7 +19,7 @@ SAME_EVERYWHERE = dict( # read when torch is imported
 
 
 def find_processor():
-    "Name the kind of processor; '' where the system does not say."
+    "Name the kind of processor; '' if the system does not report it."
     info = Path('/proc/cpuinfo')
     lines = [line.partition(':') for line in info.read_text().splitlines()] if info.exists() else []
     facts = {k.strip(): v.strip() for k, _, v in lines}
@@ -26,7 +27,7 @@ def find_processor():
 
 
 def make(out):
-    "Make both runs; keep predictions, history, settings, splits and a tensor of each."
+    "Make both runs; store predictions, history, settings, splits and a tensor of each."
     import torch
     from cesm_nb.synthetic.phantom import make_phantom
     from cesm_nb.core.settings import make_config
@@ -48,7 +49,7 @@ def make(out):
 
 
 def make_apart(out):
-    "Make them in a process of their own, with that arithmetic."
+    "Make them in a separate process, with that arithmetic."
     done = subprocess.run([sys.executable, __file__, '--here', '--out', str(out)], env=os.environ | SAME_EVERYWHERE, timeout=900,
                           capture_output=True, text=True)
     if done.returncode: raise RuntimeError(done.stderr[-2000:])

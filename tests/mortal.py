@@ -1,16 +1,16 @@
-"A process that kills itself at a moment of its own progress, which no machine's speed can move."
+"A process that kills itself at an event of its own, whatever the speed of the machine."
 import os
 import signal
 from itertools import count
 
 
 def die_at(
-    n, # number of the event at which the process dies; 0: never
+    n, # number of the event at which the process is killed; 0: never
     *places, # (module, name) of functions: each call is an event, and so is each return
-    kill=lambda: os.kill(os.getpid(), signal.SIGKILL), # what dying is
+    kill=lambda: os.kill(os.getpid(), signal.SIGKILL), # how the process is killed
     patch=setattr,
 ):
-    "Count the events of some functions and die at one; returns a function that says how many there were."
+    "Count events of some functions and kill the process at one; return a function that counts them."
     events, seen = count(1), [0]
 
     def tick():

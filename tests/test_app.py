@@ -1,4 +1,4 @@
-"The local page: what it answers, what it refuses, that two clients stay apart, and how a browser drives it by keyboard."
+"The local page: predictions, rejected requests, isolated clients, and keyboard use in a browser."
 import base64
 import itertools
 import json
@@ -56,14 +56,14 @@ def cases(data):
 def form(site, **more): return dict(token=site.token, name='mine', anyway='1') | more
 
 
-def test_it_answers_with_the_page_of_the_case(client, site, cases):
+def test_app_returns_the_case_page(client, site, cases):
     empty = client.get('/')
     assert empty.status_code == 200 and empty.text.index('Research use only') < empty.text.index('<form')
     assert re.findall(r'type="file" name="(\w+)"', empty.text) == ['CM_CC', 'CM_MLO']
     assert len(re.findall('<label>', empty.text)) == len(re.findall(r'<(?:select|input type="(?!hidden)|input name)', empty.text))
     answer = client.post('/ask', data=form(site), files=cases[0], headers=OURS)
     assert answer.status_code == 200 and answer.text.index('Research use only') < answer.text.index('mine, ') and 'PHANTOM' in answer.text
-    assert re.search(r'evidence of nothing\.<br>\s*mine, ', answer.text) # two sentences, apart
+    assert re.search(r'evidence of nothing\.<br>\s*mine, ', answer.text) # two separate sentences
     for r in (empty, answer, client.get('/nowhere')):
         policy = r.headers['content-security-policy']
         assert "default-src 'none'" in policy and 'script' not in policy and 'unsafe' not in policy and 'http' not in policy
@@ -75,7 +75,7 @@ def test_it_answers_with_the_page_of_the_case(client, site, cases):
 @pytest.mark.parametrize('headers', [
     {}, {'origin': 'http://evil.example'}, {'origin': 'null'}, {'origin': 'http://127.0.0.1:9'}, {'origin': 'http://localhost:8123'},
     OURS | {'sec-fetch-site': 'cross-site'}, OURS | {'host': 'evil.example:8123'}, OURS | {'host': '127.0.0.1'}], ids=str)
-def test_a_form_from_another_site_is_refused(client, site, cases, headers):
+def test_cross_site_form_is_rejected(client, site, cases, headers):
     answer = client.post('/ask', data=form(site), files=cases[0], headers=headers)
     assert answer.status_code == 403 and 'mine' not in answer.text
 
@@ -87,13 +87,13 @@ def test_names_and_tokens(client, site, cases):
         assert client.post('/ask', data=form(site, token=token), files=cases[0], headers=OURS).status_code == 403
 
 
-def test_nothing_else_is_served(client):
+def test_other_paths_are_not_served(client):
     for path in ('/etc/passwd', '/../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/ask/..%2f..', '//etc/passwd', '/docs', '/openapi.json'):
         assert client.get(path).status_code in (404, 405), path
     for method in ('GET', 'PUT', 'DELETE', 'OPTIONS'): assert client.request(method, '/ask').status_code in (404, 405)
 
 
-def test_bad_forms(client, site, cases, monkeypatch):
+def test_invalid_forms(client, site, cases, monkeypatch):
     post = lambda files=cases[0], **more: client.post('/ask', data=form(site, **more), files=files, headers=OURS)
     tried = [
         (post(dict(CM_CC=('a.txt', b'a letter'))), 422, 'a.txt is not used: it is neither DICOM nor JPEG nor PNG|a.txt cannot be read'),
@@ -115,11 +115,11 @@ def test_bad_forms(client, site, cases, monkeypatch):
     large = dict(CM_CC=('a.jpg', b'\xff\xd8' + bytes(2**20)))
     assert post(large).status_code == 413
     body = client.build_request('POST', '/ask', data=form(site), files=large).read()
-    pieces = (body[i:i + 9999] for i in range(0, len(body), 9999)) # of unknown length, counted as it comes
+    pieces = (body[i:i + 9999] for i in range(0, len(body), 9999)) # of unknown length, counted while received
     assert client.post('/ask', content=pieces, headers=OURS | {'content-type': 'multipart/form-data; boundary=x'}).status_code in (400, 413)
 
 
-def test_two_clients_stay_apart(client, site, cases):
+def test_clients_are_isolated(client, site, cases):
     def ask(i): return client.post('/ask', data=form(site, name=f'case-{i}'), files=cases[i % 2], headers=OURS).text
     alone = [ask(i) for i in (0, 1)]
     with ThreadPoolExecutor(4) as pool: both = list(pool.map(ask, range(4)))
@@ -130,7 +130,7 @@ def test_two_clients_stay_apart(client, site, cases):
         assert table(text) == table(alone[i % 2])
 
 
-def test_no_file_is_left_unless_asked(site, cases, tmp_path, monkeypatch):
+def test_no_file_is_kept_by_default(site, cases, tmp_path, monkeypatch):
     monkeypatch.setenv('TMPDIR', str(tmp_path/'tmp'))
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path/'tmp')) # absent: a temporary file would be an error
     ask = lambda s: TestClient(page.make_app(s), HOME).post('/ask', data=form(s, name='../x'), files=cases[0], headers=OURS)
@@ -141,8 +141,8 @@ def test_no_file_is_left_unless_asked(site, cases, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.rglob('*.*')) == [f'{n}-___x.{k}' for n in ('001', '002') for k in ('html', 'json')]
 
 
-def test_answers_are_kept_beside_each_other_or_a_sentence_says_why_not(site, cases, tmp_path, monkeypatch):
-    "A deletion frees no number; a folder that is gone is made again; what cannot be written is shown all the same."
+def test_predictions_are_kept_or_reported_as_unwritable(site, cases, tmp_path, monkeypatch):
+    "Numbers are not reused, a deleted folder is remade, an unwritable prediction is still shown."
     keeping = site._replace(keep=tmp_path/'kept')
     ask = lambda: TestClient(page.make_app(keeping), HOME).post('/ask', data=form(site, name='x'), files=cases[0], headers=OURS)
     assert f'Kept as 001-x.html in {tmp_path}/kept.' in ask().text and 'Kept as 002-x.html' in ask().text
@@ -160,7 +160,7 @@ def test_answers_are_kept_beside_each_other_or_a_sentence_says_why_not(site, cas
         assert answer.status_code == 200 and 'Not kept: ' in answer.text and 'x, ' in answer.text and 'Probability' in answer.text
 
 
-def test_models_that_need_regions_are_refused_at_the_start(site, monkeypatch):
+def test_models_that_need_regions_are_rejected_at_start(site, monkeypatch):
     e = site.experts[0]
     preparation = e.member.preparation | dict(tensors=e.member.preparation['tensors'] | dict(roi_source='annotation'))
     monkeypatch.setattr(page, 'open_experts', lambda runs: [e._replace(member=e.member._replace(preparation=preparation))])
@@ -172,7 +172,7 @@ def test_models_that_need_regions_are_refused_at_the_start(site, monkeypatch):
 
 @pytest.fixture
 def served(site):
-    "The page as a browser gets it; its address."
+    "The page as a browser gets it, and its address."
     with create_server(('127.0.0.1', 0)) as door:
         port = door.getsockname()[1]
         server = page.make_server(page.make_app(site._replace(hosts=(f'127.0.0.1:{port}',))))
@@ -228,8 +228,8 @@ class Browser:
 
 
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH: install it to test the page in a browser')
-def test_two_files_in_a_browser_by_keyboard(served, site, cases, tmp_path):
-    "Also the pages of cases: wide enough for every screen, whatever a case or a file is called."
+def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
+    "Case pages fit every screen too, whatever the name of a case or a file."
     pages = [tmp_path/f'{k}.html' for k in ('case', 'silent', 'refused')]
     uploads, experts = {k: Upload(*v) for k, v in cases[0].items()}, site.experts*2
     case = page.read_upload(dict(name='name-' + 'x'*55), uploads, page.list_images(experts))
@@ -249,7 +249,7 @@ def test_two_files_in_a_browser_by_keyboard(served, site, cases, tmp_path):
             browser('Emulation.setDeviceMetricsOverride', width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
             browser.go(served)
             root = browser('DOM.getDocument')['root']['nodeId']
-            for k, path in paths.items(): # what a person picks in the window that the field opens
+            for k, path in paths.items(): # files picked in the dialog of the field
                 node = browser('DOM.querySelector', nodeId=root, selector=f'input[name={k}]')['nodeId']
                 browser('DOM.setFileInputFiles', nodeId=node, files=[path])
             assert browser.js('document.documentElement.scrollWidth <= innerWidth')
@@ -270,7 +270,7 @@ def test_two_files_in_a_browser_by_keyboard(served, site, cases, tmp_path):
             assert browser.js('document.documentElement.scrollWidth <= innerWidth')
             assert browser.js('document.images[0].naturalWidth') > 300 and browser.js('getComputedStyle(document.body).maxWidth') == '1180px'
             assert not [m for m in browser.events if m['method'] == 'Log.entryAdded' and 'Security' in str(m)]
-            for path in pages: # what cesm_predict writes, and a refusal, both with a name that has no blank
+            for path in pages: # a page of cesm_predict and an error page, both with a name without blanks
                 browser.go(path.as_uri())
                 assert browser.js('document.documentElement.scrollWidth <= innerWidth'), (width, path)
             shot = browser('Page.captureScreenshot', captureBeyondViewport=True)['data']

@@ -1,4 +1,4 @@
-"`cesm_audit` as a user runs it: the page in a browser, the same numbers again, refusals, and the real annotation files."
+"`cesm_audit` as a user runs it: page in a browser, same numbers, errors, real annotation files."
 import io
 import json
 import re
@@ -21,13 +21,13 @@ CODE = 'from cesm_nb.cli import cesm_audit; cesm_audit()'
 
 
 def audit(*args):
-    "Run `cesm_audit`; code and what it said."
+    "Run `cesm_audit`; return exit code and output."
     done = subprocess.run([sys.executable, '-c', CODE, *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
     return done.returncode, done.stdout + done.stderr
 
 
 def audit_here(*args):
-    "The same in this process, which is quicker: what it said."
+    "The same in this process, which is faster; return the output."
     output = io.StringIO()
     try:
         with redirect_stdout(output): main(list(map(str, args)))
@@ -42,7 +42,7 @@ def scores(out, what, unit='patient'):
 
 
 def in_browser(page):
-    "What the browser made of the page: text of the verdict, controls in the table, pixels of the figure."
+    "Read from the browser: text of the verdict, controls in the table, pixels of the figure."
     if BROWSER is None: pytest.skip('no Chromium on PATH: install it to test the page in a browser')
     command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom', Path(page).as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
@@ -64,7 +64,7 @@ def test_page_of_a_phantom(phantom, tmp_path):
 
 
 def test_same_seed_same_bytes_without_images(phantom, tmp_path):
-    "Sheet and region file somewhere else, no image folder, two processes: the same page."
+    "Sheet and region file elsewhere, no image folder, two processes: the same page."
     for f in ('Radiology-manual-annotations.xlsx', 'phantom.json'): shutil.copy(phantom/f, tmp_path/f)
     outlines = shutil.copy(phantom/'Radiology_hand_drawn_segmentations_v2.csv', tmp_path/'drawn.csv')
     assert audit(phantom, '--out', tmp_path/'a', *QUICK)[0] == 0
@@ -90,7 +90,7 @@ def test_refusals(phantom, tmp_path):
 
 @needs_data
 def test_real_annotations(tmp_path):
-    "What was measured on CDD-CESM before, within noise; `tools/bench_commands.py` times it."
+    "Earlier measurements on CDD-CESM, within noise; `tools/bench_commands.py` times it."
     code, said = audit(REAL, '--out', tmp_path)
     assert code == 0, said
     accuracy, auc, loss = (scores(tmp_path, s) for s in ('accuracy', 'auc', 'log_loss'))
@@ -103,14 +103,14 @@ def test_real_annotations(tmp_path):
     assert abs(accuracy.value[reader] - .94) < .02 and abs(auc.value[reader] - .964) < .01
     nothing = 'nothing: class shares', 'all rows'
     assert abs(loss.value[nothing] - 1.0985) < .002 and loss.high[reader] < loss.value[nothing] < loss.low['age', 'all rows']
-    assert abs(scores(tmp_path, 'auc_folds').value[nothing] - .5) < 1e-9 # within a fold all breasts get the same forecast
+    assert abs(scores(tmp_path, 'auc_folds').value[nothing] - .5) < 1e-9 # within a fold all breasts get the same prediction
     table = pd.read_csv(tmp_path/'controls.csv')
-    bare = table[table.low.isna()] # an interval for all but what is 0.5 in every fold by construction
+    bare = table[table.low.isna()] # all have an interval except those that are 0.5 in every fold by construction
     assert set(bare.score) <= {'auc_folds'} and (bare.value == .5).all() and table['seed 2'].notna().all()
     assert set(table.score) == {'accuracy', 'auc', 'auc_folds', 'auc_malignant', 'auc_abnormal', 'log_loss'}
     if (REAL/'image_sizes.csv').exists():
         sized = 'image size, CM', 'CM rows, size known'
-        assert auc.low[sized] < .52 and auc.high[sized] > .48 and auc.value[sized] < .55 # the sizes at hand tell no class
+        assert auc.low[sized] < .52 and auc.high[sized] > .48 and auc.value[sized] < .55 # the available sizes do not reveal the class
         assert auc.breasts[sized] < 566
     machine = 'machine', 'all rows'
     assert auc.low[machine] < .52 and auc.value[machine] < .55
@@ -118,12 +118,12 @@ def test_real_annotations(tmp_path):
     assert abs(accuracy.value[permuted] - 1/3) < .03 and auc.low[permuted] < .5 < auc.high[permuted]
     twin = ('label of the other breast, if it trains', 'all rows')
     assert auc.high[twin] < .55 and scores(tmp_path, 'auc', 'breast').low[twin] > .55
-    assert not re.search(r'P\d+_[LR]', (tmp_path/'index.html').read_text()) # nothing of a single patient
+    assert not re.search(r'P\d+_[LR]', (tmp_path/'index.html').read_text()) # no data of single patients
     assert in_browser(tmp_path/'index.html')[0].startswith('Yes.')
 
 
-def test_what_is_published():
-    "Made by a clean commit, of no phantom, with every seed's value and nothing of a patient."
+def test_published_audit():
+    "From a clean commit and real data, with the value of every seed and no patient data."
     folder = ROOT/'results'/'audit'
     settings = json.loads((folder/'settings.json').read_text())
     assert re.fullmatch('[0-9a-f]{40}', settings['commit']) and settings['files']['phantom'] is False
@@ -132,8 +132,8 @@ def test_what_is_published():
     for f in folder.iterdir(): assert not re.search(rb'P\d+_[LR]', f.read_bytes()), f.name
 
 
-def test_breasts_with_an_image_are_scored_apart(phantom, tmp_path):
-    "Where a copy lacks some images, subtracted rows are scored again on the breasts that have one; the sentence names both."
+def test_breasts_with_images_are_scored_separately(phantom, tmp_path):
+    "If a copy lacks images, subtracted rows are also scored on breasts with one; both are reported."
     shutil.copytree(phantom, tmp_path/'copy')
     lost = [f for f in (tmp_path/'copy').rglob('*_CM_*.jpg') if int(re.match(r'P(\d+)_', f.name)[1]) % 4 == 0]
     for f in lost: f.unlink()
@@ -148,8 +148,8 @@ def test_breasts_with_an_image_are_scored_apart(phantom, tmp_path):
     assert sum(files[f'{c} (CM rows, image on disk)'] for c in ('normal', 'benign', 'malignant')) == own.breasts
 
 
-def test_sizes_beside_the_sheet_are_a_control(phantom, tmp_path):
-    "Sizes that tell the class are found out; a file without the columns is refused by name."
+def test_image_sizes_are_a_control(phantom, tmp_path):
+    "Sizes that reveal the class are detected; a file without the columns is rejected by name."
     for f in ('Radiology-manual-annotations.xlsx', 'Radiology_hand_drawn_segmentations_v2.csv', 'phantom.json'):
         shutil.copy(phantom/f, tmp_path/f)
     images = read_dataset(phantom).images
@@ -162,8 +162,8 @@ def test_sizes_beside_the_sheet_are_a_control(phantom, tmp_path):
     assert code != 0 and "has no column ['width']" in said
 
 
-def test_demo_prices_each_leak(tmp_path):
-    "A phantom, the page and the prices from nothing; the page's first line is the answer, and says that it is a phantom."
+def test_demo_reports_what_each_leak_is_worth(tmp_path):
+    "Makes phantom, page and table; the page starts with the result, marked as a phantom's."
     code, said = audit_here('--demo', '--out', tmp_path)
     assert code == 0, said
     prices = re.search(r'Worth in macro AUC above chance, without an image: (.*)\.', said)[1]
@@ -174,8 +174,8 @@ def test_demo_prices_each_leak(tmp_path):
     assert f'<p id="prices">Worth in macro AUC above chance, without an image: {prices}.</p>' in page
 
 
-def test_split_of_somebody_else(phantom, tmp_path):
-    "Split by image, patients are on both sides; the sentence comes first. Without data, overlap is still counted."
+def test_split_made_by_others(phantom, tmp_path):
+    "Split by image, parts share patients; the sentence comes first. Overlap needs no data."
     images = read_dataset(phantom).images
     parts = pd.DataFrame(dict(image_name=images.image_name, split=['train', 'train', 'test']*(len(images)//3) + ['test']*(len(images) % 3)))
     parts.to_csv(tmp_path/'dealt.csv', index=False)
@@ -202,8 +202,8 @@ def test_published_split(tmp_path):
 
 
 @needs_published
-def test_public_splits_are_counted_again(tmp_path, monkeypatch):
-    "The published table comes out of the tool, and a split it does not know is refused."
+def test_public_splits_are_recounted(tmp_path, monkeypatch):
+    "The tool reproduces the published table and rejects an unknown split."
     import count_public_splits as tool
     run = lambda *args: (monkeypatch.setattr(sys, 'argv', ['count_public_splits.py', str(REAL), *map(str, args)]), tool.main())
     run('--list', f'VersaMammo={PUBLISHED}', '--out', tmp_path/'public_splits.csv')
@@ -214,8 +214,8 @@ def test_public_splits_are_counted_again(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match='unknown splits'): run('--list', f'other={PUBLISHED}')
 
 
-def test_commit_is_that_of_the_checkout_before_anything_is_written(tmp_path, monkeypatch):
-    "A page inside the checkout does not make its own commit one that nobody can check out."
+def test_commit_is_read_before_writing(tmp_path, monkeypatch):
+    "A page inside the checkout does not make its own commit count as modified."
     from cesm_nb.leakage import audit
     from cesm_nb.synthetic.phantom import make_phantom
     data, out = make_phantom(tmp_path/'phantom', 20, size_px=64, progress=False), tmp_path/'out'

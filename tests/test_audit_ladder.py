@@ -1,7 +1,8 @@
-"""The audit on trial: phantoms with one leak at a time, and the network itself.
+"""Test of the audit: phantoms with one leak at a time, and the network itself.
 
-On a phantom whose lesions cannot be seen, whatever is found comes from a leak. Each leak of synthetic.phantom must move the rung that
-closes it, and no other; without a leak no rung may do better than chance; with lesions to be seen both protocols must find them.
+On a phantom without visible lesions, any signal comes from a leak. Each leak of synthetic.phantom must
+move the rung that closes it, and no other; without a leak no rung may exceed chance; with visible lesions
+both protocols must find them.
 """
 import pytest
 from joblib import Parallel, delayed
@@ -20,15 +21,15 @@ from conftest import WEIGHTS, needs_weights
 CLOSES = dict(twin='split_unit', region='roi_source', density='density_missing', view='mask_missing_views')
 PHANTOMS = {'none': dict(leaks=(), signal=0., clinical=0.), **{k: dict(leaks=(k,), signal=0., clinical=0.) for k in LEAKS},
             'blind': dict(signal=0., clinical=0.), 'clear': dict(signal=2.)}
-BROKEN = {'clinical with regions': PROTOCOLS['clinical'] | dict(roi_source='annotation')} # a leak put in on purpose
-CAUGHT = 'region', 'blind' # phantoms on which it must show
+BROKEN = {'clinical with regions': PROTOCOLS['clinical'] | dict(roi_source='annotation')} # a planted leak
+CAUGHT = 'region', 'blind' # phantoms on which it must be detected
 
 
 def try_phantom(folder, name):
     "Scores and paired steps of the stand-in on one phantom."
     root = make_phantom(folder/name, 100, seed=1, size_px=100, progress=False, **PHANTOMS[name])
     walked = ladder() | (BROKEN if name in CAUGHT else {})
-    pooled = walk(root, folder/f'{name}-tensors', walked, seeds=(0, 1, 2, 3)) # of two, an interval says little
+    pooled = walk(root, folder/f'{name}-tensors', walked, seeds=(0, 1, 2, 3)) # with two, an interval is too uncertain
     rungs = list(ladder())[:5]
     pairs = tuple(zip(rungs, rungs[1:])) + (('clinical', 'clinical with regions'),)*(name in CAUGHT)
     table = lambda t: t[t.score == 'auc'][['value', 'low', 'high']]
@@ -47,12 +48,12 @@ def assert_at_chance(scores, name):
     assert scores.low[name] < .5, f'{name}: AUC {scores.value[name]:.2f} [{scores.low[name]:.2f}, {scores.high[name]:.2f}] is above chance'
 
 
-def test_no_leak_no_rung_above_chance(tried):
+def test_rungs_are_at_chance_without_leaks(tried):
     for name in ladder(): assert_at_chance(tried['none'][0], name)
 
 
 @pytest.mark.parametrize('leak', LEAKS)
-def test_each_leak_moves_its_own_rung_alone(tried, leak):
+def test_each_leak_moves_only_its_rung(tried, leak):
     scores, steps = tried[leak]
     own = WALK[CLOSES[leak]]
     assert scores.low['paper'] > .5 or leak == 'density' and scores.low['split by patient'] > .5
@@ -62,23 +63,23 @@ def test_each_leak_moves_its_own_rung_alone(tried, leak):
     if leak != 'density': assert_at_chance(scores, 'clinical')
 
 
-def test_without_a_signal_the_paper_succeeds_and_clinical_does_not(tried):
+def test_without_signal_only_paper_exceeds_chance(tried):
     scores, _ = tried['blind']
     assert scores.low['paper'] > .6
     assert_at_chance(scores, 'clinical')
 
 
-def test_with_a_signal_both_succeed(tried):
+def test_both_protocols_find_visible_lesions(tried):
     scores, _ = tried['clear']
     assert scores.low['paper'] > .75 and scores.low['clinical'] > .75
 
 
-def test_a_leak_put_into_clinical_is_caught(tried):
-    "By its settings, and by its score on a phantom in which there is nothing to see."
+def test_planted_leak_in_clinical_is_detected(tried):
+    "By its settings, and by its score on a phantom without visible lesions."
     check_clinical(make_config(dict(protocol='clinical')))
     with pytest.raises(ValueError, match="roi_source='annotation'"):
         check_clinical(make_config(dict(protocol='clinical', roi_source='annotation')))
-    for k, v in PROTOCOLS['paper'].items(): # each switch of the paper's
+    for k, v in PROTOCOLS['paper'].items(): # each switch of the paper's protocol
         assert len(find_leaks(make_config({'protocol': 'clinical', k: v}))) == 1, k
     for name in CAUGHT:
         scores, steps = tried[name]
@@ -88,7 +89,7 @@ def test_a_leak_put_into_clinical_is_caught(tried):
 
 
 @needs_weights
-def test_the_network_reads_regions_where_nothing_else_is(tmp_path):
+def test_network_uses_regions_without_visible_lesions(tmp_path):
     "The four streams, pretrained, paper's protocol, no lesion visible; test_signal.py has the clinical side."
     root = make_phantom(tmp_path/'phantom', 160, signal=0., clinical=0., size_px=100, progress=False)
     ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=3, batch_size=8, lr=5e-4, data_root=str(root),

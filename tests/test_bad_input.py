@@ -1,4 +1,4 @@
-"Feed what labs feed: every fault ends in one sentence or is named, and no breast gets lost."
+"Faulty input as found in labs: every fault ends in one sentence or is listed, and no breast is lost."
 import json
 import random
 from collections import Counter
@@ -41,7 +41,7 @@ def lay_out(files, root):
 
 
 def run(files, root, **settings):
-    "Tensorise a data set: manifest and named problems, or the sentence that refuses it."
+    "Tensorise a data set; return manifest and listed problems, or the error's sentence."
     lay_out(files, root/'data')
     cfg = TensorConfig(data_root=str(root/'data'), run_dir=str(root), image_size=16, n_jobs=1, **settings)
     try: manifest = tensorize(cfg)
@@ -52,7 +52,7 @@ def run(files, root, **settings):
 
 
 def views(manifest, key=('patient_id', 'side')):
-    "Which views each breast has."
+    "List the views of each breast."
     return {tuple(o[k] for k in key): (o.has_cc, o.has_mlo) for _, o in manifest.iterrows()}
 
 
@@ -79,13 +79,13 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize('kind', BAD_IMAGES)
-def test_bad_image_is_named_and_skipped_or_an_error(phantom, tmp_path, kind):
+def test_bad_image_is_reported_or_raises(phantom, tmp_path, kind):
     spoil, says = BAD_IMAGES[kind]
     whole, _ = run(phantom, tmp_path/'whole')
     name = images_of(phantom)[0]
     manifest, problems = run(phantom | {name: spoil(phantom[name])}, tmp_path/'a')
     assert len(problems) == 1 and Path(name).name in problems.problems[0] and says in problems.problems[0]
-    assert sum(map(sum, views(manifest).values())) == sum(map(sum, views(whole).values())) - 1 # one view fewer, the rest goes on
+    assert sum(map(sum, views(manifest).values())) == sum(map(sum, views(whole).values())) - 1 # one view fewer, the rest unchanged
     _, said = run(phantom | {name: spoil(phantom[name])}, tmp_path/'b', strict=True)
     assert said.startswith('strict: 1 of') and Path(name).name in said and 'run without strict' in said
     _, found, _ = find_problems(tmp_path/'a'/'data')
@@ -110,7 +110,7 @@ BAD_REGIONS = {
 
 
 @pytest.mark.parametrize('text', BAD_REGIONS, ids=lambda t: t[:40])
-def test_bad_region_is_skipped_and_named(phantom, tmp_path, text):
+def test_bad_region_is_skipped_and_reported(phantom, tmp_path, text):
     via = pd.read_csv(BytesIO(phantom[REGIONS_NAME]), dtype=str)
     row = via['#filename'].str.contains('_CM_').idxmax()
     via.loc[row, 'region_shape_attributes'] = text
@@ -126,7 +126,7 @@ def drop(files, part): return {k: v for k, v in files.items() if not k.startswit
 
 
 def with_cell(files, row, column, value):
-    "The data set with another value in one cell of the sheet."
+    "The data set with a changed cell of the sheet."
     sheet = pd.read_csv(BytesIO(files[CSV_NAME]), dtype=str, keep_default_na=False)
     if column not in sheet or row is None: sheet = sheet.drop(columns=column)
     else: sheet.loc[row, column] = value
@@ -146,14 +146,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('kind', REFUSED)
-def test_refused_in_one_sentence(phantom, tmp_path, kind):
+def test_invalid_data_set_is_rejected_in_one_sentence(phantom, tmp_path, kind):
     spoil, says = REFUSED[kind]
     manifest, said = run(spoil(phantom), tmp_path)
     assert manifest is None and says in said
     assert not list(tmp_path.rglob('*.pt'))
 
 
-def test_command_refuses_without_a_traceback(tmp_path, monkeypatch):
+def test_command_fails_without_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', ['cesm_tensorize', '--data-root', str(tmp_path)])
     with pytest.raises(SystemExit, match='cesm_tensorize: .* lacks the annotation sheet'): main()
 
@@ -166,7 +166,7 @@ def test_absent_and_surplus_files_are_counted(phantom, tmp_path):
     assert Path(gone).stem.strip() in kinds['file absent (CM)'] and kinds['file that no row uses (CM)'] == ['P999_L_CM_CC.jpg']
 
 
-def test_region_of_an_image_without_a_size_is_named(phantom, tmp_path):
+def test_region_without_image_size_is_reported(phantom, tmp_path):
     images = read_dataset(lay_out(phantom, tmp_path/'lay')).images
     sizes = images.dropna(subset='path')[['image_name', 'original_width_px', 'original_height_px']].set_axis(['filename', 'width', 'height'], axis=1)
     name = images[(images.n_regions > 0) & (images.modality == 'CM') & images.path.notna()].image_name.iloc[0]
@@ -201,7 +201,7 @@ def corrupt(files, rng):
     return kind, REGIONS_NAME, files | {REGIONS_NAME: bytes(b)}
 
 
-def test_300_corruptions(phantom, tmp_path):
+def test_300_random_corruptions(phantom, tmp_path):
     rng, outcomes = random.Random(0), Counter()
     whole, problems = run(phantom, tmp_path/'whole')
     assert problems.empty
@@ -214,12 +214,12 @@ def test_300_corruptions(phantom, tmp_path):
             outcomes[kind, 'refused'] += 1
             continue
         named = {(o.patient_id, o.side): o.problems for o in said.itertuples()}
-        for breast, had in views(whole).items(): # every view that is gone is named
+        for breast, had in views(whole).items(): # every missing view is listed
             has = views(manifest).get(breast, (False, False))
             for view, a, b in zip(('CC', 'MLO'), had, has): assert b or not a or f'{view}: ' in named.get(breast, ''), (kind, hit, breast)
         same = all(f in pixels and (read_tensor(tmp_path/str(i)/'tensors'/f)['x'] == pixels[f]).all() for f in manifest.file)
         outcomes[kind, 'named' if named else 'no effect' if same and len(manifest) == len(whole) else 'other values'] += 1
-        if kind in ('truncated', 'zeroed') and not named: assert same, (kind, hit) # a damaged image never passes for a good one
+        if kind in ('truncated', 'zeroed') and not named: assert same, (kind, hit) # a damaged image is never used as a good one
     print(pd.Series(outcomes).unstack(fill_value=0).to_string())
     assert sum(outcomes.values()) == 300
     assert outcomes['truncated', 'named'] > 0 and outcomes['sheet cell', 'refused'] > 0 and outcomes['region', 'named'] > 0

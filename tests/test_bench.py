@@ -1,4 +1,4 @@
-"The benchmarks run to their end on small data; what they print is measured, so that no number of it is asserted."
+"The benchmarks complete on small data; their numbers are measurements and are not asserted."
 import re
 import subprocess
 import sys
@@ -14,7 +14,7 @@ ASIDE = {'left': (-500, 40, 30), 'above': (40, -500, 30), 'right': (5000, 40, 30
 
 
 def bench(name, *args):
-    "What a benchmark prints; a crash below Python, such as a division by zero in OpenCV, is a negative return code."
+    "Return a benchmark's output; a crash below Python, as in OpenCV, is a negative return code."
     command = [sys.executable, f'tools/{name}.py', *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
@@ -23,7 +23,7 @@ def bench(name, *args):
 
 @pytest.fixture(scope='module')
 def odd(module_path):
-    "A phantom with regions outside their image, on its corner and smaller than a pixel, each drawn on an image of its own."
+    "A phantom with regions outside the image, on its corner and below a pixel, on one image each."
     root = make_phantom(module_path/'odd'/'data', n_patients=8, size_px=100, progress=False)
     regions = pd.read_csv(root/REGIONS_NAME, dtype=str)
     names = regions['#filename'][regions['#filename'].str.contains('_CM_')].unique()
@@ -34,8 +34,8 @@ def odd(module_path):
     return root
 
 
-def test_tensorize_with_regions_outside(odd):
-    "The plain reference, which the tensors are held against, leaves such a region out as the package does."
+def test_tensorize_benchmark_with_outside_regions(odd):
+    "The plain reference for the tensors leaves such a region out, as the package does."
     peer = odd.parent/'peer.py'
     peer.write_text('import json; print(json.dumps(dict(images_per_s=5)))')
     output = bench('bench_tensorize', '--data', odd, '--rounds', 1, '--peer', peer)
@@ -45,6 +45,6 @@ def test_tensorize_with_regions_outside(odd):
 
 
 def test_commands(phantom):
-    "`cesm_check` and `cesm_audit` against decoding and growing alone."
+    "`cesm_check` and `cesm_audit` against decoding and growing trees only."
     output = bench('bench_commands', '--data', phantom, '--audit', '--n-repeats', 1, '--n-trees', 10, '--n-draws', 50)
     assert re.search(r'cesm_check: .* x decoding them\ncesm_audit: .* with [1-9]\d* forests; [\d.]+ x growing them', output), output

@@ -1,4 +1,4 @@
-"One list of chapters: what is written from it is current, and each notebook is in it exactly once."
+"The list of chapters: files written from it are current, and it has each notebook exactly once."
 import json
 
 import pytest
@@ -9,7 +9,7 @@ from conftest import ROOT
 
 
 def notebook(path, claim):
-    "A notebook whose first cell claims something."
+    "A notebook whose first cell has a claim."
     path.parent.mkdir(parents=True, exist_ok=True)
     first = dict(cell_type='markdown', source=[f'# {path.stem}\n', '\n', f'> {claim}'])
     table = dict(cell_type='markdown', source=['## Chapters\n', 'old'])
@@ -37,7 +37,7 @@ def test_written_files_are_current():
         assert path.read_text(encoding='utf-8') == text, f'{path}: run tools/make_chapters.py'
 
 
-def test_sections_pages_and_claims_of_folders(toy):
+def test_sections_pages_and_claims(toy):
     outer, inner, index = make_chapters.make_files(toy).values()
     contents = yaml.safe_load(outer)['website']['sidebar']['contents']
     assert contents[0] == dict(href='nbs/index.ipynb', text='cesm_nb: start here')
@@ -47,7 +47,7 @@ def test_sections_pages_and_claims_of_folders(toy):
     core = dict(section='Core', contents=[settings])
     assert contents[2] == dict(section='Library', contents=[core])
     without = outer.replace('nbs/', '').split('\n', 2)[2]
-    assert inner.split('\n', 2)[2] == without # the heads name each other
+    assert inner.split('\n', 2)[2] == without # the headers name each other
     cell = ''.join(json.loads(index)['cells'][1]['source'])
     assert '### Library: Core\n' in cell and 'old' not in cell
     assert '| [core.settings](api/core.settings.ipynb) | Every setting |' in cell
@@ -59,20 +59,20 @@ def test_sections_pages_and_claims_of_folders(toy):
     (lambda listed: listed.append({'09_none': 'none'}), 'lists 09_none, which is no notebook'),
     (lambda listed: listed.append('00_data'), 'is not one `page: title`'),
     (lambda listed: listed.append(dict(a=None)), 'a needs a title')])
-def test_a_list_with_a_fault_is_refused(toy, change, words):
+def test_faulty_list_is_rejected(toy, change, words):
     listed = yaml.safe_load((toy/'nbs'/'chapters.yml').read_text())
     change(listed)
     write_list(toy, listed)
     with pytest.raises(ValueError, match=words): make_chapters.make_files(toy)
 
 
-def test_a_notebook_without_a_claim_is_refused(toy):
+def test_notebook_without_claim_is_rejected(toy):
     notebook(toy/'nbs'/'00_data.ipynb', 'a | b')
     with pytest.raises(ValueError, match='00_data.ipynb: the first cell is not'):
         make_chapters.make_files(toy)
 
 
-def test_a_changed_claim_changes_the_first_page(toy):
+def test_changed_claim_updates_first_page(toy):
     before = make_chapters.make_files(toy)
     notebook(toy/'nbs'/'00_data.ipynb', 'Other rows')
     after = make_chapters.make_files(toy)

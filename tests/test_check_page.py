@@ -15,7 +15,7 @@ BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'g
 
 
 def check(data, out):
-    "Run `cesm_check` as a user does; its output."
+    "Run `cesm_check` as a user does; return its output."
     code = 'from cesm_nb.cli import cesm_check; cesm_check()'
     done = subprocess.run([sys.executable, '-c', code, data, '--out', out], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
@@ -23,7 +23,7 @@ def check(data, out):
 
 
 def counts_in_browser(page):
-    "What the browser made of the page: kind -> count, and the kinds whose names are listed."
+    "Read from the browser: kind -> count, and the kinds whose names are listed."
     if BROWSER is None: pytest.skip('no Chromium on PATH: install it to test the page in a browser')
     command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom', Path(page).as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout

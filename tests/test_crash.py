@@ -1,4 +1,4 @@
-"Kill the tensoriser, fill the disk of every command: what is left is whole, and a re-run completes it byte for byte."
+"Kill the tensoriser, fill the disk of every command: files are whole, a re-run completes them."
 import io
 import multiprocessing
 import os
@@ -28,7 +28,7 @@ from conftest import PATIENCE, ROOT
 from mortal import die_at
 
 MB = 2**20
-PLACES = (cesm_nb.tensorize, 'make_tensor'), (os, 'replace') # whose calls are the moments at which a process is killed
+PLACES = (cesm_nb.tensorize, 'make_tensor'), (os, 'replace') # calls at which a process is killed
 
 
 def content(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder).iterdir())}
@@ -36,7 +36,7 @@ def content(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder)
 
 @pytest.fixture(scope='module')
 def cfg(module_path):
-    "Settings for a phantom of full-size tensors, the files of an uninterrupted run and the number of its events."
+    "Settings for a phantom, the files of an uninterrupted run and its number of events."
     d = module_path
     data = make_phantom(d/'data', n_patients=12, size_px=200, progress=False)
     cfg = TensorConfig(data_root=str(data), run_dir=str(d/'run'), tensor_dir=str(d/'whole'), image_size=224, n_jobs=1)
@@ -47,13 +47,13 @@ def cfg(module_path):
 
 
 def tensorize_until(cfg, n):
-    "Tensorise and die at event `n`."
+    "Tensorise, killed at event `n`."
     die_at(n, *PLACES)
     tensorize(cfg)
 
 
-def test_killed_at_ten_random_moments(cfg, tmp_path):
-    "Before, in or after making a tensor or renaming a file: moments drawn from the run's own events."
+def test_tensorize_killed_at_ten_random_events(cfg, tmp_path):
+    "Before, during or after making a tensor or renaming a file: drawn from the run's own events."
     cfg, whole, events = cfg
     fork, left = multiprocessing.get_context('fork'), []
     for n in random.Random(0).sample(range(1, events + 1), 10):
@@ -63,21 +63,21 @@ def test_killed_at_ten_random_moments(cfg, tmp_path):
         child.join(PATIENCE)
         assert child.exitcode == -signal.SIGKILL, f'event {n} of {events}'
         left.append(len(list(folder.glob('*.pt'))))
-        for f in folder.glob('*.pt'): read_tensor(f) # whole, or not there under its name
+        for f in folder.glob('*.pt'): read_tensor(f) # whole, or absent
         (folder/f'.P1_Left.pt.{os.uname().nodename}-{child.pid}.part').write_bytes(b'half') # as if in mid-write
         tensorize(mine)
         assert content(folder) == whole, f'killed at event {n} of {events}'
-    assert len(set(left)) > 5 and events > 40, left # the kills are spread over the run
+    assert len(set(left)) > 5 and events > 40, left # kills are spread over the run
 
 
 def in_session(process, leader):
-    "Whether a process that has not ended belongs to the session of `leader`."
+    "Check whether a running process belongs to the session of `leader`."
     try: return process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == leader
     except (psutil.NoSuchProcess, ProcessLookupError): return False
 
 
-def test_killed_with_its_workers(cfg, tmp_path):
-    "A worker kills itself, the other worker and the command: as it renames its second tensor."
+def test_tensorize_killed_with_its_workers(cfg, tmp_path):
+    "A worker kills itself, the other worker and the command while renaming its second tensor."
     cfg, whole, _ = cfg
     (tmp_path/'sitecustomize.py').write_text(f'''
 import os, signal, sys
@@ -98,19 +98,19 @@ die_at(3, (os, 'replace'), kill=lambda: os.killpg(0, signal.SIGKILL))
     assert content(tmp_path/'t') == whole
 
 
-def test_damaged_tensor_is_made_again(cfg, tmp_path):
+def test_damaged_tensor_is_remade(cfg, tmp_path):
     cfg, whole, _ = cfg
     mine = replace(cfg, tensor_dir=str(tmp_path/'t'))
     tensorize(mine)
     first, second, *_ = sorted((tmp_path/'t').glob('*.pt'))
-    first.write_bytes(b'') # the power went before the disk had it
+    first.write_bytes(b'') # power failure before the data reached the disk
     second.write_bytes(second.read_bytes()[:-9000])
     tensorize(mine)
     assert content(tmp_path/'t') == whole
 
 
 def run_full(cfg, folder, limit=None):
-    "Run the command where the disk is full; its one sentence."
+    "Run the command on a full disk; return its one sentence."
     code = 'from cesm_nb.cli import cesm_tensorize; cesm_tensorize()'
     small = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
     command = [sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', folder, '--image-size', '224', '--n-jobs', '1']
@@ -148,7 +148,7 @@ SMALL = dict(protocol='clinical', image_size=32, epochs=1, backbones='lcnet_035'
 @pytest.fixture(scope='module')
 def finished(module_path):
     "A small phantom and a run trained on it."
-    torch.set_num_threads(1) # threads of its own do not survive a fork
+    torch.set_num_threads(1) # threads do not survive a fork
     data = make_phantom(module_path/'small', n_patients=24, size_px=64, progress=False)
     fit(make_config(SMALL | dict(data_root=str(data), run_dir=str(module_path/'finished'))))
     return data, module_path/'finished'
@@ -162,7 +162,7 @@ def options(settings): return [w for k, v in settings.items() for w in ('--' + k
 
 
 OUT = ('--out', 'out')
-WRITES = { # command -> (largest file in bytes, its words, given the data, a run and an image)
+WRITES = { # command -> (largest file in bytes, its arguments from the data, a run and an image)
     'tensorize': (9_000, lambda d, r, i: ['--data-root', d, '--run-dir', 'out', '--image-size', '32']),
     'check': (9_000, lambda d, r, i: [d, *OUT]),
     'audit': (20_000, lambda d, r, i: [d, *OUT, '--n-repeats', '1', '--n-trees', '2', '--n-folds', '3', '--n-draws', '9', '--n-jobs', '1']),
@@ -174,7 +174,7 @@ WRITES = { # command -> (largest file in bytes, its words, given the data, a run
 
 
 def write_little(name, limit, words, ended):
-    "Run a command that may write no file larger than `limit`; how it ended."
+    "Run a command with a file size limit; return how it ended."
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try: (export if name == 'export' else getattr(commands, f'cesm_{name}'))(words)
@@ -183,8 +183,8 @@ def write_little(name, limit, words, ended):
 
 
 @pytest.mark.parametrize('name', WRITES)
-def test_no_command_leaves_a_file_half_written(finished, tmp_path, monkeypatch, name):
-    "A file cut by the limit is exactly as large as it: there is none, and one sentence says which could not be written."
+def test_commands_leave_no_partial_file(finished, tmp_path, monkeypatch, name):
+    "A truncated file would have the size of the limit: there is none, and a sentence names the file."
     data, run = finished
     run = shutil.copytree(run, tmp_path/'run')
     limit, words = WRITES[name]

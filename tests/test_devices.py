@@ -1,4 +1,4 @@
-"Two processes train as one: the same losses, and one run folder that is written once."
+"Two processes train like one: the same losses, and one run folder, written once."
 import json
 import os
 import subprocess
@@ -48,7 +48,7 @@ Path(out, f'said{team.process_index}.json').write_text(json.dumps(dict(losses=lo
 
 
 def train(phantom, out, *launcher):
-    "Run `CODE` under a launcher; what each of its processes said."
+    "Run `CODE` under a launcher; return the output of each process."
     env = os.environ | dict(OMP_NUM_THREADS='1')
     done = subprocess.run([sys.executable, *launcher, out.parent/'steps.py', phantom, out], capture_output=True, text=True, env=env, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -64,14 +64,14 @@ def runs(phantom, module_path):
     return d, train(phantom, d/'one'), train(phantom, d/'two', *launch)
 
 
-def test_losses_of_five_steps_agree(runs):
+def test_losses_agree_between_one_and_two_processes(runs):
     _, one, two = runs
     assert [o['processes'] for o in one + two] == [1, 2, 2]
     assert len(one[0]['losses']) == 5 and one[0]['losses'][0] != one[0]['losses'][4]
     for o in two: np.testing.assert_allclose(o['losses'], one[0]['losses'], atol=1e-6, rtol=0)
 
 
-def test_one_run_folder_written_once(runs):
+def test_run_folder_is_written_once(runs):
     d, one, (main, other) = runs
     assert other['written'] == [] and sorted(main['written']) == sorted(one[0]['written'])
     files = [sorted(str(f.relative_to(d/k)) for f in (d/k).rglob('*') if f.is_file() and not f.name.startswith('said')) for k in ('one', 'two')]

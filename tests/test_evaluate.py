@@ -1,4 +1,4 @@
-"The evaluation as a user meets it: the command on trained runs, the page in a browser, the stored simulation, the bootstrap."
+"The evaluation as used: command on trained runs, page in a browser, stored simulation, bootstrap."
 import json
 import re
 import shutil
@@ -41,7 +41,7 @@ PROBE = '''<script>addEventListener('load', () => { const said = {
 
 @pytest.fixture(scope='module')
 def runs(phantom, module_path):
-    "Two short runs on the same split, another seed of weights."
+    "Two short runs on the same split, with different seeds of weights."
     out, made = module_path, []
     splits = ''
     for seed in (0, 1):
@@ -57,7 +57,7 @@ def command(*args): return call(cesm_evaluate, *args)
 
 
 def test_command_on_two_runs(runs):
-    "Each run gets its tables, figures and page; both are compared, paired, on the same breasts."
+    "Each run gets tables, figures and a page; both are compared, paired, on the same breasts."
     answer = command(*runs, '--n-draws', 200)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count('*** PHANTOM') == 4 and 'note:' not in answer.stdout
@@ -65,7 +65,7 @@ def test_command_on_two_runs(runs):
         assert {f.stem for f in (run/'tables').iterdir()} == {'table1', 'table2', 'per_class', 'points', 'metrics', 'subgroups', 'pointing'}
         names = {f.stem for f in (run/'figures').glob('*.svg')}
         assert names == {f.stem for f in (run/'figures').glob('*.png')} >= {'fig5_accuracy', 'reliability', 'decision', 'subgroups', 'attention'}
-        assert all(b'<text' not in f.read_bytes() for f in (run/'figures').glob('*.svg')) # letters are outlines
+        assert all(b'<text' not in f.read_bytes() for f in (run/'figures').glob('*.svg')) # text is outlined
         assert [f.name for f in (run/'inside').iterdir()] == ['gradcam.png']
         assert json.loads((run/'metrics.json').read_text())['chosen']['temperature'] > 0
     paired = pd.read_csv(runs[0].parent/'joint'/'tables'/'paired.csv')
@@ -74,13 +74,13 @@ def test_command_on_two_runs(runs):
     assert (paired.p.isna() == paired.test.isna()).all() and paired.p.isna().any() # too few breasts of a class for AUCs
 
 
-def test_selected_epoch_is_the_one_that_was_kept(phantom, runs, tmp_path):
-    "Figures, metrics and curves circle the epoch of `status.json`, whatever the validation accuracy of the others."
+def test_selected_epoch_matches_status(phantom, runs, tmp_path):
+    "Figures, metrics and curves mark the epoch of `status.json`, whatever other epochs scored."
     plan = [SimpleNamespace(variant='last', cfg=make_config(dict(
         data_root=str(phantom), tensor_dir=str(runs[0].parent/'tensors'), run_dir=str(tmp_path/'run'), protocol='clinical',
         image_size=48, epochs=3, batch_size=8, mixed_precision='no', keep='last', backbones='lcnet_035,mobilenetv3_small_050')))]
     fit(plan[0].cfg)
-    table = pd.read_csv(tmp_path/'run'/'history.csv').assign(val_accuracy=[.9, .5, .5]) # the first epoch scores best
+    table = pd.read_csv(tmp_path/'run'/'history.csv').assign(val_accuracy=[.9, .5, .5]) # the first epoch has the best score
     table.to_csv(tmp_path/'run'/'history.csv', index=False)
     seal_run(tmp_path/'run')
     evaluate(tmp_path/'run', n_draws=20, inside=False)
@@ -98,8 +98,8 @@ def test_selected_epoch_is_the_one_that_was_kept(phantom, runs, tmp_path):
         plt.close(fig)
 
 
-def test_nothing_of_a_patient_in_what_is_copied(runs):
-    "Tables and figures go to results/: no identifier of a breast, no group so small that it is one."
+def test_copied_results_hold_no_patient_data(runs):
+    "Tables and figures for results/ have no identifier of a breast and no identifying small group."
     evaluate(runs[0], n_draws=50)
     for f in (runs[0]/'tables').iterdir(): assert not re.search(r'P\d+_[LR]|patient_id', f.read_text()), f
     groups = pd.read_csv(runs[0]/'tables'/'subgroups.csv')
@@ -108,9 +108,9 @@ def test_nothing_of_a_patient_in_what_is_copied(runs):
 
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH')
 def test_page_in_a_browser(runs, tmp_path):
-    "Every image is there, nothing is asked of the network, and 1280 pixels are wide enough."
+    "Every image is embedded, the page needs no network and fits 1280 pixels."
     page = evaluate(runs[0], n_draws=50)['report'].read_text()
-    code = re.sub(r'data:image/png;base64,[^"]*', 'data:', page) # letters of a picture spell anything
+    code = re.sub(r'data:image/png;base64,[^"]*', 'data:', page) # image data can contain any letters
     assert 'PHANTOM' in page and not (found := re.search(r'(src|href)="(?!data:)|url\(|@import|http.*', code)), found
     (tmp_path/'page.html').write_text(page.replace('</body>', PROBE))
     browse = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--window-size=1280,2000']
@@ -126,7 +126,7 @@ def test_page_in_a_browser(runs, tmp_path):
 
 
 def test_without_tensors_or_data(runs, tmp_path):
-    "A run folder alone still gives tables and figures, and says what it goes without."
+    "A run folder alone still gives tables and figures, and a note lists what is missing."
     alone = tmp_path/'alone'
     shutil.copytree(runs[0], alone, ignore=shutil.ignore_patterns('inside', 'figures', 'tables'))
     config = json.loads((alone/'config.json').read_text())
@@ -140,8 +140,8 @@ def test_without_tensors_or_data(runs, tmp_path):
     assert not (alone/'inside').exists() and found['report'].exists()
 
 
-def test_a_renamed_run_keeps_its_maps(tmp_path):
-    "Tensors and data that lay inside a run folder move along with it; where they are gone, a sentence lists the places that were searched."
+def test_renamed_run_keeps_its_maps(tmp_path):
+    "Tensors and data inside a run folder move with it; if absent, a sentence lists the places searched."
     run = fit(make_config(dict(
         run_dir=str(tmp_path/'run'), phantom_patients=24, phantom_signal=2., protocol='clinical', image_size=32, epochs=1, batch_size=8,
         mixed_precision='no', backbones='lcnet_035')))
@@ -162,7 +162,7 @@ def test_a_renamed_run_keeps_its_maps(tmp_path):
 
 
 def test_maps_fit_the_run(runs):
-    "A map for each stream and view, the size of the image; the same again; regions where the sheet has some."
+    "A map per stream and view, of the image's size, reproducible; regions as in the sheet."
     a, b = explain_run(runs[0]), explain_run(runs[0])
     streams = list(dict.fromkeys(s for s, _ in a.maps))
     assert len(streams) == 2 and list(a.maps) == [(s, v) for s in streams for v in ('CC', 'MLO')]
@@ -175,22 +175,22 @@ def test_maps_fit_the_run(runs):
 
 
 def test_stored_coverage():
-    "python tools/simulate_coverage.py: intervals of accuracy and AUC hold the truth in 93 to 97 % of 500 sets."
+    "python tools/simulate_coverage.py: intervals of accuracy and AUC cover the truth in 93 to 97 % of 500 sets."
     found = pd.read_csv(ROOT/'results'/'coverage.csv')
     single = found[(found.seeds == 1) & (found.kind == 'score') & found.score.isin(['accuracy', 'auc'])]
     women, breasts = (single[(single.drawn == k) & (single.sets == 500)] for k in ('women', 'breasts'))
     assert len(women) == 6 and (women.sets == 500).all() and women.coverage.between(.93, .97).all()
-    assert (breasts.coverage.to_numpy() < women.coverage.to_numpy()).all() # taken as independent: too narrow
+    assert (breasts.coverage.to_numpy() < women.coverage.to_numpy()).all() # treated as independent: too narrow
 
 
 def test_stored_coverage_with_seeds():
-    "The interval over women and seeds, of a score and of a paired difference: 43 to 283 women, 3 and 5 seeds that differ by 0.02 to 0.03 AUC."
+    "Intervals over 43 to 283 patients and 3 or 5 seeds (AUC differs by 0.02 to 0.03), also paired."
     found = pd.read_csv(ROOT/'results'/'coverage.csv')
     seeds = found[(found.seeds > 1) & (found.seed_sd > 0) & found.score.isin(['accuracy', 'auc'])]
     assert len(seeds) == 24 and set(seeds.kind) == {'score', 'difference'} and (seeds.sets == 2000).all()
     assert seeds[seeds.score == 'auc'].seed_sd.between(.02, .03).all()
     assert seeds.coverage.between(.93, .97).all()
-    assert seeds[seeds.patients == 283].women_only.max() < .9 # what leaving seeds out would do
+    assert seeds[seeds.patients == 283].women_only.max() < .9 # coverage if seeds are ignored
 
 
 def read_retrained():
@@ -200,11 +200,11 @@ def read_retrained():
 
 
 def test_stored_coverage_with_training():
-    "Models trained on every fold: with folds dealt anew the corrected interval of a score holds the truth in 93 to 97 % of 500 sets, the plain one in fewer."
+    "With folds dealt anew the corrected interval covers the truth in 93 to 97 % of 500 sets, the plain one in fewer."
     dealt, same = (read_retrained().loc[k] for k in ('trained, folds dealt anew', 'trained, same folds and other weights'))
     assert set(dealt.patients) == {150, 260, 280} and (dealt.sets == 500).all() and (same.sets == 300).all()
     new, old = (dealt.loc['score', m].set_index(['patients', 'score']) for m in ('Nadeau-Bengio', 'bootstrap'))
-    one_class = new.index.get_level_values('score') == 'auc_malignant' # a little narrow even where nothing is trained
+    one_class = new.index.get_level_values('score') == 'auc_malignant' # slightly narrow even without training
     assert new.coverage[~one_class].between(.93, .97).all() and new.coverage[one_class].between(.92, .97).all() and one_class.sum() == 3
     assert old.coverage.max() < .92 and (old.sd_ratio > 1.1).all()
     wide, narrow = (dealt.loc['difference', m] for m in ('Nadeau-Bengio', 'bootstrap'))
@@ -212,8 +212,8 @@ def test_stored_coverage_with_training():
     assert same.coverage.between(.91, .97).all()
 
 
-def test_coverage_in_words():
-    "Chapters 05f and 05h and results/README.md quote the stored rows."
+def test_quoted_coverage_matches_stored_rows():
+    "stats.compare, stats.coverage and results/README.md quote the stored rows."
     read = lambda name: ' '.join(c.source for c in nbformat.read(ROOT/'nbs'/name, 4).cells if c.cell_type == 'markdown').replace('\n', ' ')
     compare, coverage = map(read, ('api/stats.compare.ipynb', 'api/stats.coverage.ipynb'))
     span = lambda v, form: f'{form.format(v.min())} to {form.format(v.max())}'
@@ -232,13 +232,13 @@ def test_coverage_in_words():
 
 
 def test_coverage_with_seeds():
-    "A small simulation of its own: 100 sets of 150 women, three seeds. Women alone hold the truth far too seldom."
+    "A small simulation: 100 sets of 150 patients, three seeds. Ignoring seeds, coverage is far too low."
     found = coverage_repeated(100, n_patients=150, n_draws=100, names=('accuracy', 'auc'))
     assert found.coverage.between(.89, .99).all() and (found.women_only < .88).all(), found
 
 
 def test_calibration_error_of_a_calibrated_model():
-    "Labels drawn from the probabilities: the debiased error is near 0 on average, the plain one is not; a doubled logit shows."
+    "Labels drawn from the probabilities: the debiased error is near 0 on average, the plain one is not; doubled logits are detected."
     error, plain, sure = [], [], []
     for seed in range(400):
         s, rng = simulate(86, seed=seed), np.random.default_rng([seed, 1])
@@ -250,8 +250,8 @@ def test_calibration_error_of_a_calibrated_model():
     assert abs(np.mean(error)) < .012 and np.mean(plain) > .05 and np.mean(sure) > .1, (np.mean(error), np.mean(plain), np.mean(sure))
 
 
-def test_folds_and_scaling_are_told(runs, tmp_path):
-    "Two runs read as folds share one temperature; pooled AUC and mean of fold AUCs stand in the table; a note says what scaling did."
+def test_folds_and_scaling_are_reported(runs, tmp_path):
+    "Two runs as folds share a temperature; the table has pooled and mean fold AUC, a note reports scaling."
     folds = []
     for i, run in enumerate(runs):
         folds.append(tmp_path/f'fold{i}')
@@ -260,7 +260,7 @@ def test_folds_and_scaling_are_told(runs, tmp_path):
         config['settings'] |= dict(seed=0, fold=i)
         (folds[-1]/'config.json').write_text(json.dumps(config))
         table = pd.read_csv(folds[-1]/'predictions.csv')
-        table.loc[(table.split == 'test') & (table.patient_id % 2 == i), 'split'] = 'train' # each tests half of the women
+        table.loc[(table.split == 'test') & (table.patient_id % 2 == i), 'split'] = 'train' # each tests half of the patients
         table.to_csv(folds[-1]/'predictions.csv', index=False)
         table[['patient_id', 'side', 'split']].to_csv(folds[-1]/'splits.csv', index=False)
         seal_run(folds[-1])
@@ -274,7 +274,7 @@ def test_folds_and_scaling_are_told(runs, tmp_path):
 
 
 def calls(job):
-    "How many functions a job calls, Python's and C's."
+    "Count the function calls of a job, Python's and C's."
     n = [0]
     def count(frame, event, arg): n[0] += event in ('call', 'c_call')
     sys.setprofile(count)
@@ -283,14 +283,14 @@ def calls(job):
     return n[0]
 
 
-def test_the_bootstrap_is_no_loop():
-    "Ten times the draws are no more calls, each on larger arrays; `tools/bench_evaluate.py` times it against a loop."
+def test_bootstrap_is_vectorised():
+    "Ten times the draws need no more calls; `tools/bench_evaluate.py` times it against a loop."
     s = simulate(60)
     few, many = (calls(lambda: interval_table(s.label, s.prob, s.patient_id, n)) for n in (200, 2000))
     assert many < 1.1*few, (few, many)
 
 
-def test_benchmark_of_the_bootstrap():
+def test_bootstrap_benchmark():
     "python tools/bench_evaluate.py, cut short: the same scores as scikit-learn's, then a ratio."
     command = [sys.executable, 'tools/bench_evaluate.py', '--patients', '40', '--draws', '20', '--loop', '5']
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=PATIENCE).stdout

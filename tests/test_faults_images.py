@@ -1,4 +1,4 @@
-"Images that are turned, negative, blank, tiny, huge or no files; regions by the million; processes that are stopped."
+"Images that are rotated, negative, blank, tiny, huge or not files; huge regions; stopped processes."
 import json
 import os
 import shutil
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cesm_nb import tensorize as tz
-from cesm_nb.networks.backbones import apply_backbone
+from cesm_nb.cohort.check import inspect_image
 from cesm_nb.cohort.check import find_problems, write_report
 from cesm_nb.cohort.check import main as check
 from cesm_nb.data import read_dataset
@@ -32,14 +32,14 @@ import mutate
 
 @pytest.fixture(scope='module')
 def whole(module_path):
-    "A small phantom and the tensors that both protocols make of it."
+    "A small phantom and its tensors under both protocols."
     data = make_phantom(module_path/'data', n_patients=6, size_px=72, progress=False)
     return data, {p: make(data, module_path/p, protocol=p) for p in ('paper', 'clinical')}
 
 
 @pytest.fixture
 def data(whole, tmp_path):
-    "A copy to spoil."
+    "A copy to damage."
     return Path(shutil.copytree(whole[0], tmp_path/'data'))
 
 
@@ -53,23 +53,23 @@ def make(data, folder, **settings):
 
 
 def a_view(data, modality='CM', regions=False):
-    "The first image of a breast with both views; with a region where asked for."
+    "Find the first image of a breast with both views; with a region if required."
     images = read_dataset(data).images.query('modality == @modality and path == path')
     both = images.groupby(['patient_id', 'side']).view.transform('nunique') == 2
     return images[both & (images.n_regions > 0 if regions else True)].iloc[0]
 
 
 def kinds_of(data):
-    "What the check says: kind -> names."
+    "Findings of the check: kind -> names."
     return find_problems(data)[1].groupby('kind').image_name.agg(list)
 
 
-STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4} # EXIF's number -> Pillow's transposition that makes such a file
+STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4} # EXIF orientation -> Pillow transposition that makes such a file
 
 
 @pytest.mark.parametrize('turn', STORED)
 def test_turned_images_give_the_same_tensor(whole, data, tmp_path, turn):
-    "Regions are drawn on the upright image, so the tensor is the same, region and all; the contact sheet agrees."
+    "Regions are drawn on the upright image, so tensor and contact sheet are the same."
     row = a_view(data, regions=True)
     exif, image = Image.Exif(), Image.fromarray(read_image(row.path))
     exif[0x0112] = turn
@@ -77,7 +77,7 @@ def test_turned_images_give_the_same_tensor(whole, data, tmp_path, turn):
     tensors, named = make(data, tmp_path, protocol='paper')
     assert not named and all((tensors[k]['x'] == v['x']).all() for k, v in whole[1]['paper'][0].items())
     assert row.image_name in kinds_of(data)['stored turned, used upright']
-    assert (cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) == np.asarray(image)).all() # as chapter 00 shows it
+    assert (cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) == np.asarray(image)).all() # as shown in chapter 00
     changed = read_dataset(data).images.set_index('image_name').loc[row.image_name]
     assert changed.original_width_px == image.width and changed.original_height_px == image.height
 
@@ -91,7 +91,7 @@ def test_turned_jpeg_and_damaged_exif(data, tmp_path):
     assert abs(read_image(row.path).astype(int) - upright).max() <= 8
     spoilt = Path(row.path).read_bytes().replace(b'MM\0*', b'M?\0*').replace(b'II*\0', b'I?*\0')
     Path(row.path).write_bytes(spoilt)
-    assert read_image(row.path).shape == upright.shape[::-1] # what cannot be read turns nothing, as in viewers
+    assert read_image(row.path).shape == upright.shape[::-1] # unreadable EXIF is ignored, as in viewers
 
 
 SPOILT = {
@@ -103,12 +103,12 @@ SPOILT = {
 
 
 @pytest.mark.parametrize('how', SPOILT)
-def test_no_mammogram_is_named_and_may_be_no_view(data, tmp_path, how):
+def test_non_mammograms_are_reported_and_may_not_count_as_views(data, tmp_path, how):
     spoil, kind, counts = SPOILT[how]
     row = a_view(data)
     cv2.imwrite(f'{row.path}.png', spoil(read_image(row.path)))
     os.replace(f'{row.path}.png', row.path)
-    assert kinds_of(data)[kind] == [row.image_name] and apply_backbone(row.path)['doubt'].startswith(kind) # alone, too
+    assert kinds_of(data)[kind] == [row.image_name] and inspect_image(row.path)['doubt'].startswith(kind) # also as a single image
     tensors, named = make(data, tmp_path, protocol='clinical')
     breast = f'P{row.patient_id}_{row.side}'
     assert list(named) == [breast] and kind in named[breast] and row.view in named[breast]
@@ -117,7 +117,7 @@ def test_no_mammogram_is_named_and_may_be_no_view(data, tmp_path, how):
 
 
 @pytest.mark.parametrize('signal_, size', [(0., 64), (2., 300)])
-def test_no_phantom_is_taken_for_a_negative(tmp_path, signal_, size):
+def test_phantoms_are_not_flagged_as_negatives(tmp_path, signal_, size):
     root = make_phantom(tmp_path, n_patients=6, size_px=size, signal=signal_, progress=False)
     images = [read_image(f) for f in root.glob('*/*.jpg')]
     assert {image_problem(im) for im in images} == {''}
@@ -125,8 +125,8 @@ def test_no_phantom_is_taken_for_a_negative(tmp_path, signal_, size):
 
 
 @needs_data
-def test_no_real_image_is_taken_for_a_negative():
-    "Every fifth of the images at hand; all 1,070 were tried once, with the same result."
+def test_real_images_are_not_flagged_as_negatives():
+    "Every fifth image; all 1,070 were tried once, with the same result."
     images = [read_image(f) for f in sorted(REAL.glob('* images of */*.jpg'))[::5]]
     assert len(images) > 200 and {image_problem(im) for im in images} == {''}
     assert {image_problem(255 - im).partition(':')[0] for im in images} == {'negative'}
@@ -139,7 +139,7 @@ def as_sparse(path): Path(path).touch() or os.truncate(path, MAX_BYTES + 1)
 
 
 @pytest.mark.parametrize('replace', [as_pipe, as_device, as_folder, as_sparse])
-def test_no_file_is_named_and_waited_for_by_nobody(data, tmp_path, replace):
+def test_special_files_are_reported_without_waiting(data, tmp_path, replace):
     row = a_view(data)
     Path(row.path).unlink()
     replace(row.path)
@@ -150,7 +150,7 @@ def test_no_file_is_named_and_waited_for_by_nobody(data, tmp_path, replace):
     assert sum(real) == 1
 
 
-def test_pipe_as_tensor_is_refused_and_made_again(data, tmp_path):
+def test_pipe_as_tensor_is_rejected_and_remade(data, tmp_path):
     before, _ = make(data, tmp_path)
     name = sorted(before)[0]
     path = tmp_path/'tensors'/f'{name}.pt'
@@ -161,8 +161,8 @@ def test_pipe_as_tensor_is_refused_and_made_again(data, tmp_path):
     assert path.is_file() and (again[name]['x'] == before[name]['x']).all()
 
 
-def test_large_images_are_searched_on_a_copy():
-    "9000 x 9000 takes minutes otherwise; an image up to the bound is searched as it is."
+def test_large_images_are_checked_on_a_reduced_copy():
+    "9000 x 9000 takes minutes otherwise; images up to the bound are checked at full size."
     half = cv2.ellipse(np.full((300, 200), 3, np.uint8), (0, 150), (150, 120), 0, 0, 360, 90, -1)
     large = cv2.resize(half, (9000, 9000), interpolation=cv2.INTER_NEAREST)
     image, odd = enhance(large, 'breast')
@@ -177,7 +177,7 @@ def test_regions_of_many_points_are_bounded(data, tmp_path):
     assert region_problem(ring, (60, 80)) == 'thinned: polygon of 2,000,000 points thinned to 5,000'
     fine = dict(ring, all_points_x=ring['all_points_x'][::400], all_points_y=ring['all_points_y'][::400])
     assert len(fine['all_points_x']) == MAX_POINTS and region_problem(fine, (60, 80)) == ''
-    line = dict(name='polygon', all_points_x=[30]*MAX_POINTS, all_points_y=list(range(MAX_POINTS))) # all sides in one column
+    line = dict(name='polygon', all_points_x=[30]*MAX_POINTS, all_points_y=list(range(MAX_POINTS))) # all edges in one column
     assert 'reaches beyond' in region_problem(line, (60, 80)) and region_problem(line, (60, 9999)) == ''
     row, via = a_view(data, regions=True), pd.read_csv(data/REGIONS_NAME, dtype=str)
     first = via.index[via['#filename'].str.startswith(row.image_name)][0]
@@ -188,17 +188,17 @@ def test_regions_of_many_points_are_bounded(data, tmp_path):
 
 
 @pytest.mark.parametrize('clip, tiles', [(2., 0), (2., -3), (float('nan'), 8), (float('inf'), 8), (-1., 8)])
-def test_clahe_refuses_what_ends_the_process(clip, tiles):
+def test_clahe_rejects_settings_that_crash(clip, tiles):
     with pytest.raises(ValueError, match='clahe_(clip|tiles) is'): fit_tiles((90, 60), clip, tiles)
 
 
-def test_clahe_bounds_what_it_is_asked_for():
+def test_clahe_settings_are_bounded():
     noise = np.random.default_rng(0).integers(0, 99, (90, 60), np.uint8)
     assert (enhance(noise, 'breast', clip=1e300)[0] == enhance(noise, 'breast', clip=256.)[0]).all()
     assert fit_tiles((90, 60), 2., 10**9) == fit_tiles((90, 60), 2., 90)
 
 
-def test_processes_are_no_more_than_breasts(data, tmp_path, monkeypatch):
+def test_workers_do_not_exceed_breasts(data, tmp_path, monkeypatch):
     asked, parallel = [], tz.Parallel
     monkeypatch.setattr(tz, 'Parallel', lambda n: asked.append(n) or parallel(1))
     for cores in (2, 64):
@@ -207,14 +207,14 @@ def test_processes_are_no_more_than_breasts(data, tmp_path, monkeypatch):
     assert asked == [2, len(tensors)]
 
 
-def test_a_killed_worker_ends_in_a_sentence(data, tmp_path, monkeypatch):
+def test_killed_worker_ends_with_a_sentence(data, tmp_path, monkeypatch):
     def fail(n): raise tz.TerminatedWorkerError('out of memory')
     monkeypatch.setattr(tz, 'Parallel', fail)
     with pytest.raises(OSError, match='run again with fewer n_jobs'): make(data, tmp_path)
 
 
-def test_no_worker_outlives_sigterm(data, tmp_path):
-    "Workers write their number and wait; once the parent was ended none of them is left."
+def test_workers_end_on_sigterm(data, tmp_path):
+    "Workers write their id and wait; none is left after the parent has ended."
     script = tmp_path/'run.py'
     script.write_text('''
 import os, signal, sys, threading
@@ -236,8 +236,8 @@ if __name__ == "__main__":
     assert [w for w in workers if os.path.exists(f'/proc/{w}/status') and 'zombie' not in Path(f'/proc/{w}/status').read_text()] == []
 
 
-def test_page_is_whole_or_not_there(data, tmp_path, monkeypatch):
-    "A page that stands is never half overwritten, and what a dead process left is swept."
+def test_page_is_written_atomically(data, tmp_path, monkeypatch):
+    "An existing page is never partly overwritten, and leftovers of a killed process are removed."
     out = tmp_path/'out'
     page = write_report(data, out).read_bytes()
     assert (out/'.gitignore').read_text() == '*\n' and sorted(f.name for f in out.iterdir()) == ['.gitignore', 'facts.csv', 'index.html', 'problems.csv']
@@ -248,7 +248,7 @@ def test_page_is_whole_or_not_there(data, tmp_path, monkeypatch):
     assert (out/'index.html').read_bytes() == page and not list(out.glob('.*.part'))
 
 
-def test_check_writes_into_runs_by_default(data, tmp_path, monkeypatch, capsys):
+def test_check_writes_to_runs_by_default(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     check(data)
     assert (tmp_path/'runs'/'cesm_check'/'index.html').exists() and 'runs/cesm_check/index.html' in capsys.readouterr().out
@@ -264,8 +264,8 @@ def spoil_regions(data, **change):
     {'#filename': lambda c: 'other_' + c}, {'#filename': lambda c: c.str.replace('_CM_', '_DM_')},
     {'region_shape_attributes': lambda c: c.str.replace('name', 'form')},
     {'region_shape_attributes': lambda c: '{"name":"circle","cx":9000,"cy":9000,"r":3}'}])
-def test_regions_that_reach_no_image_are_refused(data, tmp_path, change):
-    "The paper's protocol without a single region is another protocol."
+def test_regions_without_images_are_rejected(data, tmp_path, change):
+    "The paper's protocol requires regions."
     spoil_regions(data, **change)
     with pytest.raises(ValueError, match="no region that can be drawn on an image of modality 'CM'"): make(data, tmp_path)
     make(data, tmp_path/'clinical', protocol='clinical')
@@ -284,7 +284,7 @@ def test_dropped_breasts_are_counted_in_a_line(data, tmp_path, capsys):
     assert f'1 of {n} breasts dropped: no file of their CM images' in lines[0] and f'1 of {n-1} breasts dropped: none of their images' in lines[1]
 
 
-def test_unused_images_in_a_folder_for_all_are_named(data):
+def test_unused_images_in_a_shared_folder_are_reported(data):
     all_images = data/'images'
     all_images.mkdir()
     for f in data.glob('* of CDD-CESM/*.jpg'): f.rename(all_images/f.name)
@@ -296,7 +296,7 @@ def test_unused_images_in_a_folder_for_all_are_named(data):
 
 
 def keep(data, where):
-    "Leave only some rows of the sheet."
+    "Keep only some rows of the sheet."
     book = data/'Radiology-manual-annotations.xlsx'
     sheet = pd.read_excel(book, dtype=str, keep_default_na=False)
     sheet[where(sheet)].to_excel(book, index=False, sheet_name='all')
@@ -309,7 +309,7 @@ OWN = {
 
 
 @pytest.mark.parametrize('kind', OWN)
-def test_own_labs_are_checked_and_made_into_tensors(data, tmp_path, kind):
+def test_other_labs_are_checked_and_tensorised(data, tmp_path, kind):
     where, settings = OWN[kind]
     keep(data, where)
     find_problems(data)
@@ -325,17 +325,17 @@ def test_own_labs_are_checked_and_made_into_tensors(data, tmp_path, kind):
 def mutations(): return mutate.mutate(12, seed=0)
 
 
-def test_random_faults_are_named_or_refused(mutations):
-    "The command `tools/dev/mutate.py` does hundreds of them."
+def test_random_faults_are_reported_or_rejected(mutations):
+    "`tools/dev/mutate.py` runs hundreds of them."
     assert set(mutations.outcome) <= {'same', 'named', 'refused'} and mutations.fault.nunique() == len(mutate.MUTATIONS)
 
 
-def test_a_bad_outcome_is_seen(tmp_path, monkeypatch):
+def test_mutation_tool_detects_bad_outcomes(tmp_path, monkeypatch):
     base = mutate.make_base(tmp_path/'phantom')
     whole = mutate.observe(base, tmp_path/'whole', 'clinical')
     name = mutate.images_of(base)[0]
     silent = mutate.observe(base | {name: mutate.png(mutate.pixels(base[name])//2)}, tmp_path/'silent', 'clinical')
-    assert mutate.judge(silent, whole)[0] == 'WRONG' # nothing can know of this change, so it must be seen by the judge
+    assert mutate.judge(silent, whole)[0] == 'WRONG' # no check can detect this change, so the tool must
     def fault(*_): raise RuntimeError('x')
     monkeypatch.setattr(mutate, 'check', fault)
     assert mutate.judge(mutate.observe(base, tmp_path/'fault', 'clinical'), whole)[0] == 'TRACEBACK'

@@ -1,4 +1,4 @@
-"Run folders that were altered, shared by two processes, or cut short by a full disk: refused in a sentence, never half-written."
+"Run folders that are altered, shared by two processes, or on a full disk: rejected, never half-written."
 import signal
 import subprocess
 import sys
@@ -15,8 +15,8 @@ WRITE = ('import sys; from cesm_nb.core.errors import one_way_out\nfrom cesm_nb.
          'with one_way_out("cesm_x"): write_atomic(sys.argv[1], b"x"*10**6)')
 
 
-def test_two_processes_in_one_folder(tmp_path):
-    "The second is refused in one sentence that names the first; killed, the first holds nothing."
+def test_run_folder_is_locked(tmp_path):
+    "The second process gets one sentence that names the first; a killed process holds no lock."
     python = lambda code: [sys.executable, '-c', code, str(tmp_path)]
     take = lambda: subprocess.run(python(TAKE), capture_output=True, text=True, timeout=PATIENCE)
     with subprocess.Popen(python(HOLD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
@@ -27,10 +27,10 @@ def test_two_processes_in_one_folder(tmp_path):
         first.kill()
         first.wait(PATIENCE)
         assert (tmp_path/'.lock').read_text() and take().stdout == 'mine\n'
-    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {'.lock': ''} # names nobody
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {'.lock': ''} # names no process
 
 
-def test_nothing_half_written_under_a_size_limit(tmp_path):
+def test_size_limit_leaves_no_partial_file(tmp_path):
     (tmp_path/'x').write_text('before')
     command = ['sh', '-c', 'ulimit -f 8; exec "$@"', 'sh', sys.executable, '-c', WRITE, str(tmp_path/'x')]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
@@ -38,7 +38,7 @@ def test_nothing_half_written_under_a_size_limit(tmp_path):
     assert [f.read_text() for f in tmp_path.iterdir()] == ['before']
 
 
-def test_a_sample_of_attacks(tmp_path):
+def test_sample_of_altered_runs(tmp_path):
     "All of them: python tools/dev/attack.py"
     counts, bad = run_attacks(tmp_path, 12, 0)
     assert bad == [] and counts['refused'] >= 6, counts
@@ -60,7 +60,7 @@ if __name__ == '__main__':
 '''
 
 
-def test_no_worker_of_a_grid_outlives_sigterm(tmp_path):
+def test_grid_workers_end_on_sigterm(tmp_path):
     (tmp_path/'grid.py').write_text(GRID)
     done = subprocess.run([sys.executable, tmp_path/'grid.py', tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     workers = [int(f.stem) for f in tmp_path.glob('*.worker')]

@@ -1,4 +1,4 @@
-"""Grids: their files, runs that are shared, resumed and rescored, results of what is finished, and the command.
+"""Grids: their files, runs that are shared, resumed and rescored, published results, and the command.
 
 All on phantoms at 32 px and one epoch: what is tested is the machinery.
 """
@@ -42,7 +42,7 @@ PUBLISHED = [p for p in sorted(ROOT.glob('results/*/settings.json'))
 
 
 def read_yaml(name):
-    "A file of `configs`, with what it extends where it is a grid."
+    "Read a file of `configs`, with what it extends if it is a grid."
     path = ROOT/'configs'/f'{name}.yaml'
     content = yaml.safe_load(path.read_text())
     return read_grid_file(path) if 'base' in content else content
@@ -51,12 +51,12 @@ def read_yaml(name):
 # --- the files
 
 @pytest.mark.parametrize('path', PUBLISHED, ids=lambda p: p.parent.name)
-def test_published_settings_are_those_of_the_file(path):
-    "Seeds can be added to published results only where the file asks for what was run."
+def test_published_settings_match_grid_files(path):
+    "Seeds can be added to published results only if the file has the settings that were run."
     facts = json.loads(path.read_text())
     command = facts['command'] if isinstance(facts['command'], str) else facts['command'][0]
     changes = read_changes(command.partition(' --set ')[2].split())
-    changes.pop('weights_dir', None) # a folder of the machine that ran it
+    changes.pop('weights_dir', None) # a local folder
     grid, there = read_grid(ROOT/'configs'/f'{path.parent.name}.yaml', changes), facts['grid']
     assert set(there['variants']) <= set(grid.variants) and there['n_folds'] == grid.n_folds
     for name, change in there['variants'].items():
@@ -65,7 +65,7 @@ def test_published_settings_are_those_of_the_file(path):
 
 
 @needs_fields
-def test_ladder_grid_is_the_ladder(phantom, tmp_path):
+def test_ladder_grid_matches_ladder(phantom, tmp_path):
     grid = make_grid(read_yaml('ladder'))
     assert grid.variants == ladder()
     where = ('run_dir', 'tensor_dir', 'data_root')
@@ -78,8 +78,8 @@ def test_ladder_grid_is_the_ladder(phantom, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['replication', *WITH_FOLDS])
-def test_grids_train_as_the_paper_says(name):
-    "What differs from configs/paper.yaml is written here, before any result."
+def test_grids_use_the_paper_settings(name):
+    "Differences from configs/paper.yaml were fixed here before any result."
     content, small = read_yaml(name), name not in ('replication', 'primary')
     base = read_yaml('paper') | dict(backbones='mobilenetv2_100,efficientnet_b0') | (dict(image_size=112, epochs=10) if small else {})
     if name != 'replication': base |= dict(split_seed=0) # all seeds on the same folds
@@ -92,12 +92,12 @@ def test_grids_train_as_the_paper_says(name):
 
 @needs_fields
 @pytest.mark.parametrize('name', ['replication', *WITH_FOLDS])
-def test_grid_files_are_grids(name): make_grid(read_yaml(name))
+def test_grid_files_are_valid(name): make_grid(read_yaml(name))
 
 
 @pytest.mark.parametrize('name', ['best_grid', 'best_more'])
-def test_the_ladder_of_the_best_model_has_single_steps(name):
-    "`best` is configs/best.yaml; each variant changes one thing of it, be it two or three settings."
+def test_best_model_variants_change_one_setting(name):
+    "`best` is configs/best.yaml; each variant changes one property of it, in up to three settings."
     content, alone = read_yaml(name), read_yaml('best')
     best = content['variants']['best']
     assert {k: alone[k] for k in best} == best and {k: content['base'][k] for k in ('protocol', 'modality', 'pretrained')}.items() <= alone.items()
@@ -108,8 +108,8 @@ def test_the_ladder_of_the_best_model_has_single_steps(name):
 
 
 @needs_fields
-def test_a_variant_may_have_folds_of_its_own(phantom, tmp_path):
-    "Three folds and four, counted so; folds and single splits, or too few, are refused."
+def test_variant_with_its_own_folds(phantom, tmp_path):
+    "Three and four folds are planned; mixing folds and single splits, or too few, is rejected."
     def grid(n, **more): return make_grid(dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(a={}, b=dict(n_folds=n))) | more)
     plan = plan_runs(grid(4), phantom, tmp_path)
     found = {v: sorted((p.cfg.n_folds, p.cfg.fold) for p in plan if p.variant == v and p.cfg.seed == 1) for v in 'ab'}
@@ -120,18 +120,18 @@ def test_a_variant_may_have_folds_of_its_own(phantom, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['regions', 'ablations', 'ablations_regions'])
-def test_variants_differ_in_one_thing(name):
+def test_variants_differ_in_one_setting(name):
     assert all(len(v) <= 1 for v in read_yaml(name)['variants'].values())
 
 
-def test_the_confirmation_repeats_what_was_published():
-    "Each recipe of the confirmation has the settings it was published with; its patients are the test set of every run."
+def test_confirmation_uses_published_recipes():
+    "Each recipe has its published settings; the patients are the test set of every run."
     content = read_yaml('confirmation')
     grid, settings = make_grid(content), lambda name, variant: asdict(make_config(
         (g := make_grid(read_yaml(name))).base | own_settings(g.variants[variant])))
     for variant, name in (('clinical', 'primary'), ('regions', 'primary'), ('best', 'best_grid'), ('best, each breast by itself', 'best_grid')):
         there, here = settings(name, variant), asdict(make_config(grid.base | own_settings(grid.variants[variant])))
-        assert {k for k in here if here[k] != there[k]} <= {'split_seed'} # of folds, which the confirmation has none of
+        assert {k for k in here if here[k] != there[k]} <= {'split_seed'} # of folds, which the confirmation does not have
     assert len(set(grid.test_patients)) == 65 and grid.n_folds == 0 and ('clinical', 'regions') == grid.pairs[0]
 
 
@@ -143,8 +143,8 @@ def test_primary_compares_clinical_with_regions():
 
 
 @needs_fields
-def test_other_backbones_take_the_place_of_the_files(tmp_path):
-    "A stand-in is called by its name everywhere, in variants that name one backbone too."
+def test_backbones_of_the_command_replace_those_of_the_file(tmp_path):
+    "A substitute is listed under its own name everywhere, also in variants with one backbone."
     weights = tmp_path/'weights'
     weights.mkdir()
     for name in ('mobilenetv2_100', 'efficientnet_lite0'): (weights/f'{name}.safetensors').touch()
@@ -159,7 +159,7 @@ def test_other_backbones_take_the_place_of_the_files(tmp_path):
         'backbones=mobilenetv2_100,efficientnet_lite0 weights_dir=weights')
 
 
-def test_changes_keep_their_type():
+def test_changed_settings_keep_their_type():
     read = read_changes(['backbones=a,b', 'weights_dir=../x', 'lr=1e-4', 'epochs=3', 'pretrained=false', 'normalise_input=null'])
     assert read == dict(backbones='a,b', weights_dir='../x', lr=1e-4, epochs=3, pretrained=False, normalise_input=None)
     with pytest.raises(ValueError, match="'epochs' is no setting: write KEY=VALUE"): read_changes(['epochs'])
@@ -167,14 +167,14 @@ def test_changes_keep_their_type():
 
 # --- runs
 
-BASE = dict(image_size=32, epochs=1, mixed_precision='no', backbones='lcnet_035') # the smallest of many: no test is about the network
+BASE = dict(image_size=32, epochs=1, mixed_precision='no', backbones='lcnet_035') # the smallest network: no test depends on it
 SMALL = dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(regions={}, none=dict(roi_source='none')),
              rescore={'not at test': dict(of='regions', roi_source='none')}, pairs=[['regions', 'none'], ['none', 'not at test']])
 
 
 @pytest.fixture(scope='module')
 def phantom(module_path):
-    "Fewer women than elsewhere: here data are read for every run."
+    "Fewer patients than elsewhere: here data are read for every run."
     return make_phantom(module_path/'phantom', 21, seed=0, signal=2., size_px=80, progress=False)
 
 
@@ -188,12 +188,12 @@ def ran(phantom, module_path):
 
 
 def copy_runs(runs, to):
-    "Finished runs without what results do not need."
+    "Copy finished runs without files that results do not need."
     return shutil.copytree(runs, to, ignore=shutil.ignore_patterns('checkpoints', 'tensors'))
 
 
-def test_a_run_cut_off_goes_on_and_the_rest_is_kept(phantom, tmp_path, monkeypatch):
-    "Cut off after the first of two epochs; later, one file of other scores lost."
+def test_interrupted_run_resumes_and_finished_runs_are_kept(phantom, tmp_path, monkeypatch):
+    "Interrupted after the first of two epochs; later, one file of rescored predictions is lost."
     grid = make_grid(SMALL | dict(base=BASE | dict(epochs=2), seeds=[0], variants=dict(regions={}), pairs=[]))
     plan = plan_runs(grid, phantom, tmp_path)
     def stop(history, epochs): raise KeyboardInterrupt
@@ -207,16 +207,16 @@ def test_a_run_cut_off_goes_on_and_the_rest_is_kept(phantom, tmp_path, monkeypat
     output = pd.read_csv(lost)
     lost.unlink()
     assert list_finished(grid, plan)['not at test'] == ()
-    kept = [f for p in plan for f in Path(p.cfg.run_dir).rglob('*') if f.is_file() and f.name != 'status.json'] # it takes in a digest
+    kept = [f for p in plan for f in Path(p.cfg.run_dir).rglob('*') if f.is_file() and f.name != 'status.json'] # a digest is added to it
     when = {f: f.stat().st_mtime_ns for f in kept}
     monkeypatch.setattr('os.cpu_count', lambda: 2)
     run_grid(grid, plan)
-    pd.testing.assert_frame_equal(pd.read_csv(lost), output, atol=1e-5) # other threads, other last digits
+    pd.testing.assert_frame_equal(pd.read_csv(lost), output, atol=1e-5) # a different number of threads changes the last digits
     assert {f: f.stat().st_mtime_ns for f in when} == when
 
 
-def test_one_queue_holds_all_grids(ran, phantom, tmp_path):
-    "Seed by seed; a run that two grids share comes once, with what both score it on."
+def test_grids_share_one_queue(ran, phantom, tmp_path):
+    "Seed by seed; a run shared by two grids appears once, with the rescored tensors of both."
     grid, plan, runs = ran
     assert queue_jobs(dict(a=grid), dict(a=plan)) == []
     other = make_grid(SMALL | dict(variants=dict(whole={}, none=dict(roi_source='none')), rescore={'breast at test': dict(of='whole', roi_source='breast')},
@@ -250,7 +250,7 @@ def test_results_of_complete_seeds(ran, tmp_path):
         if f.suffix == '.md': assert f.read_text().startswith('PHANTOM. a trial: 3 folds, seeds 0, 1;')
 
 
-def test_unfinished_seeds_are_left_out_and_named(ran, tmp_path):
+def test_unfinished_seeds_are_left_out_and_listed(ran, tmp_path):
     grid, plan, runs = ran
     present = copy_runs(runs, tmp_path/'runs')
     plan = plan_runs(grid, plan[0].cfg.data_root, present)
@@ -258,7 +258,7 @@ def test_unfinished_seeds_are_left_out_and_named(ran, tmp_path):
     (Path(part.run_dir)/'predictions.csv').unlink()
     tables = write_results(grid, plan, tmp_path/'out', n_draws=50)
     assert tables['table'].seeds.to_dict() == {'regions': 2, 'none': 1, 'not at test': 2}
-    assert set(tables['changes'].seeds) == {1} # pairs rest on the seed that both have
+    assert set(tables['changes'].seeds) == {1} # pairs use the seed finished for both
     assert set(tables['changes']['p, AUC-ROC']) == {'one seed: not tested'}
     assert 'INCOMPLETE, finished of seeds 0, 1: regions; not at test: 0, 1 | none: 0' in (tmp_path/'out'/'table.md').read_text()
     output = json.loads((tmp_path/'out'/'settings.json').read_text())
@@ -269,7 +269,7 @@ def test_unfinished_seeds_are_left_out_and_named(ran, tmp_path):
     assert not (tmp_path/'nothing').exists()
 
 
-def test_settings_say_everything_and_no_path(ran, tmp_path):
+def test_published_settings_are_complete_without_paths(ran, tmp_path):
     grid, plan, runs = ran
     command = 'cesm_grid configs/small.yaml --data phantom'
     write_results(grid, plan, tmp_path/'out', command=command, n_draws=50)
@@ -287,7 +287,7 @@ def test_settings_say_everything_and_no_path(ran, tmp_path):
 
 
 def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
-    "Runs recorded as real: one commit for each variant and seed, which may differ."
+    "Runs on real data: one commit for each variant and seed, which may differ."
     grid, plan, runs = ran
     present = copy_runs(runs, tmp_path/'runs')
     plan = plan_runs(grid, plan[0].cfg.data_root, present)
@@ -295,7 +295,7 @@ def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
         for p, commit in zip(plan, commits):
             path = Path(p.cfg.run_dir)/'config.json'
             config = json.loads(path.read_text()) | dict(phantom=False, commit=commit)
-            config['settings'] |= dict(data_root='', tensor_dir='') # else the phantom's own files contradict
+            config['settings'] |= dict(data_root='', tensor_dir='') # otherwise the phantom's files contradict it
             for s in config['sessions']: s['commit'] = commit
             path.write_text(json.dumps(config))
             seal_run(p.cfg.run_dir)
@@ -318,8 +318,8 @@ def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
     assert all(output in (tmp_path/'out'/f'{k}.md').read_text().split('\n')[0] for k in ('table', 'changes', 'binary'))
 
 
-def test_published_results_are_of_a_clean_commit():
-    "What is in the repository."
+def test_published_results_come_from_a_clean_commit():
+    "Results in the repository."
     published = [json.loads(f.read_text()) for f in sorted((ROOT/'results').glob('*/settings.json'))]
     published = [s for s in published if 'grid' in s]
     if not published: pytest.skip('no grid is published yet')
@@ -330,13 +330,13 @@ def test_published_results_are_of_a_clean_commit():
         assert '/' not in str([s['settings'].get('weights_dir'), s['grid']['base'].get('weights_dir')])
 
 
-def test_results_are_read_where_they_are(ran, tmp_path, monkeypatch):
+def test_published_results_are_read_back(ran, tmp_path, monkeypatch):
     grid, plan, _ = ran
     write_results(grid, plan, tmp_path/'results'/'small', 'a trial', 'some command', n_draws=50)
     monkeypatch.chdir(tmp_path)
     found = read_results('small')
     assert {'table', 'binary', 'changes', 'confusion', 'scores', 'differences', 'curves', 'settings'} == set(found)
-    assert show_results('small').loc['regions', 'compared with'] == '' # no NaN where a cell is empty
+    assert show_results('small').loc['regions', 'compared with'] == '' # empty cells are not NaN
     assert show_results('small', 'changes').index.tolist() == ['regions -> none', 'none -> not at test']
     assert 'Made by `some command`' in phrase_settings('small') and 'weights: scratch' in phrase_settings('small')
     assert 'not published yet' in phrase_settings('ladder') and 'configs/ladder.yaml' in show_results('ladder').data
@@ -353,8 +353,8 @@ def command(folder, data, *args):
     return call(cesm_grid, *sorted(folder.glob('*.yaml')), '--data', data, '--runs', folder/'runs', '--out', folder/'out', *args)
 
 
-def test_one_split_for_each_seed(phantom, tmp_path):
-    "`n_folds: 0`: other test breasts with each seed, a table of runs, means beside the paper, Figures 5 and 6 of all runs."
+def test_one_split_per_seed(phantom, tmp_path):
+    "`n_folds: 0`: new test breasts per seed, a table of runs, means beside the paper, Figures 5 and 6."
     (tmp_path/'again.yaml').write_text(yaml.safe_dump(dict(base=BASE | dict(epochs=2), n_folds=0, seeds=[0, 1, 2], variants=dict(paper={}))))
     done = command(tmp_path, phantom, '--without-papermill')
     assert done.returncode == 0, done.stderr
@@ -379,20 +379,20 @@ ONE = dict(base=BASE, n_folds=3, variants=dict(a={}), rescore=dict(b=dict(of='a'
 
 
 def test_command_resumes_and_shares(phantom, tmp_path):
-    "Two grids, cut off, gone on with, tabulated; runs and tensors made alike are shared."
+    "Two grids, interrupted, resumed, tabulated; equal runs and tensors are shared."
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(TINY))
     part = TINY | dict(variants={'whole': ladder()['paper'], 'CC only': ladder()['paper'] | dict(views='CC')}, seeds=[0],
                        rescore={}, pairs=[['whole', 'CC only']])
     (tmp_path/'second.yaml').write_text(yaml.safe_dump(part))
     plan = plan_runs(make_grid(TINY), phantom, tmp_path/'runs')
-    fit(replace(plan[0].cfg, n_jobs=1)) # one run is there already
+    fit(replace(plan[0].cfg, n_jobs=1)) # one run is finished already
     present = Path(plan[0].cfg.run_dir)/'predictions.csv'
     when = present.stat().st_mtime_ns
-    done = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # which costs seconds a run
+    done = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # papermill costs seconds per run
     assert done.returncode == 0, done.stderr
     assert present.stat().st_mtime_ns == when
     made = list((tmp_path/'runs').glob('*/seed*-fold*/predictions.csv'))
-    assert len(made) == 3*2*3 + 3 # of the second grid's six runs three are the first one's
+    assert len(made) == 3*2*3 + 3 # three of the second grid's six runs belong to the first
     assert len(list((tmp_path/'runs'/'tensors').iterdir())) == 3 # annotation, faked, none
     assert 'not at test' in done.stdout and done.stdout.count('PHANTOM') == 2
     settings = json.loads((tmp_path/'out'/'grid'/'settings.json').read_text())
@@ -400,8 +400,8 @@ def test_command_resumes_and_shares(phantom, tmp_path):
     assert {f.suffix for f in (tmp_path/'out'/'second').glob('table.*')} == {'.csv', '.md', '.tex'}
 
 
-def test_command_publishes_what_there_is(phantom, tmp_path):
-    "Of two grids one has nothing: the other is published, and one sentence says what is missing."
+def test_command_publishes_finished_grids(phantom, tmp_path):
+    "One of two grids has no runs: the other is published, and one sentence lists what is missing."
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE))
     (tmp_path/'none.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e-3))))
     grid = make_grid(ONE)
@@ -413,7 +413,7 @@ def test_command_publishes_what_there_is(phantom, tmp_path):
     assert not (tmp_path/'out'/'none').exists()
 
 
-def test_command_refuses_before_it_runs(phantom, tmp_path):
+def test_command_rejects_before_running(phantom, tmp_path):
     odd = TINY | dict(variants=TINY['variants'] | dict(odd=dict(epocs=3)))
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(odd))
     done = command(tmp_path, phantom)
@@ -421,7 +421,7 @@ def test_command_refuses_before_it_runs(phantom, tmp_path):
     assert not (tmp_path/'runs').exists()
 
 
-def test_command_writes_into_runs_unless_told_to(phantom, tmp_path, monkeypatch):
+def test_command_writes_to_runs_by_default(phantom, tmp_path, monkeypatch):
     (tmp_path/'one.yaml').write_text(yaml.safe_dump(ONE))
     written = []
 
@@ -437,7 +437,7 @@ def test_command_writes_into_runs_unless_told_to(phantom, tmp_path, monkeypatch)
 
 
 def test_results_of_other_data_are_never_replaced(phantom, tmp_path):
-    "Refused before anything is trained: a phantom's results in the place of those of real images."
+    "Results of a phantom in place of those of real images are rejected before training."
     before = {f: f.read_bytes() for f in (ROOT/'results'/'primary').iterdir()}
     done = call(cesm_grid, ROOT/'configs'/'primary.yaml', '--data', phantom, '--runs', tmp_path/'runs', '--out', ROOT/'results',
                 '--without-papermill', '--set', 'pretrained=false')
@@ -446,8 +446,8 @@ def test_results_of_other_data_are_never_replaced(phantom, tmp_path):
     assert {f: f.read_bytes() for f in (ROOT/'results'/'primary').iterdir()} == before and not (tmp_path/'runs').exists()
 
 
-def test_a_run_that_stops_says_why(phantom, tmp_path):
-    "What stops in the notebook's own process is said in one sentence, with the executed notebook."
+def test_failed_run_is_explained(phantom, tmp_path):
+    "An error in the notebook's process is reported in one sentence, with the executed notebook."
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e9, epochs=3))))
     done = command(tmp_path, phantom)
     assert done.returncode != 0 and 'cesm_grid: FloatingPointError' in done.stderr and 'notebook.ipynb' in done.stderr
@@ -455,7 +455,7 @@ def test_a_run_that_stops_says_why(phantom, tmp_path):
 
 
 def trains_twice(runs, process):
-    "Wait until two runs have kept an epoch, or the process has ended."
+    "Wait until two runs have stored an epoch, or the process has ended."
     for _ in range(PATIENCE*2):
         if len(list(runs.glob('*/seed*/checkpoints/last'))) == 2: return True
         try: process.wait(.4)
@@ -465,7 +465,7 @@ def trains_twice(runs, process):
 
 
 def test_workers_end_with_the_command(phantom, tmp_path):
-    "Killed while two seeds train side by side, for longer than this test lasts: nothing trains on."
+    "Killed while two seeds train in parallel: no training continues."
     endless = dict(base=BASE | dict(epochs=100_000, patience=100_000), n_folds=0, seeds=[0, 1], variants=dict(a={}))
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(endless))
     words = [sys.executable, '-c', GRID, tmp_path/'grid.yaml', '--data', phantom, '--runs', tmp_path/'runs', '--n-jobs', 2,
@@ -478,7 +478,7 @@ def test_workers_end_with_the_command(phantom, tmp_path):
         started.wait(PATIENCE)
     assert len(workers) >= 2
     alive = psutil.wait_procs(workers, timeout=PATIENCE)[1]
-    for worker in alive: worker.kill() # where the test fails
+    for worker in alive: worker.kill() # if the test fails
     assert alive == []
 
 

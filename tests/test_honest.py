@@ -1,4 +1,4 @@
-"The linear probe in a run: predicted alike from a run, its reload and its export, independent of test labels, refused where settings clash."
+"The linear probe in a run: run, reload and export agree, test labels have no effect, contradictions fail."
 import json
 import shutil
 
@@ -49,7 +49,7 @@ def run(small, module_path):
 @pytest.mark.parametrize('change', [
     dict(target='ordinal'), dict(pooling='mean'), dict(also_size=24), dict(stretch_greys=True), dict(train_share=.5), dict(other_breast='pair'),
     dict(view_fusion='max'), dict(root_features=True), dict(probe_order=.1)], ids=str)
-def test_each_setting_changes_predictions_and_nothing_else(small, tmp_path, change, plain):
+def test_each_setting_changes_only_predictions(small, tmp_path, change, plain):
     other = fit(make_config(small | dict(run_dir=str(tmp_path)) | change)).predictions
     pd.testing.assert_frame_equal(other.drop(columns=PROBS), plain.drop(columns=PROBS))
     assert np.abs(other[PROBS] - plain[PROBS]).to_numpy().max() > 1e-6
@@ -61,7 +61,7 @@ def plain(small, module_path):
 
 
 def test_run_reload_and_export_agree(run, tmp_path):
-    "For breasts without a contralateral one the prediction of a single case agrees too."
+    "For breasts without a contralateral one, the prediction for a single case agrees too."
     written = Run.open(run.run_dir).predictions
     assert predict_run(run.run_dir, device='cpu').to_csv(index=False) == (run.run_dir/'predictions.csv').read_text()
     manifest, (net, config) = read_manifest(run.run_dir), load_run(run.run_dir)
@@ -77,8 +77,8 @@ def test_run_reload_and_export_agree(run, tmp_path):
     np.testing.assert_allclose(predict_prepared(open_member(run.run_dir), cases), alone, atol=1e-6)
 
 
-def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
-    "One minimum: another seed, the same predictions; another strength, others."
+def test_probe_does_not_depend_on_the_seed(small, tmp_path):
+    "A single minimum: a new seed gives the same predictions, a new penalty different ones."
     probe = PAIR | dict(split_seed=0)
     a, b, c = (fit(make_config(small | probe | dict(run_dir=str(tmp_path/str(i))) | k)).predictions
                for i, k in enumerate((dict(seed=1), dict(seed=2), dict(seed=1, probe_strength=.1))))
@@ -87,8 +87,8 @@ def test_a_probe_is_the_same_whatever_the_seed(small, tmp_path):
     assert predict_run(tmp_path/'0', device='cpu').to_csv(index=False) == (tmp_path/'0'/'predictions.csv').read_text()
 
 
-def test_features_are_computed_once_and_shared(small, data, tmp_path, monkeypatch):
-    "By folds, other last layers and whoever reads the run; the whole network says the same; other images have features of their own."
+def test_features_are_cached_and_shared(small, data, tmp_path, monkeypatch):
+    "Folds, last layers and readers share the cache; the full network agrees; new images get new features."
     probe = small | PAIR | dict(stretch_greys=True, mask_missing_views=True, tensor_dir=str(tmp_path/'tensors'), n_folds=3)
     run = fit(make_config(probe | dict(run_dir=str(tmp_path/'a'))))
     kept = [*(tmp_path/'tensors').glob('features-*.safetensors')]
@@ -107,12 +107,12 @@ def test_features_are_computed_once_and_shared(small, data, tmp_path, monkeypatc
         for i, change in enumerate((dict(fold=1), dict(split_seed=1), dict(other_breast='none'), dict(metadata=False))):
             fit(make_config(probe | change | dict(run_dir=str(tmp_path/f'b{i}'))))
         with pytest.raises(AssertionError, match='again'): fit(make_config(probe | dict(pooling='mean', run_dir=str(tmp_path/'c'))))
-    kept[0].write_bytes(kept[0].read_bytes()[:-20]) # broken: computed again, to the same
+    kept[0].write_bytes(kept[0].read_bytes()[:-20]) # damaged: recomputed, with the same result
     again = fit(make_config(probe | dict(run_dir=str(tmp_path/'d')))).predictions
     pd.testing.assert_frame_equal(again, run.predictions)
 
 
-def test_maps_show_where_it_looked(run):
+def test_maps_show_region_attention(run):
     inside = explain_run(run.run_dir)
     assert inside.attention is None and {v for _, v in inside.maps} == {'CC', 'MLO'}
     assert all(m.isfinite().all() and m.shape[1:] == (32, 32) for m in inside.maps.values())
@@ -120,8 +120,8 @@ def test_maps_show_where_it_looked(run):
 
 @pytest.mark.parametrize('learned', [PROBE, PROBE | dict(fit_on='train+val'), PROBE | dict(fit_on='train+val', region_teacher=True, image_size=128)],
                          ids=['train', 'train and val', 'region attention'])
-def test_nothing_of_a_test_woman_but_her_images_counts(small, data, tmp_path, plain, module_path, learned):
-    "Unseen women named by a file: other labels of theirs, the same predictions."
+def test_labels_of_test_patients_do_not_change_predictions(small, data, tmp_path, plain, module_path, learned):
+    "Held-out patients listed in a file: changed labels give the same predictions."
     manifest = read_manifest(module_path/'tensors')
     women = manifest.patient_id.unique()
     part = dict(zip(women, ['train', 'train', 'val', 'test']*len(women)))
@@ -148,7 +148,7 @@ TAUGHT = PROBE | dict(region_teacher=True, image_size=128, stretch_greys=True)
 
 
 def move_regions(data, out, women):
-    "A copy of a data set in which regions of some women are smaller and elsewhere."
+    "A copy of a data set in which the regions of some patients are smaller and moved."
     shutil.copytree(data, out)
     path, column = out/REGIONS_NAME, 'region_shape_attributes'
     table = pd.read_csv(path)
@@ -162,12 +162,12 @@ def move_regions(data, out, women):
 
 @pytest.fixture(scope='module')
 def taught(small, module_path):
-    "A run that regions taught where to look."
+    "A run with region-supervised attention."
     return fit(make_config(small | TAUGHT | dict(tensor_dir=str(module_path/'taught tensors'), run_dir=str(module_path/'taught'), n_folds=3)))
 
 
-def test_regions_of_women_who_train_teach_and_no_others(small, data, taught, module_path, tmp_path):
-    "Regions of test and validation women are put elsewhere: nothing changes. Those of training women are: predictions change."
+def test_only_training_regions_change_predictions(small, data, taught, module_path, tmp_path):
+    "Moving regions of test and validation patients changes nothing; of training patients, predictions."
     parts, found = read_parts(taught.run_dir), []
     for i, who in enumerate((['test', 'val'], ['train'])):
         move_regions(data, tmp_path/f'data{i}', parts.patient_id[parts.split.isin(who)].unique())
@@ -177,8 +177,8 @@ def test_regions_of_women_who_train_teach_and_no_others(small, data, taught, mod
     assert np.abs(found[1][PROBS] - taught.predictions[PROBS]).to_numpy().max() > 1e-4
 
 
-def test_a_taught_model_needs_nothing_but_pixels_later(taught, small, module_path, tmp_path):
-    "The run read back, the network itself, chapter 07 and an export answer alike; what was seen is kept once."
+def test_region_attention_needs_only_pixels_at_test(taught, small, module_path, tmp_path):
+    "Reloaded run, network, case prediction and export agree; features are cached once."
     assert predict_run(taught.run_dir, device='cpu').to_csv(index=False) == (taught.run_dir/'predictions.csv').read_text()
     net, config = load_run(taught.run_dir)
     assert net.taught.weight.any()
@@ -199,8 +199,8 @@ def test_a_taught_model_needs_nothing_but_pixels_later(taught, small, module_pat
     assert all(m.isfinite().all() for m in maps.values())
 
 
-def test_no_regions_no_teacher(small, data, tmp_path, plain):
-    "Tensors that keep none are those of other settings; data and training women that have none are refused."
+def test_region_attention_without_regions_is_rejected(small, data, tmp_path, plain):
+    "Tensors without regions have other settings; data or training patients without any are rejected."
     with pytest.raises(ValueError, match='region_teacher=None there, True asked for'):
         fit(make_config(small | TAUGHT | dict(image_size=32, run_dir=str(tmp_path/'a'))))
     shutil.copytree(data, tmp_path/'bare')
@@ -213,13 +213,13 @@ def test_no_regions_no_teacher(small, data, tmp_path, plain):
 
 @pytest.fixture(scope='module')
 def whole(small, module_path):
-    "A run whose validation women train, and the same run without them."
+    "A run trained on validation patients too, and the same run without them."
     both = [fit(make_config(small | PROBE | dict(n_folds=3, split_seed=0, fit_on=k, run_dir=str(module_path/k)))) for k in ('train+val', 'train')]
     return [Run.open(r.run_dir) for r in both]
 
 
-def test_who_trains_does_not_validate(whole):
-    "The same women test; nobody is left to validate, in no file; whoever trains changes the model."
+def test_training_on_val_leaves_no_validation_patients(whole):
+    "The test patients stay, no file has validation patients, and the added ones change the model."
     more, usual = whole
     assert set(more.predictions.split) == {'train', 'test'} == set(read_parts(more.run_dir).split)
     tests = [r.predictions[r.predictions.split == 'test'] for r in whole]
@@ -229,8 +229,8 @@ def test_who_trains_does_not_validate(whole):
     assert predict_run(more.run_dir, device='cpu').to_csv(index=False) == (more.run_dir/'predictions.csv').read_text()
 
 
-def test_nothing_is_chosen_by_women_who_train(whole, tmp_path):
-    "No temperature, no threshold, no set of classes: each says that there is none."
+def test_nothing_is_selected_on_training_patients(whole, tmp_path):
+    "No temperature, threshold or conformal set: each is reported as absent."
     more = whole[0]
     chosen = apply_validation(more.predictions)[1]
     assert chosen['n_val'] == 0 and not chosen['scaled'] and not np.isfinite([chosen[k] for k in POINTS]).any()
@@ -242,7 +242,7 @@ def test_nothing_is_chosen_by_women_who_train(whole, tmp_path):
     with pytest.raises(ValueError, match="all but the test breasts trained: .* fit_on='train'"): export_expert(more.run_dir, tmp_path/'case')
 
 
-def test_a_history_without_validation_is_read_only_where_nobody_validates(whole, tmp_path):
+def test_history_without_validation_needs_fit_on_val(whole, tmp_path):
     shutil.copytree(whole[1].run_dir, tmp_path/'run')
     path = tmp_path/'run'/'history.csv'
     table = pd.read_csv(path)
@@ -264,7 +264,7 @@ def test_settings_file_and_options_beside_it(small, tmp_path):
 
 
 def test_old_config_still_loads(small, tmp_path):
-    "Of version 0.1.0: without the settings that came later, and with those that were removed since."
+    "Of version 0.1.0: without settings added later, and with those removed since."
     cfg = make_config(small | dict(model='four_stream', run_dir=str(tmp_path), epochs=1))
     before = fit(cfg).predictions
     config = json.loads((tmp_path/'config.json').read_text())
@@ -277,8 +277,8 @@ def test_old_config_still_loads(small, tmp_path):
     assert len(fit(make_config(vars(cfg) | dict(epochs=2))).history) == 2 # it resumes
 
 
-def test_old_probe_is_read_under_its_new_name(small, run, tmp_path):
-    "A run and an export that version 0.1.0 called `lesion_map`; one that was trained in steps is refused."
+def test_old_probe_still_loads(small, run, tmp_path):
+    "A run and an export called `lesion_map` in version 0.1.0; one trained in steps is rejected."
     old = shutil.copytree(run.run_dir, tmp_path/'run')
     export_run(run.run_dir, tmp_path/'m')
     names = dict(model='lesion_map', probe=True, pool_share=.02, frozen_stages=0, flip_test=False)
@@ -311,5 +311,5 @@ def test_old_probe_is_read_under_its_new_name(small, run, tmp_path):
     (dict(model='four_stream', fit_on='train+val'), "fit_on='train.val' only applies to the linear probe"),
     (dict(model='lesion_map'), 'was removed after version 0.1.0'),
     (dict(flip_test=True), 'flip_test=True was removed after version 0.1.0')])
-def test_contradicting_settings_are_refused(change, says):
+def test_contradictory_settings_are_rejected(change, says):
     with pytest.raises(ValueError, match=says): check_config(make_config(SMALL | change))

@@ -1,4 +1,4 @@
-"The house in order: notebooks and modules in step, modules stacked, nothing of a patient tracked."
+"Notebooks and modules agree, modules import downwards, no patient data is tracked."
 import ast
 import os
 import re
@@ -24,15 +24,15 @@ BIN = Path(sys.executable).parent
 def dotted(path): return '.'.join(path.relative_to(ROOT/'cesm_nb').with_suffix('').parts)
 
 
-def test_no_glob_passes_on_nothing():
-    "Notebooks of both folders and modules of all packages are found; nbdev exports one module for each notebook that names one."
+def test_globs_find_all_notebooks_and_modules():
+    "Notebooks of both folders and all modules are found; nbdev exports one module per notebook."
     exported = [p for p in NOTEBOOKS if '#| default_exp ' in p.read_text()]
     assert len(exported) == len(MODULES) >= 60
     assert {p.parent.name for p in NOTEBOOKS} == {'nbs', 'api'} and len({p.parent for p in MODULES}) == 14
 
 
 def tracked():
-    "Files under version control, or those that would be."
+    "List files under version control, or those that would be."
     listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT, capture_output=True, check=True, timeout=PATIENCE)
     return [f for f in listed.stdout.decode().split('\0') if f and (ROOT/f).exists()]
 
@@ -47,7 +47,7 @@ def test_clean_and_export_leave_no_diff(tmp_path):
     git('init', '-q'), git('add', '-A'), git('commit', '-qm', 'as it is')
     for command in ('nbdev_clean', 'nbdev_export'): subprocess.run([BIN/command], cwd=copy, check=True, capture_output=True, timeout=PATIENCE)
     assert git('status', '--porcelain') == ''
-    notebook = copy/'nbs'/'api'/'core.terms.ipynb' # the check can fail: a changed exported cell shows
+    notebook = copy/'nbs'/'api'/'core.terms.ipynb' # the check can fail: a changed exported cell is found
     notebook.write_text(notebook.read_text().replace("VIEWS = ('CC', 'MLO')", "VIEWS = ('MLO', 'CC')"))
     subprocess.run([BIN/'nbdev_export'], cwd=copy, check=True, capture_output=True, timeout=PATIENCE)
     assert 'cesm_nb/core/terms.py' in git('status', '--porcelain')
@@ -55,7 +55,7 @@ def test_clean_and_export_leave_no_diff(tmp_path):
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs_no_hidden_training(path):
-    "Nothing is kept from nbdev_test, so that nothing rots unseen; test_quickstart.py runs the form, which ends in a report."
+    "No cell is hidden from nbdev_test; test_quickstart.py runs the form, which ends in a report."
     if path.stem == 'quickstart': return
     source = '\n'.join(c.source for c in nbformat.read(path, 4).cells)
     assert not re.search(r'#\|\s*(eval: false|notest)|skip_exec', source)
@@ -78,14 +78,14 @@ def test_exported_lines_are_short(module):
     else: assert found == [], f'{dotted(module)}: wrap these lines at 100 columns'
 
 
-ONCE = { # what stands in one place alone: text -> module
+ONCE = { # defined in one place only: text -> module
     "'history.csv'": 'core.runs', "'predictions.csv'": 'core.runs', "'splits.csv'": 'core.runs', "'status.json'": 'core.runs', "'manifest.csv'": 'core.runs',
     "f'p_{": 'core.terms', "'allow_scratch', 'n_jobs', 'device', 'resume'": 'core.settings',
     "'accuracy', 'precision', 'recall', 'f1', 'auc', 'pr_auc'": 'stats.scores'}
 
 
 @pytest.mark.parametrize('text', ONCE)
-def test_each_list_stands_once(text):
+def test_lists_are_defined_once(text):
     found = [dotted(p) for p in MODULES for _ in range(p.read_text().count(text))]
     assert found == [ONCE[text]]
 
@@ -96,7 +96,7 @@ def lint_imports(folder):
 
 
 def test_modules_import_only_downwards(tmp_path):
-    "The contract of .importlinter; an import upwards that is planted in a copy breaks it."
+    "The contract of .importlinter; a planted upward import in a copy breaks it."
     shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb', ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copy(ROOT/'.importlinter', tmp_path)
     kept = lint_imports(tmp_path)
@@ -106,8 +106,8 @@ def test_modules_import_only_downwards(tmp_path):
     assert broken.returncode == 1 and 'cesm_nb.core.terms -> cesm_nb.train' in broken.stdout
 
 
-def test_training_loads_nothing_of_the_rest():
-    "Neither the probe nor what stands above training, nor a plotting library."
+def test_training_imports_nothing_above_it():
+    "Neither the probe, nor modules above training, nor a plotting library."
     code = "import sys, cesm_nb.train; print(*(m for m in sys.modules if m.startswith(('cesm_nb', 'matplotlib', 'seaborn'))))"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     loaded = done.stdout.split()
@@ -119,12 +119,12 @@ def test_training_loads_nothing_of_the_rest():
 
 
 @pytest.mark.parametrize('module', MODULES, ids=dotted)
-def test_package_needs_no_development_tool(module):
+def test_package_imports_no_development_tool(module):
     for node in ast.walk(ast.parse(module.read_text())):
         assert not (isinstance(node, ast.ImportFrom) and node.module and re.match('nbdev|fastcore', node.module))
 
 
-def test_nothing_of_a_patient_is_tracked():
+def test_no_patient_data_is_tracked():
     bad = [f for f in tracked() if re.search(r'(^|/)(P\d+_[LR]_(DM|CM)_|runs/)|\.(pt|safetensors|jpe?g|dcm)$', f)]
     assert bad == []
     big = [f for f in tracked() if (ROOT/f).stat().st_size > 2e6]
@@ -136,8 +136,8 @@ def test_nothing_of_a_patient_is_tracked():
 AUTHORS = re.compile(r"\.\./shared|'shared'/|/work/(main|shared|pinned)") # folders of the authors
 
 
-def test_no_folder_of_the_authors_is_named():
-    "CESM_DATA and CESM_WEIGHTS name them; only the authors' CI looks beside the checkout."
+def test_no_author_folder_is_named():
+    "CESM_DATA and CESM_WEIGHTS name them; only the authors' CI searches beside the checkout."
     found = [f for f in tracked() if (ROOT/f).is_file()
              and AUTHORS.search((ROOT/f).read_bytes().decode(errors='replace'))]
     assert found == ['.ci/run', 'tests/test_house.py']
@@ -164,20 +164,20 @@ def hurried(source):
 
 
 @pytest.mark.parametrize('path', sorted((ROOT/'tests').glob('*.py')), ids=lambda p: p.stem)
-def test_no_test_depends_on_speed(path):
-    "No clock, no sleep, no loop without an end: a slow machine passes later, a fast one passes sooner."
+def test_tests_do_not_depend_on_speed(path):
+    "No clock, no sleep, no endless loop: speed only changes the duration."
     allowed = {'resource'} if path.stem == 'test_crash' else set() # there it limits the size of a file
     assert [b for b in hurried(path.read_text()) if b[1] not in allowed] == []
 
 
-def test_a_hurried_test_is_found():
+def test_speed_dependent_test_is_found():
     for line in ('import time', 'from time import sleep', 'while True: pass', "subprocess.run(['ls'])", 'child.join()', 'run.wait()', 'time.sleep(1)'):
         assert hurried(line), line
     assert not hurried("subprocess.run(['ls'], timeout=9); child.join(9); ' '.join([]); run.wait(9)")
 
 
 def test_numbers_in_the_readme_are_results():
-    "Every value with an interval in the README stands in a table of `results/`."
+    "Every value with an interval in the README is in a table of `results/`."
     claimed, stored = re.findall(r'-?\d\.\d{3} \[[^\]]*\]', (ROOT/'README.md').read_text()), set()
     for path in (ROOT/'results').rglob('*.csv'):
         table = pd.read_csv(path).rename(columns={'difference': 'value'})
@@ -218,7 +218,7 @@ def test_configs_are_settings(name):
     check_config(cfg)
 
 
-def test_protocols_differ_in_the_protocol_alone():
+def test_protocol_files_differ_only_in_protocol():
     import yaml
     paper, clinical = (yaml.safe_load((ROOT/'configs'/f'{n}.yaml').read_text()) for n in ('paper', 'clinical'))
     assert {k for k in paper | clinical if paper.get(k) != clinical.get(k)} == {'protocol'}

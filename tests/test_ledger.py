@@ -1,4 +1,4 @@
-"The ledger of definitions: a pure move leaves it as it was, a change of one definition is found."
+"The ledger of definitions: unchanged by a pure move; a changed definition is found."
 import ledger
 
 FIRST = '"""One."""\n__all__ = ["one"]\nimport os\nA = 1 # one\n\ndef one(): return A\n'
@@ -21,7 +21,7 @@ def write(folder, **modules):
     return folder
 
 
-def test_pure_move_leaves_the_ledger_as_it_was(tmp_path):
+def test_pure_move_leaves_the_ledger_unchanged(tmp_path):
     before = ledger.ledger(write(tmp_path/'a', first=FIRST, second=SECOND))
     assert {line.split()[1] for line in before} == {'A', 'one', 'Two', 'late'}
     moved = SECOND.replace('.first', '..core.first')

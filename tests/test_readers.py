@@ -1,4 +1,4 @@
-"What labs have is read as it is meant or refused in one sentence: sheets, region files, layouts, names; all made here."
+"Input as found in labs is read correctly or rejected: sheets, region files, layouts, names."
 import io
 import json
 import sys
@@ -21,7 +21,7 @@ TRIANGLE = dict(name='polygon', all_points_x=[1, 9, 5], all_points_y=[1, 2, 9])
 
 
 def make_sheet(n=3):
-    "One row per image: both modalities and views of the left breast of `n` women; the first is malignant."
+    "One row per image: both modalities and views of the left breast of `n` patients; the first is malignant."
     rows = [(f'P{i}_L_{m}_{v}', str(i), 'L', 'CESM' if m == 'CM' else m, '41', 'B' if m == 'DM' else '_', '5', 'mass', v, 'mass', '1', 'Malignant' if i == 1 else 'Normal')
             for i in range(1, n + 1) for m in ('DM', 'CM') for v in ('CC', 'MLO')]
     return pd.DataFrame(rows, columns=list(SHEET_COLUMNS))
@@ -49,7 +49,7 @@ def lay_out(root, jpeg, sheet=None, regions=None, where=None):
 
 
 def refusal(*args):
-    "The sentence that refuses a data set; the file or folder is in it."
+    "Return the error of a data set; it names the file or folder."
     with pytest.raises((ValueError, FileNotFoundError)) as e: read_dataset(*args)
     assert '\n' not in str(e.value) and len(str(e.value)) < 1000
     return str(e.value)
@@ -82,7 +82,7 @@ CELLS = {'id': ('Patient_ID', '12.0', '12'), 'zeros': ('Patient_ID', '0012', '12
 
 
 @pytest.mark.parametrize('kind', CELLS)
-def test_values_as_people_write_them(kind):
+def test_spellings_of_values(kind):
     column, written, meant = CELLS[kind]
     row = dict(zip(SHEET_COLUMNS, ('P12_L_CM_CC', '12', 'L', 'CESM', '41', 'B', '5', '', 'CC', '', '1', 'Malignant')))
     assert check_sheet(pd.DataFrame([row | {column: written}])).equals(check_sheet(pd.DataFrame([row | {column: meant}])))
@@ -123,7 +123,7 @@ def test_workbooks(tmp_path, kind):
 
 
 def rewrite(content, change):
-    "A workbook whose parts are changed: name and bytes -> bytes."
+    "A workbook with changed parts: name and bytes -> bytes."
     with zipfile.ZipFile(io.BytesIO(content)) as z: parts = {n: z.read(n) for n in z.namelist()}
     with zipfile.ZipFile(stored := io.BytesIO(), 'w') as z:
         for n, b in parts.items(): z.writestr(n, change(n, b))
@@ -139,8 +139,8 @@ def strict(name, part): # as Excel writes "Strict Open XML Spreadsheet"
 def tear(name, part): return part[:300] + b'<' + part[300:] if name.startswith('xl/worksheets/sheet') else part
 
 
-def test_workbooks_that_no_reader_understands_are_refused(tmp_path):
-    "Strict Open XML, damaged XML, formulas whose value is not stored: a sentence says what to save, and no row is dropped."
+def test_unreadable_workbooks_are_rejected(tmp_path):
+    "Strict Open XML, damaged XML, formulas without stored value: a sentence, and no row is dropped."
     book, path = book_of(cells(make_sheet())), tmp_path/SHEET_NAME
     formulas = make_sheet().assign(**{DENSITY: '=IF(1=1,"B","C")'})
     elsewhere = make_sheet().assign(Findings='=1+1')
@@ -149,14 +149,14 @@ def test_workbooks_that_no_reader_understands_are_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=says) as e: read_sheet(path)
         assert SHEET_NAME in str(e.value)
-    path.write_bytes(book_of([[*r, '=A2'] for r in cells(make_sheet())])) # in a column that nobody reads
+    path.write_bytes(book_of([[*r, '=A2'] for r in cells(make_sheet())])) # in an unused column
     assert check_sheet(read_sheet(path)).equals(check_sheet(make_sheet()))
     path.write_bytes(book_of(cells(elsewhere)))
     with pytest.raises(ValueError, match='formula without a stored value'): read_sheet(path)
 
 
-def test_a_download_in_two_parts_is_refused(tmp_path, jpeg):
-    "Two folders of one name: half of the images beside the sheet, half elsewhere; copies of the same images are no question."
+def test_download_in_two_parts_is_rejected(tmp_path, jpeg):
+    "Two folders of one name, half of the images in each, are rejected; identical copies are accepted."
     lay_out(tmp_path/'d-001', jpeg)
     other = tmp_path/'d-002'/FOLDERS['CM']
     other.mkdir(parents=True)
@@ -167,11 +167,11 @@ def test_a_download_in_two_parts_is_refused(tmp_path, jpeg):
     assert 'is there more than once' in says and 'd-002' in says and 'holds 2 images that' in says and 'move all of them into one' in says
     wrong = inspect_download(tmp_path)[1]
     assert any('holds 2 images that' in w for w in wrong)
-    assert read_dataset(tmp_path/'d-001').images.path.notna().sum() == 10 # the part alone, as named
+    assert read_dataset(tmp_path/'d-001').images.path.notna().sum() == 10 # only the named part
 
 
-def test_rows_are_named_as_a_spreadsheet_shows_them(tmp_path):
-    "Blank lines count, a cell of several lines is one row, a title and Excel's line `sep=` are what the program makes of them."
+def test_row_numbers_match_the_spreadsheet(tmp_path):
+    "Blank lines count, a multi-line cell is one row, title and `sep=` lines as in the program."
     bad = make_sheet().assign(Age=['41']*5 + ['461'] + ['41']*6) # the sixth image, row 7
     text = bad.assign(Findings='first\nsecond').to_csv(index=False, lineterminator='\n')
     top, rest = text[:text.index('P2_L_DM_CC')], text[text.index('P2_L_DM_CC'):]
@@ -192,13 +192,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('kind', REFUSED)
-def test_sheets_that_are_refused(tmp_path, jpeg, kind):
+def test_invalid_sheets_are_rejected(tmp_path, jpeg, kind):
     name, content, says = REFUSED[kind]
     assert says in refusal(lay_out(tmp_path, jpeg, {name: content}))
 
 
-def test_two_that_could_be_meant_are_refused(tmp_path, jpeg):
-    "Sheets and region files side by side, under two spellings or kinds; equal copies are no question, nor is a file that is named."
+def test_ambiguous_files_are_rejected(tmp_path, jpeg):
+    "Two differing sheets or region files are rejected; equal copies or a named file are accepted."
     lay_out(tmp_path, jpeg)
     (tmp_path/CSV_NAME.replace('-', '_')).write_bytes((tmp_path/CSV_NAME).read_bytes())
     assert len(read_dataset(tmp_path).images) == 12
@@ -221,7 +221,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize('kind', LAYOUTS)
 def test_layouts(tmp_path, jpeg, kind):
-    "All images are found, and each is its own."
+    "All images are found, each at its own path."
     def where(n):
         p, _, m, _ = n.split('_')
         return LAYOUTS[kind].format(n=n, s=n.lower(), p=p, m=m, f=FOLDERS[m], l=FOLDERS[m].upper().replace(' ', '-'))
@@ -230,7 +230,7 @@ def test_layouts(tmp_path, jpeg, kind):
     assert found.images.n_regions.sum() == 2 and set(breasts(found.images).n_views) == {2}
 
 
-def test_all_pieces_below_another_level(tmp_path, jpeg):
+def test_data_set_in_a_subfolder(tmp_path, jpeg):
     lay_out(tmp_path/'download'/'v1', jpeg)
     assert read_dataset(tmp_path).images.path.notna().all() and len(read_dataset(tmp_path).regions) == 2
     (tmp_path/'download'/'v2').mkdir()
@@ -238,7 +238,7 @@ def test_all_pieces_below_another_level(tmp_path, jpeg):
     assert 'more than once' in refusal(tmp_path)
 
 
-def test_an_image_that_is_there_twice_is_refused(tmp_path, jpeg):
+def test_duplicate_image_is_rejected(tmp_path, jpeg):
     lay_out(tmp_path, jpeg)
     copy = tmp_path/FOLDERS['CM']/'p1_l_cm_cc.jpg'
     copy.write_bytes(jpeg)
@@ -265,7 +265,7 @@ POOR = {'other names': (make_regions(['scan1.jpg', 'scan2.jpg']), "2 are on imag
 
 
 @pytest.mark.parametrize('kind', POOR)
-def test_regions_that_are_needed_and_not_there(tmp_path, jpeg, kind):
+def test_missing_required_regions(tmp_path, jpeg, kind):
     regions, says = POOR[kind]
     found = read_dataset(lay_out(tmp_path, jpeg, regions={REGIONS_NAME: regions.to_csv(index=False).encode()}))
     with pytest.raises(ValueError) as e: found.need_regions('CM')
@@ -296,17 +296,17 @@ def test_region_files(tmp_path, jpeg, kind):
     assert len(outlines) == 2 and not skipped and all(np.ptp(o, axis=0).tolist() == [8, 8] for o in outlines)
 
 
-def test_a_json_of_another_program_is_refused(tmp_path, jpeg):
+def test_foreign_json_is_rejected(tmp_path, jpeg):
     assert 'is no export of VIA' in refusal(lay_out(tmp_path, jpeg, regions={REGIONS_NAME.replace('.csv', '.json'): b'{"annotations": []}'}))
 
 
-def test_a_phantom_stays_one_without_its_note(tmp_path, jpeg):
+def test_phantom_is_recognised_without_its_note(tmp_path, jpeg):
     assert not read_dataset(lay_out(tmp_path, jpeg)).phantom
     assert read_dataset(lay_out(tmp_path, jpeg, {CSV_NAME: make_sheet().assign(Machine='phantom').to_csv().encode()})).phantom
 
 
-def test_sizes_are_upright(tmp_path, jpeg):
-    "A JPEG that is stored on its side has the size that a viewer shows."
+def test_image_sizes_are_upright(tmp_path, jpeg):
+    "A JPEG stored sideways has the size shown by a viewer."
     from PIL import Image
     lay_out(tmp_path, jpeg)
     exif = Image.Exif()
@@ -316,8 +316,8 @@ def test_sizes_are_upright(tmp_path, jpeg):
     assert (row.original_width_px, row.original_height_px) == (40, 60)
 
 
-def test_the_breast_table_does_not_slow_down_with_the_square(tmp_path):
-    "Work is counted in calls, not in seconds: twice the women take no more calls per breast than before."
+def test_breast_table_scales_linearly(tmp_path):
+    "Counted in calls, not seconds: twice the patients need no more calls per breast."
     def calls(n):
         count = 0
         def tick(*_):

@@ -1,7 +1,8 @@
-"""Every shell line of README, data/README, CONTRIBUTING and the notebooks: run as a reader would, in one folder, or parsed.
+"""Every shell line of README, data/README, CONTRIBUTING and the notebooks is run in one folder, or parsed.
 
-What is run comes from the README's part without make, line after line, on a small phantom with the settings of `SMALL`. Every other
-line is in the table `PARSED`, which says why it is not run here; the program that it calls parses it, so that its options exist."""
+The README's part without make is run line by line, on a small phantom with the settings of `SMALL`.
+Every other line is in the table `PARSED`, with the reason why it is not run here; its program parses it,
+so that its options exist."""
 import glob
 import importlib.util
 import inspect
@@ -28,7 +29,7 @@ from cesm_nb.core.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
 PROGRAMS = r'(?:cesm_\w+|make|papermill|pip|python|nbdev_\w+|accelerate|torchrun|docker|pre-commit|mkdir|git)'
-SMALL = dict( # program -> what makes its line small; the last of two settings of one name counts
+SMALL = dict( # program -> settings for a small run; the last of two of one name counts
     cesm_phantom='--n-patients 24 --size-px 64 --signal 2 --no-progress',
     cesm_tensorize='--image-size 32',
     cesm_train='--image-size 32 --epochs 1 --no-pretrained --backbones mobilenetv3_small_050 --device cpu --mixed-precision no',
@@ -54,11 +55,11 @@ PARSED = dict( # program -> why its lines are not run here
     cesm_app='serves until it is stopped; test_app.py serves it',
     cesm_fetch='its answer depends on the folder; cohort.download runs it',
     **dict.fromkeys(RUN, 'the README runs this program; another line of it is parsed'))
-BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs/mine', FILE='a.csv') # what a reader puts in
+BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs/mine', FILE='a.csv') # placeholder -> value
 
 
 def split_line(text):
-    "Commands of one line: the comment and Colab's `[ ! -d ... ] ||` removed."
+    "Split a line into commands, without comment and Colab's `[ ! -d ... ] ||`."
     text = re.sub(r'\s#\s.*$', '', text.strip().removeprefix('!').replace('$(which ', '').replace('cesm_train)', 'cesm_train'))
     parts = [p.strip() for p in re.split(r'&&|\|\|', text)]
     return [p for p in parts if p and not p.startswith(('[ ', 'cp '))]
@@ -71,7 +72,7 @@ def lines_of(text):
 
 
 def every_line():
-    "(where, command) of all shell lines that a reader meets."
+    "(where, command) of all documented shell lines."
     out = [(f, line) for f in ('README.md', 'data/README.md', 'CONTRIBUTING.md') for line in lines_of((ROOT/f).read_text())]
     for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         for cell in nbformat.read(path, 4).cells:
@@ -81,12 +82,12 @@ def every_line():
 
 
 def words_of(line):
-    "The program, and what it is given; placeholders filled in."
+    "Program and arguments, placeholders filled in."
     program, *rest = [BOOK.get(w, w) for w in shlex.split(line)]
     return Path(program).name, rest
 
 
-class Parsed(Exception): "The command has understood its options and would start."
+class Parsed(Exception): "Raised when a command has parsed its options and would start."
 
 
 MODULE = dict( # command -> module whose `main` does the work
@@ -96,7 +97,7 @@ MODULE = dict( # command -> module whose `main` does the work
 
 
 def parse(monkeypatch, program, args):
-    "Have a console script parse its options and stop where the work would begin, if the options fit its parameters."
+    "Let a console script parse its options, check them against its parameters, and stop."
     def stop_at(work):
         def stop(*a, **k):
             inspect.signature(work).bind(*a, **k)
@@ -109,7 +110,7 @@ def parse(monkeypatch, program, args):
 
 
 def parse_pip(args):
-    "Each extra that is asked for is in settings.ini, and all that it needs is pinned."
+    "Each requested extra is in settings.ini, and its requirements are pinned."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     known = settings['DEFAULT']
@@ -123,12 +124,12 @@ def parse_pip(args):
 
 
 def parse_make(monkeypatch, args, folder):
-    "What make would start, set up already: its targets exist, and the command in it is parsed."
+    "Commands of make after setup: targets exist, and their commands are parsed."
     (folder/'.venv').mkdir(exist_ok=True)
     for f in ('.venv/.ready', 'Makefile'): # the newest file: nothing to set up
         if not (folder/f).exists(): (folder/f).write_bytes((ROOT/f).read_bytes() if f == 'Makefile' else b'')
     for f in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): os.utime((folder/f).write_text('') and folder/f or folder/f, (1, 1))
-    alone = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')} # as if make had not started this test
+    alone = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')} # as if not started by make
     said = subprocess.run(['make', '-n', *args], cwd=folder, env=alone, capture_output=True, text=True, timeout=PATIENCE)
     assert said.returncode == 0 and 'pip install' not in said.stdout, said.stdout + said.stderr
     for line in said.stdout.splitlines():
@@ -141,7 +142,7 @@ def parse_make(monkeypatch, args, folder):
 
 
 def make_wheel(folder):
-    "A package of one module, as it is installed from an index."
+    "A package of one module, as installed from an index."
     path = folder/'toy-1-py3-none-any.whl'
     files = {'toy.py': 'one = 1\n', 'toy-1.dist-info/METADATA': 'Metadata-Version: 2.1\nName: toy\nVersion: 1\n',
              'toy-1.dist-info/WHEEL': 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n'}
@@ -152,8 +153,8 @@ def make_wheel(folder):
 
 
 @pytest.mark.parametrize('installer', ['pip', 'uv'])
-def test_setup_leaves_bytecode_where_python_writes_none(installer, tmp_path):
-    "Images often set `PYTHONDONTWRITEBYTECODE`; what setup does not compile is then compiled again at each start."
+def test_setup_compiles_bytecode(installer, tmp_path):
+    "With `PYTHONDONTWRITEBYTECODE`, code not compiled by setup is compiled at each start."
     for name in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): (tmp_path/name).touch()
     (tmp_path/'Makefile').write_bytes((ROOT/'Makefile').read_bytes())
     (tmp_path/'cesm_nb').mkdir()
@@ -178,7 +179,7 @@ def parse_papermill(args):
 
 
 def parse_other(program, args):
-    "Launchers understand their options, tools and tests that are named exist."
+    "Launchers accept their options; named tools and tests exist."
     if program == 'accelerate':
         from accelerate.commands.launch import launch_command_parser
         return launch_command_parser().parse_args(args[1:]).training_script_args
@@ -195,11 +196,11 @@ def parse_other(program, args):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    "A folder such as a fresh clone: what is tracked, and no data, run or environment."
+    "A folder like a fresh clone: tracked files, and no data, run or environment."
     listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE)
     for top in {f.split('/')[0] for f in listed.stdout.splitlines()} - {'data'}: (tmp_path/top).symlink_to(ROOT/top)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('PYTHONPATH', str(ROOT)) # as the first line, pip install -e, makes it
+    monkeypatch.setenv('PYTHONPATH', str(ROOT)) # as after the first line, pip install -e
     return tmp_path
 
 
@@ -209,8 +210,8 @@ def readme_block():
     return lines_of(text[text.index('Without make'):])[:text[text.index('Without make'):].split('```')[1].count('\n') - 1]
 
 
-def test_without_make_works_as_written(folder, capsys):
-    "From an empty folder to a page about one breast, in the order of the README."
+def test_readme_without_make_runs(folder, capsys):
+    "From an empty folder to the page of a case, in the order of the README."
     calls = [words_of(part) for line in readme_block() for part in split_line(line)]
     assert [p for p, _ in calls] == ['pip', *RUN]
     for program, args in calls[1:]:
@@ -225,8 +226,8 @@ def test_without_make_works_as_written(folder, capsys):
         assert (folder/'runs'/made).is_file(), made
 
 
-def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
-    "Each shell line is of a program of the tables, and the program takes its options."
+def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
+    "Each shell line calls a program of the tables, which accepts its options."
     bare, seen, bad = tmp_path_factory.mktemp('bare'), set(), []
     for where, line in every_line():
         program, args = words_of(line)
@@ -238,7 +239,7 @@ def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
                 elif program == 'make': parse_make(m, args, bare)
                 elif program == 'papermill': parse_papermill(args)
                 elif program.startswith('cesm_'):
-                    if args == ['--help']: continue # test of cli
+                    if args == ['--help']: continue # tested with cli
                     rest = [] if program != 'cesm_grid' or '--data' in args else ['configs/primary.yaml', '--data', 'data'] # a fragment
                     parse(m, program, args + rest)
                     if program == 'cesm_grid' and args[0].endswith('.yaml'): make_grid(read_grid_file(ROOT/args[0]))
@@ -256,16 +257,16 @@ def test_every_other_line_is_understood(folder, monkeypatch, tmp_path_factory):
     (commands.Grid, ('experiments.run.main',)), (commands.App, ('cases.web.main',)),
     (commands.Predict, ('imaging.dicom.read_case', 'cases.predict.main'))])
 def test_options_are_parameters(kind, works):
-    "Each option has the name and the default of the parameter that it sets."
+    "Each option has the name and the default of its parameter."
     known = {}
     for module, work in (w.rsplit('.', 1) for w in works):
         known |= inspect.signature(getattr(import_module(f'cesm_nb.{module}'), work)).parameters
     of_option = {f.name: inspect.Parameter.empty if f.default is MISSING else f.default for f in fields(kind)}
-    of_option.pop('root', None) # a folder by default on the command line alone
+    of_option.pop('root', None) # has a default only on the command line
     assert {k: str(v) for k, v in of_option.items()} == {k: str(known[k].default) for k in of_option}
 
 
-def test_a_wrong_option_is_found(monkeypatch):
+def test_wrong_option_is_found(monkeypatch):
     "The check can fail: an option and an extra that do not exist."
     with pytest.raises(SystemExit): parse(monkeypatch, 'cesm_evaluate', ['runs/mine', '--no-such'])
     with pytest.raises(KeyError): parse_pip(['install', '.[nothing]'])
@@ -286,7 +287,7 @@ def test_actions_are_pinned_by_commit():
     for name, text in workflows().items(): assert yaml.safe_load(text)['permissions'] == {'contents': 'read'}, name
 
 
-def test_workflows_call_what_is_there(tmp_path):
+def test_workflow_commands_exist(tmp_path):
     for name, text in workflows().items():
         for f in re.findall(r'(?:tools|nbs)/[\w/]+\.(?:py|ipynb)', text): assert (ROOT/f).is_file(), f'{name}: {f}'
     from colab_pins import colab_pins, moved
@@ -301,20 +302,20 @@ def test_workflows_call_what_is_there(tmp_path):
         'fastcore==1.7 has become 1.8', 'timm==1.0.25 has become nothing']
 
 
-def test_nothing_installed_beside_colab_caps_its_packages():
-    "No upper bound in what Colab installs: fastai there needs its own fastcore."
+def test_colab_requirements_have_no_upper_bound():
+    "No upper bounds for Colab: fastai there needs its own fastcore."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     asked = [w for k in ('requirements', 'notebooks_requirements', 'dicom_requirements') for w in settings['DEFAULT'][k].split()]
     assert [w for w in asked if re.search('[<=!~]=?', w.replace('>=', ''))] == [] and 'nbdev' not in ' '.join(asked)
 
 
-def test_colab_keeps_what_it_has():
-    "No requirement asks for more than Colab had, so that pip leaves its packages alone."
+def test_colab_packages_are_kept():
+    "No requirement exceeds Colab's versions, so that pip keeps its packages."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     asked = [Requirement(w) for k in ('requirements', 'notebooks_requirements') for w in settings['DEFAULT'][k].split()]
     colab = dict(line.split('==') for line in (ROOT/'tools'/'colab.txt').read_text().splitlines() if line[0] != '#')
     known = lambda r: colab.get(canonicalize_name(r.name))
     assert [str(r) for r in asked if known(r) and not r.specifier.contains(known(r))] == []
-    assert {r.name for r in asked if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill', 'filelock'} # new there, or not listed
+    assert {r.name for r in asked if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill', 'filelock'} # not preinstalled, or not listed

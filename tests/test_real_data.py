@@ -1,4 +1,4 @@
-"Facts of the real annotation files, as published and as measured; any part of the images."
+"Facts about the real annotation files, as published and as measured; any subset of the images."
 import json
 from itertools import islice
 
@@ -46,11 +46,11 @@ def images(): return data.read_dataset(REAL).images
 
 
 @pytest.mark.parametrize('fact', FACTS)
-def test_fact(report, fact): assert report[0][fact] == FACTS[fact]
+def test_annotation_fact(report, fact): assert report[0][fact] == FACTS[fact]
 
 
 @pytest.mark.parametrize('modality', ['CM', 'DM'])
-def test_each_image_is_present_or_named_as_absent(report, modality):
+def test_absent_images_are_listed(report, modality):
     facts = report[0]
     present, absent = f'image files present ({modality})', f'names: file absent ({modality})'
     assert facts[present] + facts.get(absent, 0) == 1003
@@ -74,7 +74,7 @@ def test_trailing_blank_finds_its_file(images):
     assert row.path.endswith('P3_L_CM_CC .jpg') and row.original_width_px > 512
 
 
-def test_split_by_breast_leaves_twins_in_training(images):
+def test_split_by_breast_shares_patients(images):
     table = data.breasts(images)
     by_breast = [splits.share_with_twin(splits.make_splits(table, 'breast', seed)) for seed in range(5)]
     assert .5 < sum(by_breast)/5 < .7 # design: 60 %
@@ -82,15 +82,15 @@ def test_split_by_breast_leaves_twins_in_training(images):
 
 
 def regions_of(images, modality='CM'):
-    "Images that are there and drawn on, with outlines in the file's pixels."
+    "Available images with regions, with outlines in the file's pixels."
     outlines = data.read_dataset(REAL).regions.groupby('image_name').geometry.apply(list)
     for row in images[(images.modality == modality) & images.path.notna() & images.image_name.isin(outlines.index)].itertuples():
         image, original = read_image(row.path), (row.original_width_px, row.original_height_px)
         yield image, roi.scaled_outlines(outlines[row.image_name], image.shape, original)[0], original
 
 
-def test_limit_that_opencv_gets(images, monkeypatch):
-    "What `createCLAHE` and `apply` are handed, region by region, and what OpenCV makes of it."
+def test_opencv_clip_limit(images, monkeypatch):
+    "Record the arguments of `createCLAHE` and `apply` per region, and OpenCV's result."
     limits, told = [], []
     class Spy:
         def __init__(self, clip, grid): self.clip, self.grid = clip, grid
@@ -106,8 +106,8 @@ def test_limit_that_opencv_gets(images, monkeypatch):
     assert limits == told and len(limits) > 900 and within.mean() >= .95
 
 
-def test_copy_is_as_bright_as_the_original_would_be(images):
-    "Enlarged images stand in for the originals: equalise and reduce, against reduce and equalise; mean grey in the regions."
+def test_reduced_copy_is_as_bright_as_the_original(images):
+    "Enlarged images as originals: equalise then reduce, against reduce then equalise; mean grey."
     gaps, plain = [], []
     for image, outlines, original in islice(regions_of(images), 0, None, 20):
         size, shape = tuple(int(n) for n in original), image.shape
@@ -123,7 +123,7 @@ def test_copy_is_as_bright_as_the_original_would_be(images):
 
 
 def plain_clahe(image, outlines):
-    "What OpenCV makes of each region's box as it is."
+    "Apply OpenCV to each region's box as it is."
     out = image.copy()
     for points in outlines:
         box = roi._box(points, image.shape)
@@ -133,7 +133,7 @@ def plain_clahe(image, outlines):
 
 @pytest.mark.parametrize('folder', sorted(f.parent for f in (ROOT/'results').rglob('predictions.csv.gz')), ids=lambda f: f.name)
 def test_published_scores_follow_from_published_predictions(folder):
-    "Whoever has the sheet computes the published scores from the published probabilities; the images are not needed."
+    "With the sheet, published probabilities give the published scores; no images needed."
     tests = results.read_predictions_of_grid(folder, data.read_dataset(REAL), json.loads((folder/'settings.json').read_text()))
     stored = pd.read_csv(folder/'scores.csv').set_index(['variant', 'score'])
     for variant, seeds in tests.items():

@@ -1,6 +1,6 @@
-"""What is published in `results/`: clean commits, no paths of a machine, counts that agree, and the README's table.
+"""Published results: clean commits, no local paths, consistent counts, and the README's table.
 
-Each check is tried on made-up files first, so that it can fail.
+Each check is first tried on synthetic files, to show that it can fail.
 """
 import ast
 import json
@@ -30,7 +30,7 @@ names = lambda f: str(f.parent.relative_to(ROOT/'results'))
 def find_odd(
     path, # settings.json
 ): # list of sentences
-    "Say what is not fit to publish: the commit, paths of a machine, counts that do not agree."
+    "List what may not be published: bad commits, local paths, inconsistent counts."
     s, out = json.loads(path.read_text()), []
     commits = s['commit'].values() if isinstance(s.get('commit'), dict) and s['commit'].keys() == s['variants'].keys() else [s.get('commit')]
     commits = [c for of in commits for c in (of.values() if isinstance(of, dict) else [of])] # of a variant, or of each of its seeds
@@ -43,12 +43,12 @@ def find_odd(
 
 
 def odd_grid(s, folder):
-    "Counts of a grid: breasts, women, seeds, runs, epochs."
+    "Counts of a grid: breasts, patients, seeds, runs, epochs."
     scores, curves, out = pd.read_csv(folder/'scores.csv'), pd.read_csv(folder/'curves.csv'), []
     caption = (folder/'table.md').read_text().split('\n')[0]
     if caption != s['caption'] or s['phantom']: out.append(f'caption {caption!r}')
     seeds = {k: len(v) for k, v in s['seeds'].items() if v}
-    given = s['grid']['variants'] # a variant may have a number of folds of its own
+    given = s['grid']['variants'] # a variant may have its own number of folds
     runs = sum(n*max(1, given[k].get('n_folds', s['grid']['n_folds'])) for k, n in seeds.items() if k in given)
     if not runs == s['n_runs'] == len(curves[['variant', 'seed', 'fold']].drop_duplicates()): out.append(f'{s["n_runs"]} runs')
     if set(scores.variant) != set(seeds): out.append(f'variants {sorted(set(scores.variant) ^ set(seeds))}')
@@ -62,7 +62,7 @@ def odd_grid(s, folder):
 
 
 def odd_audit(s, folder):
-    "Counts of the audit: no control has breasts or women that the files have not."
+    "Counts of the audit: no control has breasts or patients beyond those of the files."
     t, f, out = pd.read_csv(folder/'controls.csv'), s['files'], []
     if f['phantom']: out.append('a phantom')
     for label, part in t.groupby('label'):
@@ -74,12 +74,12 @@ def odd_audit(s, folder):
 
 
 @pytest.mark.parametrize('path', PUBLISHED, ids=names)
-def test_published_results_are_fit_to_quote(path): assert find_odd(path) == []
+def test_published_results_pass_all_checks(path): assert find_odd(path) == []
 
 
 @pytest.mark.parametrize('path', sorted((ROOT/'results').rglob('predictions.csv.gz')), ids=names)
-def test_published_predictions_hold_probabilities_alone(path):
-    "No label, age, density or text; each test breast once per variant and seed; the seeds that settings.json names."
+def test_published_predictions_hold_only_probabilities(path):
+    "No label, age, density or text; each test breast once per variant and seed of settings.json."
     t, s = pd.read_csv(path), json.loads((path.parent/'settings.json').read_text())
     assert [*t] == ['variant', 'seed', 'fold', 'patient_id', 'side', 'split', *PROBS]
     assert not t.duplicated(['variant', 'seed', 'patient_id', 'side']).any() and set(t.split) == {'test'}
@@ -88,23 +88,23 @@ def test_published_predictions_hold_probabilities_alone(path):
     if s['grid'].get('test_patients'): assert set(t.patient_id) == set(s['grid']['test_patients'])
 
 
-def test_strata_are_weighted_to_another_mix():
+def test_strata_are_reweighted():
     table = pd.DataFrame([(1, 'L', 1), (1, 'R', 1), (2, 'L', 0), (2, 'R', 2), (3, 'L', 0)], columns=['patient_id', 'side', 'label'])
     strata = name_strata(table)
     assert strata.tolist() == ['Benign, Benign', 'Benign, Benign', 'Normal, Malignant', 'Malignant, Normal', 'Normal, none']
     others = pd.Series(['Benign, Benign', 'Normal, none', 'Normal, none', 'Normal, none'])
-    weights = weigh(strata, others) # strata that the others lack weigh nothing
+    weights = weigh(strata, others) # strata absent in the others have weight 0
     np.testing.assert_allclose(weights/weights.sum(), [.125, .125, 0, 0, .75])
 
 
-def test_every_folder_says_what_made_it():
+def test_result_folders_are_documented():
     folders = [f for f in (ROOT/'results').iterdir() if f.is_dir()]
     assert folders and [f.name for f in folders if not (f/'settings.json').exists()] == []
     told = (ROOT/'results'/'README.md').read_text()
     assert [f.name for f in folders if f'`{f.name}/`' not in told] == []
 
 
-# --- the checks themselves, on made-up files
+# --- the checks themselves, on synthetic files
 
 A_COMMIT = 'a1'*20
 PAPERS = dict(accuracy=.8721, auc=.9676, pr_auc=.9458)
@@ -118,7 +118,7 @@ def write(folder, settings, **tables):
 
 
 def made_up(root):
-    "Results of two splits and of five folds with three seeds, and controls, with numbers that can be told apart."
+    "Results of two splits and of five folds with three seeds, and controls, with distinguishable numbers."
     s = dict(commit=A_COMMIT, phantom=False, caption='made up', settings=dict(backbones='mobilenetv2_100,efficientnet_lite0'))
     repeats = pd.DataFrame([dict(variant='paper', seed=i, score=k, value=.8 + i/10, low=.7, high=.95, breasts=80 + i, patients=70)
                             for i in (0, 1) for k in (*LEAD, *MORE)])
@@ -193,15 +193,15 @@ def test_lead_table_reads_each_row_from_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize('absent, rows', [('replication', [1]), ('primary', [2, 3, 4]), ('best_grid', [3, 5, 6]), ('audit', [3, 7, 8])])
-def test_an_absent_folder_says_so(tmp_path, absent, rows):
+def test_absent_folder_is_reported(tmp_path, absent, rows):
     shutil.rmtree(made_up(tmp_path)/'results'/absent)
     t = lead_table((tmp_path,))
     missing = [i for i in range(len(ROWS)) if (t.iloc[i] == NOT_RUN).all()]
-    assert missing == sorted({3, *rows}) # made-up results have no variant without outlines at test
+    assert missing == sorted({3, *rows}) # synthetic results have no variant without outlines at test
     assert 'not published yet' in phrase_outcome((tmp_path,)) or absent != 'primary'
 
 
-def test_a_control_that_is_gone_is_refused(tmp_path):
+def test_missing_control_is_rejected(tmp_path):
     path = made_up(tmp_path)/'results'/'audit'/'controls.csv'
     path.write_text(path.read_text().replace('mask shapes', 'other shapes'))
     with pytest.raises(ValueError, match=r"controls.csv has no control \('mask shapes, CM'"): lead_table((tmp_path,))
@@ -216,7 +216,7 @@ def test_blocks_stand_between_their_marks(tmp_path):
         with pytest.raises(ValueError, match='README.md needs one <!-- results -->'): fill(odd, 'results', '')
 
 
-def test_the_finding_is_worded_from_the_files(tmp_path):
+def test_finding_follows_from_the_files(tmp_path):
     root = made_up(tmp_path)
     text, t = f'{phrase_finding((root,))} {phrase_references((root,))}', lead_table((root,))['AUC-ROC']
     for row in ROWS[7:]: assert t[row] in text
@@ -238,7 +238,7 @@ def test_replication_is_compared_with_the_paper_score_by_score(tmp_path):
     assert phrase_replication((root,)) == ''
 
 
-def test_readme_says_what_the_files_say():
+def test_readme_matches_the_files():
     text = (ROOT/'README.md').read_text()
     for mark, block in make_blocks(ROOT).items(): assert fill(text, mark, block) == text, 'run python tools/make_readme.py'
 
@@ -252,7 +252,7 @@ def test_results_are_found_from_the_root_and_from_nbs(monkeypatch):
 # --- the chapters that read results
 
 def simulate_grid(root, name):
-    "Results of a grid of `configs/` with predictions that no network made."
+    "Results of a grid of `configs/` with simulated predictions."
     grid = make_grid(read_grid_file(ROOT/'configs'/f'{name}.yaml'))
     def draw(k, seed):
         t = simulate(40, 0 if grid.n_folds else seed, signal=.5 + .1*k, twin=9*seed + k)
@@ -269,7 +269,7 @@ def simulate_grid(root, name):
 
 
 def run_cells(path, start):
-    "Run a chapter's imports and the cells from a heading on; what they show, as text, and the number of figures."
+    "Run a chapter's imports and the cells after a heading; return their text and number of figures."
     cells = nbformat.read(path, 4).cells
     first = next(i for i, c in enumerate(cells) if c.source.startswith(start))
     code = [c.source for i, c in enumerate(cells) if c.cell_type == 'code' and (i >= first or c.source.startswith(('#| export', '#| hide\nimport')))]
@@ -293,7 +293,7 @@ READ = {'api/leakage.ladder': ('## With regions', ('primary', 'ladder', 'regions
 
 @pytest.mark.parametrize('chapter', READ)
 @pytest.mark.parametrize('there', ['none', 'first', 'all'])
-def test_chapters_read_what_there_is(tmp_path, monkeypatch, chapter, there):
+def test_chapters_show_published_results(tmp_path, monkeypatch, chapter, there):
     start, names = READ[chapter]
     for name in dict(none=(), first=names[:1], all=names)[there]: simulate_grid(tmp_path, name)
     monkeypatch.chdir(tmp_path)
@@ -308,7 +308,7 @@ def test_chapters_read_what_there_is(tmp_path, monkeypatch, chapter, there):
 
 
 @pytest.mark.parametrize('chapter', READ)
-def test_no_result_is_typed(chapter):
-    "Text outside the code holds the rule for a claim, chance, and nothing else with a decimal point."
+def test_prose_contains_no_typed_result(chapter):
+    "Prose has the limit for a claim, chance, and no other number with a decimal point."
     text = '\n'.join(c.source for c in nbformat.read(ROOT/'nbs'/f'{chapter}.ipynb', 4).cells if c.cell_type == 'markdown')
     assert set(re.findall(r'\d\.\d+', re.sub(r'https?://\S+', '', text))) <= {'0.05', '0.5'}

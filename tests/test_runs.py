@@ -1,4 +1,4 @@
-"What spans chapters: papermill runs, splits made elsewhere, same seed same numbers, resume, commands, the whole road."
+"Across chapters: papermill, splits made elsewhere, same seed, resume, commands, cesm_reproduce."
 import json
 import re
 import subprocess
@@ -23,13 +23,13 @@ from conftest import PATIENCE, ROOT, call
 
 BIN = Path(sys.executable).parent
 REPRODUCE = 'from cesm_nb.cli import cesm_reproduce; cesm_reproduce()'
-SMALLEST = 'lcnet_035' # what spans chapters does not depend on the network
+SMALLEST = 'lcnet_035' # these tests do not depend on the network
 QUICK = dict(image_size=64, epochs=2, batch_size=8, mixed_precision='no', backbones=SMALLEST)
 
 
 @pytest.fixture
 def one_thread():
-    "Sums in one order: the same numbers each time."
+    "One summation order, so that numbers are reproducible."
     n = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ def quick(phantom, tensors, run_dir, **more):
 
 
 def run(*args):
-    "A command, its output as text."
+    "Run a command; return its output as text."
     return subprocess.run([str(a) for a in args], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
 
 
@@ -61,7 +61,7 @@ def test_papermill_from_the_root(phantom, tmp_path):
 
 
 def test_split_made_elsewhere(phantom, tensors, tmp_path):
-    "Exactly the breasts that the file sends to test are tested, and none of their women trains the model."
+    "Exactly the file's test breasts are tested, and none of their patients is in training."
     quick(phantom, tensors, tmp_path/'first', epochs=1)
     breasts = pd.read_csv(tmp_path/'first'/'manifest.csv')[['patient_id', 'side']]
     women = sorted(breasts.patient_id.unique())
@@ -78,20 +78,20 @@ def test_split_made_elsewhere(phantom, tensors, tmp_path):
     with pytest.raises(ValueError, match='does not cover 3 of') as e:
         quick(phantom, tensors, tmp_path/'short', splits_csv=str(tmp_path/'short.csv'))
     assert all(name in str(e.value) for name in lost)
-    assert not (tmp_path/'short'/'config.json').exists() # nothing half-made
+    assert not (tmp_path/'short'/'config.json').exists() # no partial files
 
 
-def test_protocols_split_as_they_say(phantom, tensors, tmp_path):
+def test_protocols_use_their_split_unit(phantom, tensors, tmp_path):
     for protocol, torn in [('paper', True), ('clinical', False)]:
         ran = quick(phantom, tensors, tmp_path/protocol, protocol=protocol, epochs=1)
         assert (share_with_twin(ran.predictions) > 0) is torn
         assert ran.config['switches']['roi_source'] == dict(paper='annotation', clinical='breast')[protocol]
         assert ran.config['switches']['mask_missing_views'] is (protocol == 'clinical')
-    one = quick(phantom, tensors, tmp_path/'one', protocol='paper', split_unit='patient', epochs=1) # one switch alone
+    one = quick(phantom, tensors, tmp_path/'one', protocol='paper', split_unit='patient', epochs=1) # only one switch
     assert share_with_twin(one.predictions) == 0 and one.config['switches']['roi_source'] == 'annotation'
 
 
-def test_same_seed_same_numbers(phantom, tensors, tmp_path, one_thread):
+def test_same_seed_gives_same_numbers(phantom, tensors, tmp_path, one_thread):
     for name in ('a', 'b'): quick(phantom, tensors, tmp_path/name, seed=5)
     other = quick(phantom, tensors, tmp_path/'c', seed=6)
     for f in ('history.csv', 'predictions.csv', 'splits.csv', 'checkpoints/best.safetensors'):
@@ -100,7 +100,7 @@ def test_same_seed_same_numbers(phantom, tensors, tmp_path, one_thread):
 
 
 def test_resume_is_exact(phantom, tensors, tmp_path, one_thread):
-    "Stopped after two epochs and continued to four: as if it had never stopped."
+    "Stopped after two epochs and resumed to four: identical to an uninterrupted run."
     quick(phantom, tensors, tmp_path/'whole', epochs=4)
     quick(phantom, tensors, tmp_path/'cut', epochs=2)
     quick(phantom, tensors, tmp_path/'cut', epochs=4)
@@ -109,7 +109,7 @@ def test_resume_is_exact(phantom, tensors, tmp_path, one_thread):
     with pytest.raises(ValueError, match='lr=0.0001 there, 0.01 asked for'): quick(phantom, tensors, tmp_path/'cut', lr=.01)
 
 
-def test_loss_that_is_not_finite_stops(phantom, tensors, tmp_path):
+def test_non_finite_loss_stops(phantom, tensors, tmp_path):
     quick(phantom, tensors, tmp_path/'run', epochs=1)
     kept = (tmp_path/'run'/'checkpoints'/'best.safetensors').read_bytes()
     state = torch.load(tmp_path/'run'/'checkpoints'/'last'/'state.pt', weights_only=True)
@@ -148,7 +148,7 @@ def test_commands(tmp_path):
         assert 'Traceback' not in refused.stderr
 
 
-def test_the_whole_road(tmp_path):
+def test_reproduce_runs_all_chapters(tmp_path):
     "`make reproduce` on a small phantom: all chapters, the table, the banner, the figures."
     done = run(sys.executable, '-c', REPRODUCE, '--protocol', 'clinical', '--run-dir', tmp_path/'r', '--set', 'phantom_patients=24', 'epochs=1', 'image_size=32',
                f'backbones={SMALLEST}')
@@ -162,7 +162,7 @@ def test_the_whole_road(tmp_path):
     assert json.loads((tmp_path/'r'/'metrics.json').read_text())['phantom'] is True
 
 
-def test_road_refuses_before_anything_runs(tmp_path):
+def test_reproduce_rejects_before_running(tmp_path):
     done = run(sys.executable, '-c', REPRODUCE, '--run-dir', tmp_path/'r', '--set', 'epocs=3')
     assert done.returncode != 0 and "unknown parameter 'epocs': did you mean epochs?" in done.stderr and 'Traceback' not in done.stderr
     assert not (tmp_path/'r').exists()
@@ -171,13 +171,13 @@ def test_road_refuses_before_anything_runs(tmp_path):
 @pytest.mark.parametrize('change, says', [
     ('epocs=3', 'unknown parameter'), ('epochs=three', "epochs='three' is not of type int"), ('epochs', 'write KEY=VALUE'),
     ('lr=-1', 'lr=-1 is not above 0'), ('protocol=clinic', "protocol='clinic' is not one of 'paper', 'clinical'")])
-def test_road_reads_settings(change, says):
+def test_reproduce_reads_settings(change, says):
     with pytest.raises(ValueError, match=re.escape(says)): read_settings('', 'paper', '', [change])
     assert read_settings('', 'clinical', '', ['epochs=3']).epochs == 3
 
 
 def test_papermill_parameters_of_all_chapters_are_settings():
-    "Same names and, as they stand, same defaults."
+    "Same names and same defaults."
     known = asdict(make_config({}))
     for notebook in sorted((ROOT/'nbs').glob('0*.ipynb')):
         written = {k: literal_eval(p['default']) for k, p in pm.inspect_notebook(str(notebook)).items()}

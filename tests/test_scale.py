@@ -1,4 +1,4 @@
-"A cluster makes the same bytes as one process, and a process stays small."
+"A cluster writes the same bytes as one process, whose memory stays bounded."
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,20 +17,20 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope='module')
 def made(module_path):
-    "Settings for a phantom and the folder that one process makes of it."
+    "Settings for a phantom, and the folder written by one process."
     d = module_path
     cfg = TensorConfig(data_root=str(make_phantom(d/'data', n_patients=10, size_px=150, progress=False)), run_dir=str(d), n_jobs=1)
     return replace(cfg, tensor_dir=str(d/'one')), tensorize(replace(cfg, tensor_dir=str(d/'one')))
 
 
 def same_files(a, b):
-    "Whether two folders hold the same bytes under the same names."
+    "Check whether two folders have the same files, byte for byte."
     a, b = ({f.name: f.read_bytes() for f in Path(d).iterdir()} for d in (a, b))
     return a == b
 
 
 def test_two_processes(made, tmp_path):
-    "By the command, which no pool of another test can reach."
+    "By the command, independent of pools of other tests."
     cfg, _ = made
     words = ['--data-root', cfg.data_root, '--tensor-dir', tmp_path/'two', '--run-dir', tmp_path/'run', '--n-jobs', '2']
     done = subprocess.run([BIN/'cesm_tensorize', *words], capture_output=True, text=True, timeout=PATIENCE)
@@ -59,7 +59,7 @@ def test_ray_cluster(made, tmp_path):
 
 
 def test_memory_of_a_process(made, tmp_path):
-    "Peak memory does not grow with the number of breasts: twenty rounds of one cohort stay as small as one."
+    "Peak memory does not grow with the number of breasts: twenty rounds of one cohort need no more than one."
     code = '''
 import re, sys, tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The site as its readers meet it: order of reading, landing page, links, alt texts and widths.
+"""The site as readers use it: reading order, landing page, links, alt texts and widths.
 
 Quarto is not needed: nbdev's filters run without the notebooks' code, and mistune writes the pages. Where `_docs/` holds a
 site that Quarto has built, the same tests read its pages.
@@ -23,12 +23,12 @@ from check_docs import option_re
 from quarto_filter import joined, processed, tidied
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-BUILT = ROOT/'_docs' # by `nbdev_docs`, where Quarto is there
+BUILT = ROOT/'_docs' # by `nbdev_docs`, if Quarto is installed
 BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
 PHONE, PAPER, SCREEN = 390, 718, 1280 # widths in pixels
 SECTIONS = ['Finding', 'Use it', 'Pipeline', 'Library']
 to_html = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
-# of Quarto's cosmo theme, what decides widths
+# rules of Quarto's cosmo theme that affect widths
 THEME = '''body {margin: 0; font: 17px/1.5 sans-serif} main {max-width: 800px; margin: auto; padding: 0 16px}
 td, th {padding: .5rem; text-align: left} figure {margin: 1em 0}
 @media (min-width: 1200px) {.column-page {margin: 0 -160px}}'''
@@ -80,7 +80,7 @@ def filtered():
 
 @pytest.fixture(scope='module')
 def pages(request):
-    "Stem of each notebook -> its page, from the site that is built or else without Quarto."
+    "Stem of each notebook -> its page, from the built site or else without Quarto."
     if BUILT.exists():
         name = lambda p: re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower()) + '.html'
         return {p.stem: (BUILT/name(p)).read_text(encoding='utf-8') for p in NOTEBOOKS}
@@ -88,14 +88,14 @@ def pages(request):
 
 
 def untidied(cell):
-    "Source of a filtered cell without what the filter adds: the fold of a test, the space after a badge, a full title."
+    "Source of a filtered cell without the filter's additions: folds, space after a badge, full title."
     source = re.sub(r'\A#\| code-fold: true\n#\| code-summary: ".*"\n', '', ''.join(cell['source']))
     if cell['cell_type'] == 'markdown' and source.endswith('&nbsp;'): return source.removesuffix('&nbsp;')
     return re.sub(r'^title: .*$', '', source, flags=re.M) if cell['cell_type'] == 'raw' else source
 
 
-def test_sources_are_lists_of_lines_that_join_to_the_old_text(filtered):
-    "Quarto drops the line ends of a source that is one string: front matter and code then run together."
+def test_filter_keeps_sources_as_lists_of_lines(filtered):
+    "Quarto drops the line ends of a source stored as one string, merging front matter and code."
     n = 0
     for stem, (before, after) in filtered.items():
         old, new = (json.loads(text)['cells'] for text in (before, after))
@@ -126,7 +126,7 @@ def test_nbdev_keeps_our_sidebar():
     assert len(pictures) == 3 and [p for p in pictures if not (ROOT/p).exists()] == []
 
 
-def test_number_file_title_and_sidebar_name_a_page_alike():
+def test_page_names_agree():
     for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
         stem = Path(entry['href']).stem
         title = nbformat.read(ROOT/'nbs'/entry['href'], 4).cells[0].source.splitlines()[0].removeprefix('# ')
@@ -135,7 +135,7 @@ def test_number_file_title_and_sidebar_name_a_page_alike():
         assert entry['text'].startswith(f'{number} {title}: '.lstrip()) and len(entry['text']) <= 65, entry['text']
 
 
-def test_pages_are_titled_as_the_sidebar_names_them(pages):
+def test_page_titles_match_the_sidebar(pages):
     for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
         title = BeautifulSoup(pages[Path(entry['href']).stem], 'html.parser').h1.get_text(strip=True)
         assert title == (entry['text'] if entry['text'][0].isdigit() else entry['text'].split(':')[0])
@@ -144,7 +144,7 @@ def test_pages_are_titled_as_the_sidebar_names_them(pages):
 def hrefs(page): return [a['href'] for a in BeautifulSoup(page, 'html.parser').select('main a[href]')]
 
 
-def test_links_of_all_pages_lead_somewhere(pages):
+def test_links_resolve(pages):
     names = {re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem) for p in NOTEBOOKS}
     dead = [(stem, href) for stem, page in pages.items() for href in hrefs(page)
             if not re.match(r'[a-z]+:|#', href)
@@ -152,7 +152,7 @@ def test_links_of_all_pages_lead_somewhere(pages):
     assert dead == [] and sum(len(hrefs(p)) for p in pages.values()) > 150
 
 
-def test_images_of_all_pages_say_what_they_show(pages):
+def test_images_have_alt_texts(pages):
     images = [(stem, i) for stem, page in pages.items() for i in BeautifulSoup(page, 'html.parser').select('main img')]
     assert [stem for stem, i in images if not i.get('alt', '').strip()] == [] and len(images) > 40
 
@@ -167,7 +167,7 @@ def test_landing_page_shows_its_figure_within_400_words(pages):
 
 
 def test_signatures_hold_no_links():
-    "nbdev links names in backticks, in code too, where readers see brackets and addresses."
+    "nbdev links names in backticks, also in code, where the raw link would show."
     page = tidied(processed((ROOT/'nbs'/'api/reporting.html.ipynb').read_text(encoding='utf-8')))
     outputs = [joined(o['data']['text/markdown']) for c in json.loads(page)['cells'] for o in c.get('outputs', [])
                if 'text/markdown' in o.get('data', {})]
@@ -176,7 +176,7 @@ def test_signatures_hold_no_links():
     assert any('`fill_in`' in s for s in signatures), 'names stay'
 
 
-def test_links_in_code_are_what_is_taken_out():
+def test_filter_removes_only_links_in_code():
     link = '[`read_x`](https://a.b/c.html#read_x)'
     out = dict(output_type='display_data', data={'text/markdown': [f'```python\nf(x) # of {link}\n```\n', f'of {link}']})
     nb = dict(cells=[dict(cell_type='code', source='#| output: asis\nshow_doc(f)', outputs=[out])])
@@ -193,7 +193,7 @@ def test_tests_and_plots_are_folded(source, summary):
     assert after == (f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}' if summary else source)
 
 
-def test_badge_is_no_figure_with_a_caption():
+def test_badge_has_no_caption():
     badge = '[![Open in Colab](https://c.d/assets/colab-badge.svg)](https://c.d/x.ipynb)'
     nb = dict(cells=[dict(cell_type='markdown', source=[badge])])
     assert json.loads(tidied(json.dumps(nb)))['cells'][0]['source'] == [badge + '&nbsp;']
@@ -228,7 +228,7 @@ const visit = (name, width, page) => new Promise(done => {
 
 
 def look(shown, folder):
-    "Open pages, given as (name, width, HTML or address), in one browser: 'name width' -> what was measured."
+    "Open pages (name, width, HTML or address) in one browser: 'name width' -> measurements."
     if BROWSER is None: pytest.skip('no Chromium on PATH: install it to test the pages in a browser')
     given = json.dumps(shown).replace('</', '<\\/')
     harness = folder/'harness.html'
@@ -242,7 +242,7 @@ def look(shown, folder):
 
 
 def offline(page):
-    "The same page without the badge, for whose image a browser would wait on a network."
+    "The same page without the badge, whose image needs a network."
     return re.sub(r'<img[^>]*src="https://[^>]*>', '<svg width="117" height="20"></svg>', page)
 
 
@@ -253,7 +253,7 @@ def on_paper(page): return page.replace('@media print', '@media all')
 
 
 def report_pages(folder, monkeypatch):
-    "One page of each command, small: what `cesm_check`, `cesm_audit` and `cesm_evaluate` write, in light, dark and print."
+    "A small page each of `cesm_check`, `cesm_audit` and `cesm_evaluate`, in light, dark and print."
     from cesm_nb.leakage import audit
     from cesm_nb.cohort.check import write_report as write_check
     from cesm_nb.evaluate import write_report as write_scores
@@ -279,7 +279,7 @@ def reports(module_path):
 
 @pytest.fixture(scope='module')
 def seen(pages, reports, module_path):
-    "What the browser makes of all pages on a phone and a screen, and of those of commands on paper, in dark and in print too."
+    "Measurements of all pages on phone and screen, and of command pages on paper, dark and in print."
     name = lambda stem: re.sub(r'^\d+[a-zA-Z0-9]*_', '', stem.lower()) + '.html'
     chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else offline(page) for k, page in pages.items()}
     published = {f'published {p.parent.name}': p.as_uri() for p in sorted((ROOT/'results').rglob('*.html'))}
@@ -290,7 +290,7 @@ def seen(pages, reports, module_path):
     return look(both + [(k, PAPER, p) for k, p in (reports | printed | wide).items()], module_path)
 
 
-def test_pages_of_commands_say_first_what_was_found(reports):
+def test_command_pages_start_with_a_summary(reports):
     for name, page in reports.items():
         first = BeautifulSoup(page, 'html.parser').body.find(['p', 'h2', 'table', 'img'])
         assert first.name == 'p' and 'lead' in first['class'] and 'PHANTOM' in first.text and len(first.text.split()) > 4, name
@@ -306,20 +306,20 @@ def test_no_page_scrolls_sideways(seen):
     assert {k: v for k, v in moved.items() if k not in planted} == {} and len(seen) > 2*len(NOTEBOOKS) + 15
 
 
-def test_figure_stands_in_the_first_screen(seen):
+def test_figure_is_in_the_first_screen(seen):
     index = seen['index 1280']
     assert index['top'] < index['bottom'] <= 800
 
 
 def luminance(color):
-    "Relative luminance of `rgb(r, g, b)`, as WCAG has it."
+    "Relative luminance of `rgb(r, g, b)` as in WCAG."
     parts = [int(n)/255 for n in re.findall(r'\d+', color)[:3]]
     r, g, b = [c/12.92 if c <= .04045 else ((c + .055)/1.055)**2.4 for c in parts]
     return .2126*r + .7152*g + .0722*b
 
 
 @pytest.mark.parametrize('mode, dark', [('', False), (' dark', True), (' print', False)])
-def test_text_of_reports_is_seen_in_light_dark_and_print(seen, mode, dark):
+def test_report_text_is_visible_in_light_dark_and_print(seen, mode, dark):
     for name in ('check', 'audit', 'evaluate'):
         page = seen[f'{name}{mode} 390']
         ink, paper = luminance(page['ink']), luminance(page['paper'])
@@ -327,6 +327,6 @@ def test_text_of_reports_is_seen_in_light_dark_and_print(seen, mode, dark):
 
 
 def test_wide_tables_scroll_on_a_phone_and_fit_a_screen(seen):
-    "What is too wide for its place scrolls there; on a screen the tables of all chapters fit."
+    "Wide content scrolls in its container; on a screen the tables of all chapters fit."
     assert {p.stem: wide for p in NOTEBOOKS if (wide := seen[f'{p.stem} 1280']['wide'])} == {}
     assert seen['06a_ladder 390']['wide'] > 0 and seen['evaluate 390']['wide'] > 0

@@ -1,4 +1,4 @@
-"Training that is killed, fed nonsense, cut down or moved: it goes on exactly, says what is wrong, or works."
+"Training that is killed, misconfigured, reduced or moved: it resumes exactly, reports, or works."
 import os
 import random
 import shutil
@@ -28,7 +28,7 @@ def small(phantom, module_path):
 
 
 def train(phantom, folder, name, n=0):
-    "Train in a process of its own, which dies at event n of its steps and renamings: exit code and number of events."
+    "Train in a process killed at event n of its steps and renamings; return exit code and events."
     def work():
         events = die_at(n, (trainer, 'train_step'), (os, 'replace'))
         trainer.fit(make_config(dict(
@@ -41,7 +41,7 @@ def train(phantom, folder, name, n=0):
 
 
 def results(run_dir):
-    "What a run left, byte by byte."
+    "Files of a run, byte by byte."
     return {f: (run_dir/f).read_bytes() for f in ('checkpoints/best.safetensors', 'history.csv', 'predictions.csv')}
 
 
@@ -50,12 +50,12 @@ def weights(run_dir):
     return torch.load(run_dir/'checkpoints'/'last'/'state.pt', weights_only=True)['model']
 
 
-def test_killed_at_five_random_moments(phantom, tmp_path):
-    "Killed before, in or after a step or a file's renaming, in the first epoch of a session or in its second: it goes on to the same bytes."
+def test_training_killed_at_five_random_events(phantom, tmp_path):
+    "Killed at a step or a renaming, in the first or second epoch of a session: resumes to the same bytes."
     tensorize(TensorConfig(data_root=str(phantom), run_dir=str(tmp_path), tensor_dir=str(tmp_path/'tensors'), image_size=32))
     code, events = train(phantom, tmp_path, 'whole')
     assert code == 0
-    epoch, draw, kept = events//6, random.Random(0), [] # a session keeps one epoch at most, so that five leave one of six to do
+    epoch, draw, kept = events//6, random.Random(0), [] # each session stores at most one epoch, so five leave one of six
     for i in range(5):
         n = draw.randint(1, epoch) if i % 2 == 0 else draw.randint(3*epoch//2, 2*epoch)
         assert train(phantom, tmp_path, 'cut', n)[0] == -signal.SIGKILL, f'event {n} of {events}'
@@ -72,11 +72,11 @@ def test_killed_at_five_random_moments(phantom, tmp_path):
 def test_every_ablation_trains(small, tmp_path, name):
     run = fit(replace(small, run_dir=str(tmp_path), **ABLATIONS[name]))
     assert len(run.history) == 1 and run.predictions.filter(like='p_').notna().all(axis=None)
-    model, _ = load_run(tmp_path) # its settings are enough to build it again
+    model, _ = load_run(tmp_path) # its settings are enough to rebuild it
     assert sum(p.numel() for p in model.parameters()) == run.config['n_parameters']
 
 
-def test_run_folder_alone_is_enough(tmp_path):
+def test_run_folder_is_self_contained(tmp_path):
     run = fit(make_config(SMALL | dict(run_dir=str(tmp_path/'run'), protocol='clinical', phantom_patients=24)))
     written = (tmp_path/'run'/'predictions.csv').read_text()
     shutil.rmtree(tmp_path/'run'/'phantom') # images, sheet, regions
@@ -85,7 +85,7 @@ def test_run_folder_alone_is_enough(tmp_path):
     assert not Path(run.config['settings']['tensor_dir']).exists()
 
 
-def test_loss_that_turns_nan_keeps_the_last_epoch(small, tmp_path):
+def test_nan_loss_keeps_the_last_epoch(small, tmp_path):
     fit(replace(small, run_dir=str(tmp_path)))
     kept = weights(tmp_path)
     state = torch.load(tmp_path/'checkpoints'/'last'/'state.pt', weights_only=True)
@@ -97,14 +97,14 @@ def test_loss_that_turns_nan_keeps_the_last_epoch(small, tmp_path):
     assert all(torch.equal(after[k], v) for k, v in kept.items())
 
 
-def test_rate_beyond_reason(small, tmp_path):
-    "A step of 1e30 in each weight: two layers on, the next batch is beyond single precision on any machine."
+def test_excessive_learning_rate(small, tmp_path):
+    "A step of 1e30 in each weight: the next batch overflows single precision on any machine."
     with pytest.raises(FloatingPointError, match=r'loss is (nan|inf) at epoch 1, .*: lower lr \(1e\+30\) in another run_dir; no epoch is kept'):
         fit(replace(small, run_dir=str(tmp_path), lr=1e30, epochs=3))
 
 
 def with_split(small, folder, change):
-    "Settings with the split that `change` makes of an even one."
+    "Settings with an even split modified by `change`."
     manifest = pd.read_csv(Path(small.tensor_dir)/'manifest.csv')
     split = manifest[['patient_id', 'side', 'label']].assign(split=['train', 'train', 'val', 'test']*(len(manifest)//4) + ['train']*(len(manifest) % 4))
     change(split).to_csv(folder/'split.csv', index=False)
@@ -120,7 +120,7 @@ def test_class_absent_from_training(small, tmp_path):
     assert set(run.predictions[run.predictions.split == 'train'].label) == {0, 2}
 
 
-def test_one_breast_to_train(small, tmp_path):
+def test_single_training_breast(small, tmp_path):
     def change(split):
         first = split.index[split.split == 'train'][0]
         split.loc[(split.split == 'train') & (split.index != first), 'split'] = 'test'
