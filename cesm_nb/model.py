@@ -56,6 +56,7 @@ class FourStream(SharedModel, nn.Module):
             normalise_input=pretrained if normalise_input is None else normalise_input)
         check_model(self.settings)
         self.facts = {} # JSON that is exported with the model, see `export_model`
+        self.width = width # of the image features
         self.streams, self.weights_source = make_streams(
             self.settings, pretrained, weights_dir, allow_scratch)
         self.mixer = TokenMixer(width, n_heads, token_kernel, attention, token_mlp)

@@ -154,7 +154,7 @@ def test_predictions_are_kept_or_reported_as_unwritable(site, cases, tmp_path, m
     shutil.rmtree(tmp_path/'kept')
     (tmp_path/'kept').write_text('no folder')
     def full(*_): raise OSError(28, 'No space left on device')
-    for change in ((lambda: None), lambda: ((tmp_path/'kept').unlink(), monkeypatch.setattr(page, 'write_answer', full))):
+    for change in ((lambda: None), lambda: ((tmp_path/'kept').unlink(), monkeypatch.setattr(page, 'write_prediction', full))):
         change()
         answer = ask()
         assert answer.status_code == 200 and 'Not kept: ' in answer.text and 'x, ' in answer.text and 'Probability' in answer.text

@@ -61,7 +61,8 @@ def test_published_settings_match_grid_files(path):
     assert set(there['variants']) <= set(grid.variants) and there['n_folds'] == grid.n_folds
     for name, change in there['variants'].items():
         ran = {k: v for k, v in (there['base'] | change).items() if k != 'weights_dir'}
-        assert ran == grid.base | grid.variants[name], name
+        asked = own_settings(grid.base | grid.variants[name])
+        assert make_config(own_settings(ran)) == make_config(asked), name # published names may be those of version 0.1.0
 
 
 @needs_fields
@@ -450,7 +451,7 @@ def test_failed_run_is_explained(phantom, tmp_path):
     "An error in the notebook's process is reported in one sentence, with the executed notebook."
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(base=BASE | dict(lr=1e9, epochs=3))))
     done = command(tmp_path, phantom)
-    assert done.returncode != 0 and 'cesm_grid: FloatingPointError' in done.stderr and 'notebook.ipynb' in done.stderr
+    assert done.returncode != 0 and 'cesm_grid: NotFiniteError' in done.stderr and 'notebook.ipynb' in done.stderr
     assert 'Traceback' not in done.stderr
 
 

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import cesm_nb.model as model
 from cesm_nb.core.terms import VIEWS
+from cesm_nb.networks import backbones
 from cesm_nb.networks.backbones import split_backbones
 from cesm_nb.model import ABLATIONS, FourStream, load_model
 from cesm_nb.core.settings import PAPER_BACKBONES
@@ -43,7 +44,7 @@ EVERY = dict(
 
 def test_every_combination_of_settings(monkeypatch):
     "576 models: shape, a gradient for each parameter, a missing view's pixels, batches of one, reload."
-    monkeypatch.setattr(model, 'make_backbone', tiny_backbone)
+    monkeypatch.setattr(backbones, 'make_backbone', tiny_backbone)
     x, real = breasts(), torch.tensor([[True, True], [True, False], [False, False]])
     for values in product(*EVERY.values()):
         settings = dict(zip(EVERY, values))

@@ -66,6 +66,7 @@ def name_of(
 ) -> str: # such as `06 leakage audit` or `core.settings`; the first page is named as the package
     "Name a page as its number and title do."
     name = page.rpartition('/')[2]
+    if page.startswith('api/'): return name # as the module
     return 'cesm_nb' if name == 'index' else name.replace('_', ' ')
 
 

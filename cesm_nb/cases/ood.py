@@ -118,7 +118,7 @@ def features(
     found = [
         member.net.forward_features(assemble(v/255, rows).contiguous(**layout), real)
         for v, rows, real in zip(batch.views.split(n), batch.rows.split(n), batch.real.split(n))]
-    return torch.cat(found)[:, :member.net.settings['width']].numpy()
+    return torch.cat(found)[:, :member.net.width].numpy()
 
 def _used(member): # positions of the channels that the model uses
     modality = member.preparation['tensors']['modality']
@@ -132,7 +132,7 @@ def check_clouds(
     "Raise ValueError if clouds do not match the model's channels and features."
     names = name_channels(member.preparation['tensors']['modality'])
     clouds = {f'signatures.{names[i]}': len(SIGNATURE) for i in _used(member)}
-    for at, n in (clouds | dict(features=member.net.settings['width'])).items():
+    for at, n in (clouds | dict(features=member.net.width)).items():
         kind, _, name = at.partition('.')
         cloud = about[kind].get(name) if name else about[kind]
         if cloud is None: raise CesmError(f'{at} is absent')

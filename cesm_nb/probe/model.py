@@ -195,7 +195,7 @@ class LinearProbe(SharedModel, nn.Module):
         self.facts = {} # JSON stored with a trained model, see `export_model`
         self.streams, self.weights_source = make_pooled_streams(
             s, pretrained, weights_dir, allow_scratch)
-        s['width'] = self.width = self.streams.width # features of a breast, without age and density
+        self.width = self.streams.width # features of a breast, without age and density
         self.scaled = Standardise(self.width + 2*metadata, self.width*root_features)
         self.head = nn.Sequential(nn.Identity(), nn.Linear(self.width + 2*metadata, num_classes))
         if other_breast == 'none': return
