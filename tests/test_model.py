@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-import cesm_nb.model as model
 from cesm_nb.core.terms import VIEWS
 from cesm_nb.networks import backbones
 from cesm_nb.networks.backbones import split_backbones

@@ -599,9 +599,10 @@ def test_unwritable_prediction_is_still_shown(data, runs, tmp_path, monkeypatch,
         if path.suffix == '.html': raise OSError(f'cannot write {path}: No space left on device')
         own(path, content)
     monkeypatch.setattr(predict, 'write_atomic', full)
-    cesm_predict([b.cc_path, b.mlo_path, '--run', str(runs['clinical'].run_dir), '--out', str(tmp_path/'out'), '--anyway', '--name', 'mine'])
+    with pytest.raises(SystemExit, match='cesm_predict: cannot write .*No space left'):
+        cesm_predict([b.cc_path, b.mlo_path, '--run', str(runs['clinical'].run_dir), '--out', str(tmp_path/'out'), '--anyway', '--name', 'mine'])
     said = capsys.readouterr().out
-    assert 'mine is answered, but cannot write' in said and 'No space left' in said and '1 of 1 cases' in said
+    assert 'mine is predicted, but cannot write' in said and 'No space left' in said and '1 of 1 cases' in said
     row = pd.read_csv(tmp_path/'out'/'predictions.csv').iloc[0]
     assert row.case == 'mine' and row.classes and np.isfinite(row[PROBS].to_numpy(float)).all()
 

@@ -304,7 +304,7 @@ def test_chapters_show_published_results(tmp_path, monkeypatch, chapter, there):
     assert figures == (3 if chapter == 'api/leakage.ladder' else 2 + (there != 'none')) # two curves or a sentence in their place, changes
     if there == 'all':
         assert 'simulated' in text and 'not finished' not in text and 'not yet' not in text.replace(NOT_RUN, '')
-        assert len(re.findall('raises|lowers|is not shown to change|too few seeds|supported|contradicted|undecided', text)) >= 7
+        assert len(re.findall('raises|lowers|is not shown to change|too few seeds|untested|supported|contradicted|undecided', text)) >= 7
 
 
 @pytest.mark.parametrize('chapter', READ)

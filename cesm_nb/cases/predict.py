@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .subgroups import ALIKE_FORM, describe_subgroups, name_groups_of, predict_held, read_own
 from .prepare import Member, predict_prepared, export_for_cases, open_member, prepare_case
 from .page import make_dicom, need_highdicom, page_of, to_bytes
-from ..core.errors import CesmError
+from ..core.errors import CesmError, FileError
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Case, printable, read_case
@@ -410,7 +410,9 @@ def predict_cases(
                     extra = make_dicom(case, answer, experts[0].member) if dicom else ()
                     row, stem = to_row(answer), ''
                     try: stem = write_prediction(answer, page, out, extra, inputs)
-                    except OSError as e: print(f'{answer.name} is answered, but {e}')
+                    except OSError as e:
+                        said = str(e)
+                        print(f'{answer.name} is predicted, but {e}')
                 except ValueError as e:
                     said, name = str(e), own.get('name') or f'case {i}'
                     row, stem = dict(case=name, problem=_without_names(said, files)), ''
@@ -436,12 +438,14 @@ def main(
     cases, experts = list_cases(what, folder_names), open_experts(run)
     table = predict_cases(cases, experts, out, read_regions(regions) if regions else None,
         anyway, pages, dicom_out, **options)
-    bad = table[table.problem != '']
+    lost = table[(table.problem != '') & (table.file == '') & (table.classes != '')] # not written
+    bad = table[(table.problem != '') & ~table.index.isin(lost.index)]
     if len(bad) == len(table): raise CesmError(bad.problem.iloc[0])
     print('Research use only.' + (' PHANTOM: the model was trained on made-up images.' if
                                   any(e.member.preparation['phantom'] for e in experts) else ''))
     for r in table.itertuples():
-        print(r.case + (r.place and f' ({r.place})') + ': ' + (r.problem and
-            f'not used, {r.problem}' or r.classes or f'no answer, {r.doubts}')
+        found = r.classes or r.doubts and f'no answer, {r.doubts}' or f'not used, {r.problem}'
+        print(r.case + (r.place and f' ({r.place})') + f': {found}'
             + (r.file and f' [{r.file}]'))
     print(f'{len(table) - len(bad)} of {len(table)} cases; all of it is in {out}')
+    if len(lost): raise FileError(lost.problem.iloc[0])
