@@ -210,7 +210,7 @@ LEAST_SEEDS = 3 # for a claim of a difference
 def assess(
     row:pd.Series, # value, p_holm and seeds of a difference
 ) -> str: # 'lower', 'higher', 'undecided', or 'untested' where there are too few seeds
-    "Say what a difference allows to be claimed."
+    "Classify a difference by what may be claimed."
     if row.seeds < LEAST_SEEDS: return 'untested'
     if not row.p_holm < .05: return 'undecided'
     return 'lower' if row.value < 0 else 'higher'
