@@ -475,7 +475,11 @@ def show_results(
     "Show a published table, or a sentence if there is none yet."
     from IPython.display import Markdown # only in notebooks
     results = read_results(name)
-    return Markdown(phrase_absent(name)) if results is None else results[table]
+    if results is None: return Markdown(phrase_absent(name))
+    shown = results[table]
+    if 'seeds' in shown and (shown.seeds == 1).all(): # these columns repeat the score, or test nothing
+        shown = shown[[c for c in shown if not c.startswith(('each seed', 'p, '))]]
+    return shown
 
 def plot_absent(
     name:str, # of the grid

@@ -49,7 +49,8 @@ def temperature_gain(
     "Estimate by cross-validation how much temperature scaling lowers the log loss."
     patients, of = np.unique(patient_id, return_inverse=True)
     if len(patients) < n_folds: return np.nan
-    fold, scaled = (np.random.default_rng(seed).permutation(len(patients)) % n_folds)[of], prob.copy()
+    order = np.random.default_rng(seed).permutation(len(patients))
+    fold, scaled = (order % n_folds)[of], prob.copy()
     for f in range(n_folds):
         here = fold == f
         scaled[here] = heat(prob[here], fit_temperature(label[~here], prob[~here]))

@@ -197,7 +197,8 @@ def false_alarms(
 ) -> pd.DataFrame: # a row per share, columns (test, limit): how often p is below
     "Count how often p values fall below a threshold by chance: ours, and Satterthwaite's."
     rng, rows = np.random.default_rng(0), {}
-    value, patients = rng.normal(size=n_sets), rng.chisquare(n_patients - 1, n_sets)/(n_patients - 1)
+    value = rng.normal(size=n_sets)
+    patients = rng.chisquare(n_patients - 1, n_sets)/(n_patients - 1)
     seeds = rng.chisquare(n_seeds - 1, n_sets)/(n_seeds - 1)
     for share in shares:
         a, b = (1 - share)*patients, share*seeds
