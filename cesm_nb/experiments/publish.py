@@ -477,7 +477,7 @@ def show_results(
     results = read_results(name)
     if results is None: return Markdown(phrase_absent(name))
     shown = results[table]
-    if 'seeds' in shown and (shown.seeds == 1).all(): # these columns repeat the score, or test nothing
+    if 'seeds' in shown and (shown.seeds == 1).all(): # these repeat the score or test nothing
         shown = shown[[c for c in shown if not c.startswith(('each seed', 'p, '))]]
     return shown
 
