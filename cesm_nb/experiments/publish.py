@@ -33,7 +33,7 @@ from .aggregate import (
     binary_table, change_table, confusion_table, grid_table, paired_differences, pool_variants,
     repeats_table, score_repeats, score_variants, summarise_repeats, summary_table)
 from ..core.runs import Run, read_config
-from ..core.settings import settings_that_count, switches_of, with_defaults
+from ..core.settings import SWITCHES, settings_that_count, switches_of, with_defaults
 from ..reporting.tables import PAPER, write_table
 from ..tensorize import read_manifest
 
@@ -293,7 +293,9 @@ def read_published(
     for p in {p.variant: p for p in plan}.values():
         if p.variant not in facts['variants']: continue
         there, here = _essence(facts, p.variant), describe_settings(p)
-        odd = sorted(k for k in there if there[k] != here.get(k))
+        # grids share runs, whatever protocol led to the switches, which are compared
+        named = 'protocol', *SWITCHES
+        odd = sorted(k for k in there if k not in named and there[k] != here.get(k))
         if odd:
             raise CesmError(f'{folder} holds {p.variant} with another {odd[0]} '
                             f'({there[odd[0]]!r:.60}): {advice}')
