@@ -10,7 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # before torch is imported: idle threads would spin on cores that other tests need
+os.environ.setdefault(
+    'OMP_WAIT_POLICY',
+    'PASSIVE') # before torch is imported: idle threads would spin on cores that other tests need
 
 import torch
 
@@ -88,7 +90,9 @@ def module_path():
 @pytest.fixture(scope='session')
 def phantom(tmp_path_factory):
     "A phantom of 40 patients, strong signal."
-    return make_phantom(tmp_path_factory.mktemp('data')/'phantom', 40, seed=0, signal=2., size_px=200, progress=False)
+    return make_phantom(
+        tmp_path_factory.mktemp('data')/'phantom', 40, seed=0, signal=2., size_px=200,
+        progress=False)
 
 
 @pytest.fixture(scope='session')

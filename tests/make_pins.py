@@ -15,7 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SAME_EVERYWHERE = dict( # read when torch is imported
-    ATEN_CPU_CAPABILITY='default', ONEDNN_MAX_CPU_ISA='SSE41', MKL_CBWR='COMPATIBLE', MKL_NUM_THREADS='1', OMP_NUM_THREADS='1')
+    ATEN_CPU_CAPABILITY='default', ONEDNN_MAX_CPU_ISA='SSE41', MKL_CBWR='COMPATIBLE',
+    MKL_NUM_THREADS='1', OMP_NUM_THREADS='1')
 
 
 def find_processor():
@@ -23,7 +24,8 @@ def find_processor():
     info = Path('/proc/cpuinfo')
     lines = [line.partition(':') for line in info.read_text().splitlines()] if info.exists() else []
     facts = {k.strip(): v.strip() for k, _, v in lines}
-    return ', '.join(facts.get(k, '') for k in ('model name', 'cpu family', 'model', 'stepping')).strip(', ')
+    return ', '.join(facts.get(k, '')
+                     for k in ('model name', 'cpu family', 'model', 'stepping')).strip(', ')
 
 
 def make(out):
@@ -38,19 +40,23 @@ def make(out):
     root = make_phantom(out/'data', 20, seed=0, signal=2., size_px=96, progress=False)
     for protocol in ('paper', 'clinical'):
         run = out/'runs'/protocol
-        fit(make_config(dict(
-            data_root=str(root), run_dir=str(run), protocol=protocol, image_size=32, epochs=2, batch_size=4, pretrained=False,
-            device='cpu', mixed_precision='no', lr=1e-5)))
+        fit(
+            make_config(
+                dict(data_root=str(root), run_dir=str(run), protocol=protocol, image_size=32,
+                     epochs=2, batch_size=4, pretrained=False, device='cpu', mixed_precision='no',
+                     lr=1e-5)))
         kept = out/protocol
         kept.mkdir(parents=True, exist_ok=True)
-        for name in ('predictions.csv', 'history.csv', 'splits.csv', 'manifest.csv'): shutil.copy(run/name, kept)
+        for name in ('predictions.csv', 'history.csv', 'splits.csv', 'manifest.csv'):
+            shutil.copy(run/name, kept)
         (kept/'config.json').write_text((run/'config.json').read_text().replace(f'{out}/', ''))
         shutil.copy(sorted((run/'tensors').glob('*.pt'))[0], kept/'tensor.torch')
 
 
 def make_apart(out):
     "Make them in a separate process, with that arithmetic."
-    done = subprocess.run([sys.executable, __file__, '--here', '--out', str(out)], env=os.environ | SAME_EVERYWHERE, timeout=900,
+    done = subprocess.run([sys.executable, __file__, '--here', '--out',
+                           str(out)], env=os.environ | SAME_EVERYWHERE, timeout=900,
                           capture_output=True, text=True)
     if done.returncode: raise RuntimeError(done.stderr[-2000:])
 

@@ -25,20 +25,25 @@ from cesm_nb.cases.predict import predict_case
 from cesm_nb.core.settings import TrainConfig
 from cesm_nb.train import fit
 
-BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-TINY = dict(image_size=32, epochs=1, batch_size=8, backbones='mobilenetv3_small_050', mixed_precision='no', device='cpu')
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))),
+               None)
+TINY = dict(image_size=32, epochs=1, batch_size=8, backbones='mobilenetv3_small_050',
+            mixed_precision='no', device='cpu')
 HOME = 'http://127.0.0.1:8123'
 OURS = {'origin': HOME}
 
 
 @pytest.fixture(scope='module')
 def data(module_path):
-    return read_dataset(make_phantom(module_path/'phantom', 20, seed=1, signal=2., size_px=120, progress=False))
+    return read_dataset(
+        make_phantom(module_path/'phantom', 20, seed=1, signal=2., size_px=120, progress=False))
 
 
 @pytest.fixture(scope='module')
 def site(module_path, data):
-    run = fit(TrainConfig(data_root=str(data.root), run_dir=str(module_path/'run'), protocol='clinical', **TINY))
+    run = fit(
+        TrainConfig(data_root=str(data.root), run_dir=str(module_path/'run'), protocol='clinical',
+                    **TINY))
     return page.make_site([run.run_dir], 8123)
 
 
@@ -49,7 +54,11 @@ def client(site): return TestClient(page.make_app(site), HOME)
 @pytest.fixture(scope='module')
 def cases(data):
     "Two breasts: fields with their files."
-    def files(b): return {f'CM_{v}': (f'{b.side}.jpg', Path(getattr(b, f'{v.lower()}_path')).read_bytes()) for v in ('CC', 'MLO')}
+    def files(b):
+        return {
+            f'CM_{v}': (f'{b.side}.jpg', Path(getattr(b, f'{v.lower()}_path')).read_bytes())
+            for v in ('CC', 'MLO')
+        }
     return [files(b) for b in breasts(data.images).query('n_views == 2').head(2).itertuples()]
 
 
@@ -58,23 +67,29 @@ def form(site, **more): return dict(token=site.token, name='mine', anyway='1') |
 
 def test_app_returns_the_case_page(client, site, cases):
     empty = client.get('/')
-    assert empty.status_code == 200 and empty.text.index('Research use only') < empty.text.index('<form')
+    assert empty.status_code == 200 and empty.text.index('Research use only') < empty.text.index(
+        '<form')
     assert re.findall(r'type="file" name="(\w+)"', empty.text) == ['CM_CC', 'CM_MLO']
-    assert len(re.findall('<label>', empty.text)) == len(re.findall(r'<(?:select|input type="(?!hidden)|input name)', empty.text))
+    assert len(re.findall('<label>', empty.text)) == len(
+        re.findall(r'<(?:select|input type="(?!hidden)|input name)', empty.text))
     answer = client.post('/ask', data=form(site), files=cases[0], headers=OURS)
-    assert answer.status_code == 200 and answer.text.index('Research use only') < answer.text.index('mine, ') and 'PHANTOM' in answer.text
+    assert answer.status_code == 200 and answer.text.index('Research use only') < answer.text.index(
+        'mine, ') and 'PHANTOM' in answer.text
     assert re.search(r'evidence of nothing\.<br>\s*mine, ', answer.text) # two separate sentences
     for r in (empty, answer, client.get('/nowhere')):
         policy = r.headers['content-security-policy']
         assert "default-src 'none'" in policy and 'script' not in policy and 'unsafe' not in policy and 'http' not in policy
-        assert r.headers['cache-control'] == 'no-store' and r.headers['x-content-type-options'] == 'nosniff'
+        assert r.headers['cache-control'] == 'no-store' and r.headers[
+            'x-content-type-options'] == 'nosniff'
         assert not re.search(r'<script|<link|@import|style="|(?:src|href)="(?!data:|/")', r.text)
         assert 'access-control-allow-origin' not in r.headers
 
 
-@pytest.mark.parametrize('headers', [
-    {}, {'origin': 'http://evil.example'}, {'origin': 'null'}, {'origin': 'http://127.0.0.1:9'}, {'origin': 'http://localhost:8123'},
-    OURS | {'sec-fetch-site': 'cross-site'}, OURS | {'host': 'evil.example:8123'}, OURS | {'host': '127.0.0.1'}], ids=str)
+@pytest.mark.parametrize(
+    'headers',
+    [{}, {'origin': 'http://evil.example'}, {'origin': 'null'}, {'origin': 'http://127.0.0.1:9'},
+     {'origin': 'http://localhost:8123'}, OURS | {'sec-fetch-site': 'cross-site'},
+     OURS | {'host': 'evil.example:8123'}, OURS | {'host': '127.0.0.1'}], ids=str)
 def test_cross_site_form_is_rejected(client, site, cases, headers):
     answer = client.post('/ask', data=form(site), files=cases[0], headers=headers)
     assert answer.status_code == 403 and 'mine' not in answer.text
@@ -84,29 +99,41 @@ def test_names_and_tokens(client, site, cases):
     for host in ('evil.example', 'evil.example:8123', '127.0.0.1:80', ''):
         assert client.get('/', headers={'host': host}).status_code == 403
     for token in ('', 'x', site.token[:-1], 'é'):
-        assert client.post('/ask', data=form(site, token=token), files=cases[0], headers=OURS).status_code == 403
+        assert client.post('/ask', data=form(site, token=token), files=cases[0],
+                           headers=OURS).status_code == 403
 
 
 def test_other_paths_are_not_served(client):
-    for path in ('/etc/passwd', '/../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/ask/..%2f..', '//etc/passwd', '/docs', '/openapi.json'):
+    for path in ('/etc/passwd', '/../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/ask/..%2f..',
+                 '//etc/passwd', '/docs', '/openapi.json'):
         assert client.get(path).status_code in (404, 405), path
-    for method in ('GET', 'PUT', 'DELETE', 'OPTIONS'): assert client.request(method, '/ask').status_code in (404, 405)
+    for method in ('GET', 'PUT', 'DELETE', 'OPTIONS'):
+        assert client.request(method, '/ask').status_code in (404, 405)
 
 
 def test_invalid_forms(client, site, cases, monkeypatch):
-    post = lambda files=cases[0], **more: client.post('/ask', data=form(site, **more), files=files, headers=OURS)
-    tried = [
-        (post(dict(CM_CC=('a.txt', b'a letter'))), 422, 'a.txt is not used: it is neither DICOM nor JPEG nor PNG|a.txt cannot be read'),
-        (post(dict(CM_CC=('a.html', b'<script>alert(1)</script>'))), 422, 'a.html'),
-        (post(dict(CM_CC=('<img src=x>.jpg', b'\xff\xd8\xff'))), 422, '&lt;img src=x&gt;.jpg'),
-        (post(dict(CM_CC=('../../etc/cron.d/x.jpg', b'\xff\xd8\xff'))), 422, '>X?x.jpg'), (post({}), 415, 'No form with files'),
-        (post(dict(CM_CC=('..\\..\\win.jpg', b'\xff\xd8\xff'))), 422, 'win.jpg'),
-        (post(dict(DM_CC=cases[0]['CM_CC'])), 422, 'no model looks at a file in the field'), (post(age_years='old'), 422, 'is no number'),
-        (post(age_years='3'), 422, 'expected 10 to 120'), (post(density='E'), 422, 'expected one of'), (post(side='X'), 422, 'side is'),
-        (post(name='x'*2000), 400, 'cannot be read'),
-        (client.post('/ask', content=b'{}', headers=OURS | {'content-type': 'application/json'}), 415, 'No form with files'),
-        (client.post('/ask', content=b'--x', headers=OURS | {'content-type': 'multipart/form-data'}), 400, 'cannot be read'),
-        (client.post('/ask', data=form(site), files=[('CM_CC', cases[0]['CM_CC'])]*2, headers=OURS), 400, 'came twice')]
+    post = lambda files=cases[0], **more: client.post('/ask', data=form(site, **more), files=files,
+                                                      headers=OURS)
+    tried = [(post(dict(CM_CC=('a.txt', b'a letter'))), 422,
+              'a.txt is not used: it is neither DICOM nor JPEG nor PNG|a.txt cannot be read'),
+             (post(dict(CM_CC=('a.html', b'<script>alert(1)</script>'))), 422, 'a.html'),
+             (post(dict(CM_CC=('<img src=x>.jpg', b'\xff\xd8\xff'))), 422, '&lt;img src=x&gt;.jpg'),
+             (post(dict(CM_CC=('../../etc/cron.d/x.jpg', b'\xff\xd8\xff'))), 422, '>X?x.jpg'),
+             (post({}), 415, 'No form with files'),
+             (post(dict(CM_CC=('..\\..\\win.jpg', b'\xff\xd8\xff'))), 422, 'win.jpg'),
+             (post(dict(DM_CC=cases[0]['CM_CC'])), 422, 'no model looks at a file in the field'),
+             (post(age_years='old'), 422, 'is no number'),
+             (post(age_years='3'), 422, 'expected 10 to 120'),
+             (post(density='E'), 422, 'expected one of'), (post(side='X'), 422, 'side is'),
+             (post(name='x'*2000), 400, 'cannot be read'),
+             (client.post('/ask', content=b'{}',
+                          headers=OURS | {'content-type': 'application/json'}), 415,
+              'No form with files'),
+             (client.post('/ask', content=b'--x',
+                          headers=OURS | {'content-type': 'multipart/form-data'}), 400,
+              'cannot be read'),
+             (client.post('/ask', data=form(site), files=[('CM_CC', cases[0]['CM_CC'])]*2,
+                          headers=OURS), 400, 'came twice')]
     for answer, status, says in tried:
         text = re.search(r'role="alert">(.*?)</p>', answer.text, re.S)[1].replace('&#39;', "'")
         assert answer.status_code == status and re.search(says, '>' + text), (status, text)
@@ -115,15 +142,21 @@ def test_invalid_forms(client, site, cases, monkeypatch):
     large = dict(CM_CC=('a.jpg', b'\xff\xd8' + bytes(2**20)))
     assert post(large).status_code == 413
     body = client.build_request('POST', '/ask', data=form(site), files=large).read()
-    pieces = (body[i:i + 9999] for i in range(0, len(body), 9999)) # of unknown length, counted while received
-    assert client.post('/ask', content=pieces, headers=OURS | {'content-type': 'multipart/form-data; boundary=x'}).status_code in (400, 413)
+    pieces = (body[i:i + 9999]
+              for i in range(0, len(body), 9999)) # of unknown length, counted while received
+    assert client.post('/ask', content=pieces, headers=OURS
+                       | {'content-type': 'multipart/form-data; boundary=x'}).status_code in (400,
+                                                                                              413)
 
 
 def test_clients_are_isolated(client, site, cases):
-    def ask(i): return client.post('/ask', data=form(site, name=f'case-{i}'), files=cases[i % 2], headers=OURS).text
+    def ask(i):
+        return client.post('/ask', data=form(site, name=f'case-{i}'), files=cases[i % 2],
+                           headers=OURS).text
     alone = [ask(i) for i in (0, 1)]
     with ThreadPoolExecutor(4) as pool: both = list(pool.map(ask, range(4)))
-    table = lambda text: re.search(r'<h2>Answer.*?</table>.*?src="data:.*?"', text, re.S)[0] # numbers and picture
+    table = lambda text: re.search(r'<h2>Answer.*?</table>.*?src="data:.*?"', text, re.S)[
+        0] # numbers and picture
     assert table(alone[0]) != table(alone[1])
     for i, text in enumerate(both):
         assert f'case-{i}' in text and not any(f'case-{j}' in text for j in range(4) if j != i)
@@ -132,29 +165,38 @@ def test_clients_are_isolated(client, site, cases):
 
 def test_no_file_is_kept_by_default(site, cases, tmp_path, monkeypatch):
     monkeypatch.setenv('TMPDIR', str(tmp_path/'tmp'))
-    monkeypatch.setattr('tempfile.tempdir', str(tmp_path/'tmp')) # absent: a temporary file would be an error
-    ask = lambda s: TestClient(page.make_app(s), HOME).post('/ask', data=form(s, name='../x'), files=cases[0], headers=OURS)
+    monkeypatch.setattr('tempfile.tempdir',
+                        str(tmp_path/'tmp')) # absent: a temporary file would be an error
+    ask = lambda s: TestClient(page.make_app(s), HOME).post('/ask', data=form(s, name='../x'), files
+                                                            =cases[0], headers=OURS)
     assert ask(site).status_code == 200 and list(tmp_path.iterdir()) == []
     (tmp_path/'kept').mkdir()
     keeping = site._replace(keep=tmp_path/'kept')
     assert ask(keeping).status_code == ask(keeping).status_code == 200
-    assert sorted(p.name for p in tmp_path.rglob('*.*')) == [f'{n}-___x.{k}' for n in ('001', '002') for k in ('html', 'json')]
+    assert sorted(p.name for p in tmp_path.rglob('*.*')) == [
+        f'{n}-___x.{k}' for n in ('001', '002') for k in ('html', 'json')
+    ]
 
 
 def test_predictions_are_kept_or_reported_as_unwritable(site, cases, tmp_path, monkeypatch):
     "Numbers are not reused, a deleted folder is remade, an unwritable prediction is still shown."
     keeping = site._replace(keep=tmp_path/'kept')
-    ask = lambda: TestClient(page.make_app(keeping), HOME).post('/ask', data=form(site, name='x'), files=cases[0], headers=OURS)
-    assert f'Kept as 001-x.html in {tmp_path}/kept.' in ask().text and 'Kept as 002-x.html' in ask().text
+    ask = lambda: TestClient(page.make_app(keeping), HOME).post('/ask', data=form(site, name='x'),
+                                                                files=cases[0], headers=OURS)
+    assert f'Kept as 001-x.html in {tmp_path}/kept.' in ask().text and 'Kept as 002-x.html' in ask(
+    ).text
     second = (tmp_path/'kept'/'002-x.html').read_bytes()
     for f in (tmp_path/'kept').glob('001-*'): f.unlink()
-    assert 'Kept as 003-x.html' in ask().text and (tmp_path/'kept'/'002-x.html').read_bytes() == second
+    assert 'Kept as 003-x.html' in ask().text and (
+        tmp_path/'kept'/'002-x.html').read_bytes() == second
     shutil.rmtree(tmp_path/'kept')
     assert 'Kept as 001-x.html' in ask().text
     shutil.rmtree(tmp_path/'kept')
     (tmp_path/'kept').write_text('no folder')
     def full(*_): raise OSError(28, 'No space left on device')
-    for change in ((lambda: None), lambda: ((tmp_path/'kept').unlink(), monkeypatch.setattr(page, 'write_prediction', full))):
+
+    for change in ((lambda: None), lambda: (
+        (tmp_path/'kept').unlink(), monkeypatch.setattr(page, 'write_prediction', full))):
         change()
         answer = ask()
         assert answer.status_code == 200 and 'Not kept: ' in answer.text and 'x, ' in answer.text and 'Probability' in answer.text
@@ -162,9 +204,13 @@ def test_predictions_are_kept_or_reported_as_unwritable(site, cases, tmp_path, m
 
 def test_models_that_need_regions_are_rejected_at_start(site, monkeypatch):
     e = site.experts[0]
-    preparation = e.member.preparation | dict(tensors=e.member.preparation['tensors'] | dict(roi_source='annotation'))
-    monkeypatch.setattr(page, 'open_experts', lambda runs: [e._replace(member=e.member._replace(preparation=preparation))])
-    with pytest.raises(ValueError, match='needs drawn regions, which the page does not ask for'): page.make_site(['x'], 1)
+    preparation = e.member.preparation | dict(tensors=e.member.preparation['tensors']
+                                              | dict(roi_source='annotation'))
+    monkeypatch.setattr(
+        page, 'open_experts',
+        lambda runs: [e._replace(member=e.member._replace(preparation=preparation))])
+    with pytest.raises(ValueError, match='needs drawn regions, which the page does not ask for'):
+        page.make_site(['x'], 1)
     with pytest.raises(SystemExit, match='cesm_app: .*nowhere is absent'):
         monkeypatch.undo()
         cesm_app(['--run', 'nowhere', '--port', '0'])
@@ -187,11 +233,17 @@ def served(site):
 class Browser:
     "Chromium through its DevTools protocol."
     def __init__(self, folder):
-        command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--remote-debugging-port=0', f'--user-data-dir={folder}', 'about:blank']
+        command = [
+            BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--remote-debugging-port=0',
+            f'--user-data-dir={folder}', 'about:blank'
+        ]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        port = next(m[1] for line in self.process.stderr if (m := re.search(r'listening on ws://127.0.0.1:(\d+)', line)))
-        threading.Thread(target=self.process.stderr.read, daemon=True).start() # a full pipe would stop it
-        connect = lambda path: websocket.create_connection(f'ws://127.0.0.1:{port}{path}', timeout=300, suppress_origin=True)
+        port = next(m[1] for line in self.process.stderr
+                    if (m := re.search(r'listening on ws://127.0.0.1:(\d+)', line)))
+        threading.Thread(target=self.process.stderr.read,
+                         daemon=True).start() # a full pipe would stop it
+        connect = lambda path: websocket.create_connection(f'ws://127.0.0.1:{port}{path}', timeout=
+                                                           300, suppress_origin=True)
         self.count, self.events, self.ws = itertools.count(1), [], None
         pages = json.load(urllib.request.urlopen(f'http://127.0.0.1:{port}/json/list', timeout=300))
         self.ws = connect('/devtools/page/' + next(p['id'] for p in pages if p['type'] == 'page'))
@@ -215,10 +267,12 @@ class Browser:
         self('Page.navigate', url=url)
         self.wait('Page.loadEventFired', timeout=300)
 
-    def js(self, text): return self('Runtime.evaluate', expression=text, returnByValue=True)['result'].get('value')
+    def js(self, text):
+        return self('Runtime.evaluate', expression=text, returnByValue=True)['result'].get('value')
 
     def key(self, key, code, text=''):
-        self('Input.dispatchKeyEvent', type='keyDown', key=key, code=key, windowsVirtualKeyCode=code, text=text)
+        self('Input.dispatchKeyEvent', type='keyDown', key=key, code=key,
+             windowsVirtualKeyCode=code, text=text)
         self('Input.dispatchKeyEvent', type='keyUp', key=key, code=key, windowsVirtualKeyCode=code)
 
     def close(self):
@@ -227,7 +281,8 @@ class Browser:
         self.process.wait(60)
 
 
-@pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH: install it to test the page in a browser')
+@pytest.mark.skipif(BROWSER is None,
+                    reason='no Chromium on PATH: install it to test the page in a browser')
 def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
     "Case pages fit every screen too, whatever the name of a case or a file."
     pages = [tmp_path/f'{k}.html' for k in ('case', 'silent', 'refused')]
@@ -235,7 +290,8 @@ def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
     case = page.read_upload(dict(name='name-' + 'x'*55), uploads, page.list_images(experts))
     answer = predict_case(case, experts, anyway=True)
     pages[0].write_bytes(page_of(case, answer, experts))
-    silent = answer._replace(prob=answer.prob*float('nan'), classes=[], calls={}, called={}, doubts=['unlike-' + 'y'*80])
+    silent = answer._replace(prob=answer.prob*float('nan'), classes=[], calls={}, called={},
+                             doubts=['unlike-' + 'y'*80])
     pages[1].write_bytes(page_of(case, silent, experts))
     pages[2].write_bytes(page._explain(422, 'z'*200 + '.dcm is not used.').body)
     paths = {}
@@ -246,33 +302,44 @@ def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
     browser = Browser(tmp_path/'profile')
     try:
         for width in (1280, 390):
-            browser('Emulation.setDeviceMetricsOverride', width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
+            browser('Emulation.setDeviceMetricsOverride', width=width, height=800,
+                    deviceScaleFactor=1, mobile=width < 600)
             browser.go(served)
             root = browser('DOM.getDocument')['root']['nodeId']
             for k, path in paths.items(): # files picked in the dialog of the field
-                node = browser('DOM.querySelector', nodeId=root, selector=f'input[name={k}]')['nodeId']
+                node = browser('DOM.querySelector', nodeId=root,
+                               selector=f'input[name={k}]')['nodeId']
                 browser('DOM.setFileInputFiles', nodeId=node, files=[path])
             assert browser.js('document.documentElement.scrollWidth <= innerWidth')
             seen = []
             for _ in range(20):
                 browser.key('Tab', 9)
-                seen.append(browser.js('document.activeElement.name || document.activeElement.tagName'))
+                seen.append(
+                    browser.js('document.activeElement.name || document.activeElement.tagName'))
                 if seen[-1] == 'name': browser('Input.insertText', text='typed')
                 if seen[-1] == 'anyway': browser.key(' ', 32, ' ')
                 if seen[-1] == 'BUTTON': break
             assert [s for i, s in enumerate(seen) if s not in seen[:i]] == [
-                'CM_CC', 'CM_MLO', 'side', 'age_years', 'density', 'name', 'window', 'anyway', 'BUTTON']
+                'CM_CC', 'CM_MLO', 'side', 'age_years', 'density', 'name', 'window', 'anyway',
+                'BUTTON'
+            ]
             browser.events.clear()
             browser.key('Enter', 13, '\r')
             browser.wait('Page.loadEventFired', timeout=300)
             text = browser.js('document.body.innerText')
-            assert 'typed' in text and text.index('Research use only') < text.index('Probability'), text[:300]
+            assert 'typed' in text and text.index('Research use only') < text.index(
+                'Probability'), text[:300]
             assert browser.js('document.documentElement.scrollWidth <= innerWidth')
-            assert browser.js('document.images[0].naturalWidth') > 300 and browser.js('getComputedStyle(document.body).maxWidth') == '1180px'
-            assert not [m for m in browser.events if m['method'] == 'Log.entryAdded' and 'Security' in str(m)]
+            assert browser.js('document.images[0].naturalWidth') > 300 and browser.js(
+                'getComputedStyle(document.body).maxWidth') == '1180px'
+            assert not [
+                m
+                for m in browser.events if m['method'] == 'Log.entryAdded' and 'Security' in str(m)
+            ]
             for path in pages: # a page of cesm_predict and an error page, both with a name without blanks
                 browser.go(path.as_uri())
-                assert browser.js('document.documentElement.scrollWidth <= innerWidth'), (width, path)
+                assert browser.js('document.documentElement.scrollWidth <= innerWidth'), (width,
+                                                                                          path)
             shot = browser('Page.captureScreenshot', captureBeyondViewport=True)['data']
             (tmp_path/f'{width}.png').write_bytes(base64.b64decode(shot))
     finally: browser.close()

@@ -18,10 +18,15 @@ from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
 from conftest import WEIGHTS, needs_weights
 
-CLOSES = dict(twin='split_unit', region='roi_source', density='density_missing', view='mask_missing_views')
-PHANTOMS = {'none': dict(leaks=(), signal=0., clinical=0.), **{k: dict(leaks=(k,), signal=0., clinical=0.) for k in LEAKS},
-            'blind': dict(signal=0., clinical=0.), 'clear': dict(signal=2.)}
-BROKEN = {'clinical with regions': PROTOCOLS['clinical'] | dict(roi_source='annotation')} # a planted leak
+CLOSES = dict(twin='split_unit', region='roi_source', density='density_missing',
+              view='mask_missing_views')
+PHANTOMS = {
+    'none': dict(leaks=(), signal=0., clinical=0.),
+    **{k: dict(leaks=(k, ), signal=0., clinical=0.)
+       for k in LEAKS}, 'blind': dict(signal=0., clinical=0.), 'clear': dict(signal=2.)
+}
+BROKEN = {'clinical with regions': PROTOCOLS['clinical'] | dict(roi_source='annotation')
+          } # a planted leak
 CAUGHT = 'region', 'blind' # phantoms on which it must be detected
 
 
@@ -29,7 +34,8 @@ def try_phantom(folder, name):
     "Scores and paired steps of the stand-in on one phantom."
     root = make_phantom(folder/name, 100, seed=1, size_px=100, progress=False, **PHANTOMS[name])
     walked = ladder() | (BROKEN if name in CAUGHT else {})
-    pooled = walk(root, folder/f'{name}-tensors', walked, seeds=(0, 1, 2, 3)) # with two, an interval is too uncertain
+    pooled = walk(root, folder/f'{name}-tensors', walked,
+                  seeds=(0, 1, 2, 3)) # with two, an interval is too uncertain
     rungs = list(ladder())[:5]
     pairs = tuple(zip(rungs, rungs[1:])) + (('clinical', 'clinical with regions'),)*(name in CAUGHT)
     table = lambda t: t[t.score == 'auc'][['value', 'low', 'high']]
@@ -45,7 +51,8 @@ def tried(module_path):
 
 def assert_at_chance(scores, name):
     "No part of the interval may lie wholly above chance."
-    assert scores.low[name] < .5, f'{name}: AUC {scores.value[name]:.2f} [{scores.low[name]:.2f}, {scores.high[name]:.2f}] is above chance'
+    assert scores.low[
+        name] < .5, f'{name}: AUC {scores.value[name]:.2f} [{scores.low[name]:.2f}, {scores.high[name]:.2f}] is above chance'
 
 
 def test_rungs_are_at_chance_without_leaks(tried):
@@ -91,11 +98,16 @@ def test_planted_leak_in_clinical_is_detected(tried):
 @needs_weights
 def test_network_uses_regions_without_visible_lesions(tmp_path):
     "The four streams, pretrained, paper's protocol, no lesion visible; test_signal.py has the clinical side."
-    root = make_phantom(tmp_path/'phantom', 160, signal=0., clinical=0., size_px=100, progress=False)
-    ran = fit(make_config(dict(protocol='paper', image_size=64, epochs=3, batch_size=8, lr=5e-4, data_root=str(root),
-                               backbones='mobilenetv2_100,efficientnet_lite0', pretrained=True, weights_dir=str(WEIGHTS),
-                               mixed_precision='no', run_dir=str(tmp_path/'run'))))
+    root = make_phantom(tmp_path/'phantom', 160, signal=0., clinical=0., size_px=100,
+                        progress=False)
+    ran = fit(
+        make_config(
+            dict(protocol='paper', image_size=64, epochs=3, batch_size=8, lr=5e-4,
+                 data_root=str(root), backbones='mobilenetv2_100,efficientnet_lite0',
+                 pretrained=True, weights_dir=str(WEIGHTS), mixed_precision='no',
+                 run_dir=str(tmp_path/'run'))))
     test = ran.predictions[ran.predictions.split == 'test']
-    found = interval_table(test.label.to_numpy(), test[PROBS].to_numpy(), test.patient_id.to_numpy()).loc['auc']
+    found = interval_table(test.label.to_numpy(), test[PROBS].to_numpy(),
+                           test.patient_id.to_numpy()).loc['auc']
     print(f'AUC {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]')
     assert found.low > .5

@@ -11,13 +11,15 @@ import pytest
 from cesm_nb.synthetic.phantom import make_phantom
 from conftest import PATIENCE, REAL, ROOT, needs_data
 
-BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
+BROWSER = next(
+    (b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
 
 
 def check(data, out):
     "Run `cesm_check` as a user does; return its output."
     code = 'from cesm_nb.cli import cesm_check; cesm_check()'
-    done = subprocess.run([sys.executable, '-c', code, data, '--out', out], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, '-c', code, data, '--out', out], capture_output=True,
+                          text=True, cwd=ROOT, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -25,9 +27,16 @@ def check(data, out):
 def counts_in_browser(page):
     "Read from the browser: kind -> count, and the kinds whose names are listed."
     if BROWSER is None: pytest.skip('no Chromium on PATH: install it to test the page in a browser')
-    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom', Path(page).as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
-    listed = {m[1]: m[2].count('<li>') for m in re.finditer(r'<summary>(.*?): \d+</summary>.*?<ul>(.*?)</ul>', dom, re.S)}
+    command = [
+        BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom',
+        Path(page).as_uri()
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE,
+                         check=True).stdout
+    listed = {
+        m[1]: m[2].count('<li>')
+        for m in re.finditer(r'<summary>(.*?): \d+</summary>.*?<ul>(.*?)</ul>', dom, re.S)
+    }
     return {k: int(n) for k, n in re.findall(r'data-kind="([^"]+)">(\d+)', dom)}, listed, dom
 
 

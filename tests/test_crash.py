@@ -39,7 +39,8 @@ def cfg(module_path):
     "Settings for a phantom, the files of an uninterrupted run and its number of events."
     d = module_path
     data = make_phantom(d/'data', n_patients=12, size_px=200, progress=False)
-    cfg = TensorConfig(data_root=str(data), run_dir=str(d/'run'), tensor_dir=str(d/'whole'), image_size=224, n_jobs=1)
+    cfg = TensorConfig(data_root=str(data), run_dir=str(d/'run'), tensor_dir=str(d/'whole'),
+                       image_size=224, n_jobs=1)
     with pytest.MonkeyPatch.context() as m:
         events = die_at(0, *PLACES, patch=m.setattr)
         tensorize(cfg)
@@ -64,7 +65,8 @@ def test_tensorize_killed_at_ten_random_events(cfg, tmp_path):
         assert child.exitcode == -signal.SIGKILL, f'event {n} of {events}'
         left.append(len(list(folder.glob('*.pt'))))
         for f in folder.glob('*.pt'): read_tensor(f) # whole, or absent
-        (folder/f'.P1_Left.pt.{os.uname().nodename}-{child.pid}.part').write_bytes(b'half') # as if in mid-write
+        (folder/f'.P1_Left.pt.{os.uname().nodename}-{child.pid}.part').write_bytes(
+            b'half') # as if in mid-write
         tensorize(mine)
         assert content(folder) == whole, f'killed at event {n} of {events}'
     assert len(set(left)) > 5 and events > 40, left # kills are spread over the run
@@ -85,12 +87,18 @@ sys.path.append({str(ROOT/'tests')!r})
 from mortal import die_at
 die_at(3, (os, 'replace'), kill=lambda: os.killpg(0, signal.SIGKILL))
 ''')
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]))
+    env = os.environ | dict(
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]))
     code = 'from cesm_nb.cli import cesm_tensorize; cesm_tensorize()'
-    command = [sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', tmp_path/'t', '--image-size', '224', '--n-jobs', '2']
-    run = subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', tmp_path/'t',
+        '--image-size', '224', '--n-jobs', '2'
+    ]
+    run = subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
     assert run.wait(PATIENCE) == -signal.SIGKILL
-    dying = [p for p in psutil.process_iter() if in_session(p, run.pid)] # a worker may outlive the command by a moment
+    dying = [p for p in psutil.process_iter()
+             if in_session(p, run.pid)] # a worker may outlive the command by a moment
     assert psutil.wait_procs(dying, timeout=PATIENCE)[1] == []
     left = content(tmp_path/'t')
     assert 0 < len(left) < len(whole) and 'manifest.csv' not in left
@@ -113,15 +121,21 @@ def run_full(cfg, folder, limit=None):
     "Run the command on a full disk; return its one sentence."
     code = 'from cesm_nb.cli import cesm_tensorize; cesm_tensorize()'
     small = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
-    command = [sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', folder, '--image-size', '224', '--n-jobs', '1']
-    done = subprocess.run(command, preexec_fn=small, capture_output=True, text=True, timeout=PATIENCE)
+    command = [
+        sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', folder,
+        '--image-size', '224', '--n-jobs', '1'
+    ]
+    done = subprocess.run(command, preexec_fn=small, capture_output=True, text=True,
+                          timeout=PATIENCE)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     return done.stderr.replace('\r', '\n').strip().splitlines()[-1]
 
 
 def test_file_size_limit(cfg, tmp_path):
     output = run_full(cfg[0], tmp_path/'t', limit=MB//4)
-    assert output.startswith('cesm_tensorize: cannot write') and 'File too large' in output and 'run again once there is room' in output
+    assert output.startswith(
+        'cesm_tensorize: cannot write'
+    ) and 'File too large' in output and 'run again once there is room' in output
     assert [f.name for f in (tmp_path/'t').iterdir()] == ['settings.json']
 
 
@@ -129,7 +143,8 @@ def test_disk_full(cfg, tmp_path):
     cfg, whole, _ = cfg
     disk = tmp_path/'small'
     disk.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk], capture_output=True, timeout=PATIENCE).returncode:
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk], capture_output=True,
+                      timeout=PATIENCE).returncode:
         pytest.skip('cannot mount a small tmpfs here: needs root')
     try:
         output = run_full(cfg, disk/'t')
@@ -142,7 +157,8 @@ def test_disk_full(cfg, tmp_path):
     assert content(tmp_path/'roomy') == whole
 
 
-SMALL = dict(protocol='clinical', image_size=32, epochs=1, backbones='lcnet_035', device='cpu', mixed_precision='no', n_jobs=1)
+SMALL = dict(protocol='clinical', image_size=32, epochs=1, backbones='lcnet_035', device='cpu',
+             mixed_precision='no', n_jobs=1)
 
 
 @pytest.fixture(scope='module')
@@ -158,19 +174,24 @@ def export(words):
     with one_way_out('cesm_export'): export_run(*words)
 
 
-def options(settings): return [w for k, v in settings.items() for w in ('--' + k.replace('_', '-'), str(v))]
+def options(settings):
+    return [w for k, v in settings.items() for w in ('--' + k.replace('_', '-'), str(v))]
 
 
 OUT = ('--out', 'out')
 WRITES = { # command -> (largest file in bytes, its arguments from the data, a run and an image)
-    'tensorize': (9_000, lambda d, r, i: ['--data-root', d, '--run-dir', 'out', '--image-size', '32']),
-    'check': (9_000, lambda d, r, i: [d, *OUT]),
-    'audit': (20_000, lambda d, r, i: [d, *OUT, '--n-repeats', '1', '--n-trees', '2', '--n-folds', '3', '--n-draws', '9', '--n-jobs', '1']),
+    'tensorize': (9_000,
+                  lambda d, r, i: ['--data-root', d, '--run-dir', 'out', '--image-size', '32']),
+    'check': (9_000, lambda d, r, i: [d, *OUT]), 'audit': (20_000, lambda d, r, i: [
+        d, *OUT, '--n-repeats', '1', '--n-trees', '2', '--n-folds', '3', '--n-draws', '9',
+        '--n-jobs', '1'
+    ]),
     'phantom': (3_000, lambda d, r, i: ['--root', 'out', '--n-patients', '6', '--size-px', '64']),
     'train': (99_000, lambda d, r, i: ['--data-root', d, '--run-dir', 'out', *options(SMALL)]),
     'evaluate': (30_000, lambda d, r, i: [r, '--n-draws', '20', '--no-inside']),
     'predict': (20_000, lambda d, r, i: [i, '--run', r, *OUT, '--anyway']),
-    'export': (99_000, lambda d, r, i: [r, 'out'])}
+    'export': (99_000, lambda d, r, i: [r, 'out'])
+}
 
 
 def write_little(name, limit, words, ended):
@@ -192,11 +213,13 @@ def test_commands_leave_no_partial_file(finished, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     fork = multiprocessing.get_context('fork')
     ended = fork.SimpleQueue()
-    child = fork.Process(target=write_little, args=(name, limit, list(map(str, words(data, run, image))), ended))
+    child = fork.Process(target=write_little,
+                         args=(name, limit, list(map(str, words(data, run, image))), ended))
     child.start()
     child.join(PATIENCE)
     end = ended.get() if child.exitcode == 0 else f'exit code {child.exitcode}'
-    assert end.startswith(f'cesm_{name}: ') and 'cannot write' in end and 'File too large' in end and '\n' not in end
+    assert end.startswith(
+        f'cesm_{name}: ') and 'cannot write' in end and 'File too large' in end and '\n' not in end
     files = [f for f in tmp_path.rglob('*') if f.is_file()]
     assert [f for f in files if f.stat().st_size == limit or f.suffix == '.part'] == []
     assert not [f for f in files if 'run' not in f.parts and f.stat().st_size > limit]

@@ -50,7 +50,8 @@ Path(out, f'said{team.process_index}.json').write_text(json.dumps(dict(losses=lo
 def train(phantom, out, *launcher):
     "Run `CODE` under a launcher; return the output of each process."
     env = os.environ | dict(OMP_NUM_THREADS='1')
-    done = subprocess.run([sys.executable, *launcher, out.parent/'steps.py', phantom, out], capture_output=True, text=True, env=env, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, *launcher, out.parent/'steps.py', phantom, out],
+                          capture_output=True, text=True, env=env, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(f.read_text()) for f in sorted(out.glob('said*.json'))]
 
@@ -60,7 +61,8 @@ def runs(phantom, module_path):
     "The same training by one process and by two."
     d = module_path
     (d/'steps.py').write_text(CODE)
-    launch = ('-m', 'torch.distributed.run', '--nproc_per_node', '2', '--standalone') # accelerate launch --cpu starts one process
+    launch = ('-m', 'torch.distributed.run', '--nproc_per_node', '2', '--standalone'
+              ) # accelerate launch --cpu starts one process
     return d, train(phantom, d/'one'), train(phantom, d/'two', *launch)
 
 
@@ -74,8 +76,14 @@ def test_losses_agree_between_one_and_two_processes(runs):
 def test_run_folder_is_written_once(runs):
     d, one, (main, other) = runs
     assert other['written'] == [] and sorted(main['written']) == sorted(one[0]['written'])
-    files = [sorted(str(f.relative_to(d/k)) for f in (d/k).rglob('*') if f.is_file() and not f.name.startswith('said')) for k in ('one', 'two')]
+    files = [
+        sorted(
+            str(f.relative_to(d/k))
+            for f in (d/k).rglob('*') if f.is_file() and not f.name.startswith('said'))
+        for k in ('one', 'two')
+    ]
     assert files[0] == files[1] and 'predictions.csv' in files[0]
     history = [pd.read_csv(d/k/'history.csv') for k in ('one', 'two')]
     np.testing.assert_allclose(history[1].train_loss, history[0].train_loss, atol=.05)
-    assert [o['processes'] for o in json.loads((d/'two'/'config.json').read_text())['sessions']] == [2]
+    assert [o['processes']
+            for o in json.loads((d/'two'/'config.json').read_text())['sessions']] == [2]

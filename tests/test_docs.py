@@ -25,13 +25,16 @@ SITE = 'https://cesm-nb.github.io/cesm_nb'
 NOT_SHOWN = ' is neither the label of something shown on this page nor in references.bib'
 NO_ALT = 'fig-b has no fig-alt of its own: say what is to be seen'
 CURVE = '#| label: fig-one\n#| fig-cap: "Loss, n = 3."\n#| fig-alt: "A falling line."\nplot()'
-IMAGE = new_output('display_data', data={'image/png': 'iVBORw0KGgo=', 'text/plain': '<Figure size 640x480>'})
+IMAGE = new_output('display_data',
+                   data={'image/png': 'iVBORw0KGgo=', 'text/plain': '<Figure size 640x480>'})
 TABLE = new_output('display_data', data={'text/html': '<table></table>'})
 
 
 def badge(name):
     "The cell with the Colab badge."
-    return text(f'[![Open in Colab]({COLAB}assets/colab-badge.svg)]({COLAB}github/cesm-nb/cesm_nb/blob/main/nbs/{name})')
+    return text(
+        f'[![Open in Colab]({COLAB}assets/colab-badge.svg)]({COLAB}github/cesm-nb/cesm_nb/blob/main/nbs/{name})'
+    )
 
 
 def prints(words, name='stdout'):
@@ -41,17 +44,30 @@ def prints(words, name='stdout'):
 
 def shows(**data):
     "A cell with displayed output of these kinds."
-    return code('show()', outputs=[new_output('display_data', data={f'text/{k}': v for k, v in data.items()})])
+    return code(
+        'show()',
+        outputs=[new_output('display_data', data={f'text/{k}': v
+                                                  for k, v in data.items()})])
 
 
-def toy(root, *cells, badges=(badge('index.ipynb'), badge('00_data.ipynb')), more=text('End.'), readme=''):
+def toy(root, *cells, badges=(badge('index.ipynb'), badge('00_data.ipynb')), more=text('End.'),
+        readme=''):
     "Write a small site: an index with `more` as cell 4, and a chapter with `cells` from its cell 6 on."
-    pages = {'index.ipynb': [text('# toy'), badges[0], text('See [data](00_data.ipynb#first-group) and [@khaled2022].'), more],
-             '00_data.ipynb': [text('# data'), badges[1], text('## First group {.x}'), text('As @fig-one shows.'),
-                           code(CURVE, outputs=[IMAGE]), *cells]}
+    pages = {
+        'index.ipynb': [
+            text('# toy'), badges[0],
+            text('See [data](00_data.ipynb#first-group) and [@khaled2022].'), more
+        ], '00_data.ipynb': [
+            text('# data'), badges[1],
+            text('## First group {.x}'),
+            text('As @fig-one shows.'),
+            code(CURVE, outputs=[IMAGE]), *cells
+        ]
+    }
     (root/'nbs').mkdir()
     for name, those in pages.items(): nbformat.write(new_notebook(cells=those), root/'nbs'/name)
-    (root/'README.md').write_text(f'# toy\n\n[index](nbs/index.ipynb)\n\n## To use 1.0\n\n[own](#to-use-10) {readme}\n')
+    (root/'README.md').write_text(
+        f'# toy\n\n[index](nbs/index.ipynb)\n\n## To use 1.0\n\n[own](#to-use-10) {readme}\n')
     for name in ('settings.ini', 'nbs/references.bib'): shutil.copy(ROOT/name, root/name)
     return root
 
@@ -73,13 +89,16 @@ HARMLESS = {
     'links to outside': text('[x](https://example.org/none.ipynb#none), [mail](mailto:a@b.org)'),
     'own host': text(f'[x]({SITE}/data.html#first-group), [y]({SITE}), [z]({SITE}/index.html)'),
     'own repository': text(f'[x]({FILES}/settings.ini#L3), [y]({FILES}/README.md#to-use-10)'),
-    'table with caption': text('| a |\n|---|\n| 1 |\n\n: Two. {#tbl-two}\n\nSee @tbl-two and @Tbl-two.'),
-    'table in an output': code('#| label: tbl-one\nshow()', outputs=[TABLE]),
-    'link in an output': shows(markdown='[x](index.ipynb)'),
+    'table with caption': text(
+        '| a |\n|---|\n| 1 |\n\n: Two. {#tbl-two}\n\nSee @tbl-two and @Tbl-two.'),
+    'table in an output': code('#| label: tbl-one\nshow()',
+                               outputs=[TABLE
+                                        ]), 'link in an output': shows(markdown='[x](index.ipynb)'),
     'shares and rates': prints('100% of 3 breasts, 5 items in a unit, loss 0.5 | 95%'),
-    'relative paths': prints('runs/tmp/a data/work/b https://example.org/home/x ~/work/y /path/to/CDD-CESM'),
-    'figure without a label': code('plot()', outputs=[IMAGE]),
-    'figure that is not stored': code('#| label: fig-b\nplot()'),
+    'relative paths': prints(
+        'runs/tmp/a data/work/b https://example.org/home/x ~/work/y /path/to/CDD-CESM'),
+    'figure without a label': code(
+        'plot()', outputs=[IMAGE]), 'figure that is not stored': code('#| label: fig-b\nplot()'),
 }
 CELL = 'nbs/00_data.ipynb cell 6: '
 FAULTS = { # planted fault -> the cell, and the line to be printed
@@ -118,18 +137,22 @@ FAULTS = { # planted fault -> the cell, and the line to be printed
 
 def run(command, folder, given=None):
     "Exit code and output of a tool."
-    done = subprocess.run([sys.executable, ROOT/'tools'/command], cwd=folder, input=given, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, ROOT/'tools'/command], cwd=folder, input=given,
+                          capture_output=True, text=True, timeout=PATIENCE)
     return done.returncode, done.stdout
 
 
 def test_repository_passes(tmp_path):
     status, out = run('check_docs.py', tmp_path)
     assert status == 0, out
-    assert re.fullmatch(r'docs ok: .*\n', out) and 0 not in map(int, re.findall(r'\d+', out)), 'it has looked at something of each kind'
+    assert re.fullmatch(r'docs ok: .*\n', out) and 0 not in map(int, re.findall(
+        r'\d+', out)), 'it has looked at something of each kind'
 
 
 def test_toy_passes(tmp_path, check):
-    assert check(toy(tmp_path)) == (0, ['docs ok: 2 notebooks, 7 links, 1 labels, 2 references, 1 figures, 1 outputs'])
+    assert check(toy(tmp_path)) == (0, [
+        'docs ok: 2 notebooks, 7 links, 1 labels, 2 references, 1 figures, 1 outputs'
+    ])
 
 
 def test_harmless_cells_pass(tmp_path, check):
@@ -152,7 +175,9 @@ def test_reference_to_missing_figure_is_found(tmp_path, check):
 def test_missing_badge_and_badge_of_another_page_are_found(tmp_path, check):
     status, lines = check(toy(tmp_path, badges=(text('none'), badge('index.ipynb'))))
     assert (status, len(lines)) == (1, 2)
-    assert re.match(r'nbs/00_data\.ipynb cell 2: .* leads to .*/nbs/index\.ipynb, not to .*/nbs/00_data\.ipynb$', lines[0])
+    assert re.match(
+        r'nbs/00_data\.ipynb cell 2: .* leads to .*/nbs/index\.ipynb, not to .*/nbs/00_data\.ipynb$',
+        lines[0])
     assert lines[1].startswith('nbs/index.ipynb cell 1: no Colab badge')
 
 
@@ -176,11 +201,15 @@ def test_config_is_one_file():
 @pytest.mark.parametrize('folder', ['nbs', '_proc'])
 def test_filter_processes_notebooks_that_nbdev_skipped(folder, tmp_path):
     (tmp_path/folder).mkdir()
-    cells = text('# data\n\n> Doubles.'), code('#| export\ndef double(x): return 2*x'), code('#| hide\n1/0')
+    cells = text('# data\n\n> Doubles.'), code('#| export\ndef double(x): return 2*x'), code(
+        '#| hide\n1/0')
     kernel = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3'}}
     before = nbformat.writes(new_notebook(cells=list(cells), metadata=kernel))
     status, after = run('quarto_filter.py', tmp_path/folder, before)
-    present = [words in after for words in ('00 data: from sheets', 'show_doc(double)', 'output-file', '#| export', '1/0')]
+    present = [
+        words in after
+        for words in ('00 data: from sheets', 'show_doc(double)', 'output-file', '#| export', '1/0')
+    ]
     if folder == '_proc': assert status == 0 and json.loads(after) == json.loads(before)
     else: assert status == 0 and present == [True, True, False, False, False]
 
@@ -206,18 +235,26 @@ def package_prose(path):
     tree = ast.parse(source)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     yield from (ast.get_docstring(n) or '' for n in ast.walk(tree) if isinstance(n, documented))
-    yield from (t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT)
+    yield from (t.string for t in tokenize.generate_tokens(io.StringIO(source).readline)
+                if t.type == tokenize.COMMENT)
 
 
-@pytest.mark.parametrize('folder', sorted({p.parent for p in (ROOT/'cesm_nb').rglob('*.py')}), ids=lambda p: p.name)
+@pytest.mark.parametrize('folder', sorted({p.parent
+                                           for p in (ROOT/'cesm_nb').rglob('*.py')}),
+                         ids=lambda p: p.name)
 def test_package_uses_the_words_of_the_field(folder):
-    found = [(p.name, prose[:90]) for p in sorted(folder.glob('[!_]*.py')) for prose in package_prose(p) if private_words(prose)]
+    found = [(p.name, prose[:90]) for p in sorted(folder.glob('[!_]*.py'))
+             for prose in package_prose(p) if private_words(prose)]
     assert found == []
 
 
 def test_pages_use_the_words_of_the_field():
-    pages = [(p.name, c.source) for p in sorted((ROOT/'nbs').rglob('*.ipynb')) for c in nbformat.read(p, 4).cells if c.cell_type == 'markdown']
-    pages += [(f, (ROOT/f).read_text()) for f in ('README.md', 'CONTRIBUTING.md', 'results/README.md', 'data/README.md')]
+    pages = [(p.name, c.source) for p in sorted((ROOT/'nbs').rglob('*.ipynb'))
+             for c in nbformat.read(p, 4).cells if c.cell_type == 'markdown']
+    pages += [(f, (ROOT/f).read_text())
+              for f in ('README.md', 'CONTRIBUTING.md', 'results/README.md', 'data/README.md')]
     found = [(name, words) for name, prose in pages if (words := private_words(prose))]
     assert found == [] and len(pages) > 500
-    assert private_words('Each woman has been seen; the model tells her side.') == ['woman', 'tells', 'her']
+    assert private_words('Each woman has been seen; the model tells her side.') == [
+        'woman', 'tells', 'her'
+    ]

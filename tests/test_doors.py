@@ -68,15 +68,18 @@ write_table(table, 'scores')
 def test_new_score_is_one_table_line(tmp_path):
     "With one more line in a copy of stats.scores, every table has the score."
     from nbdev.export import nb_export
-    shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb',
+                    ignore=shutil.ignore_patterns('__pycache__'))
     chapter = (ROOT/'nbs'/'api/stats.scores.ipynb').read_text()
     old = ADDED.splitlines()[0] + '\n    '
     quoted = lambda text: text.replace('\n', '\\n",\n    "')
     assert quoted(old) in chapter
     (tmp_path/'nbs'/'api').mkdir(parents=True)
-    (tmp_path/'nbs'/'api/stats.scores.ipynb').write_text(chapter.replace(quoted(old), quoted(ADDED), 1))
+    (tmp_path/'nbs'/'api/stats.scores.ipynb').write_text(
+        chapter.replace(quoted(old), quoted(ADDED), 1))
     nb_export(tmp_path/'nbs'/'api/stats.scores.ipynb', tmp_path/'cesm_nb')
-    done = subprocess.run([sys.executable, '-c', TRY_SCORE], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=path_first(tmp_path))
+    done = subprocess.run([sys.executable, '-c', TRY_SCORE], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=PATIENCE, env=path_first(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path/'scores.md').read_text().count('| spherical') == 1
 
@@ -87,29 +90,34 @@ def test_four_views_by_setting(phantom, tmp_path):
     model, config = load_run(run.run_dir)
     assert model.streams.views == BOTH and config['settings']['modality'] == 'DM+CM'
     manifest = pd.read_csv(run.run_dir/'manifest.csv')
-    assert [c for c in manifest if c.startswith('has_')] == ['has_dm_cc', 'has_dm_mlo', 'has_cm_cc', 'has_cm_mlo']
+    assert [c for c in manifest
+            if c.startswith('has_')] == ['has_dm_cc', 'has_dm_mlo', 'has_cm_cc', 'has_cm_mlo']
     tensor = read_tensor(run.run_dir/'tensors'/manifest.file[0])
     assert tensor['x'].shape == (5, 32, 32) and tensor['real'].shape == (4,)
 
 
 def test_third_view_is_one_table_row(phantom, tmp_path, monkeypatch):
     monkeypatch.setitem(CHANNELS, 'three', (('CM', 'CC'), ('CM', 'MLO'), ('DM', 'CC')))
-    monkeypatch.setattr(TrainConfig.__dataclass_fields__['modality'], 'type', Literal['CM', 'DM', 'DM+CM', 'three']) # as in core.settings
-    run = train(phantom, tmp_path, modality='three', protocol='clinical', backbones='mobilenetv2_100')
+    monkeypatch.setattr(TrainConfig.__dataclass_fields__['modality'], 'type',
+                        Literal['CM', 'DM', 'DM+CM', 'three']) # as in core.settings
+    run = train(phantom, tmp_path, modality='three', protocol='clinical',
+                backbones='mobilenetv2_100')
     assert load_run(run.run_dir)[0].streams.views == ('CM CC', 'CM MLO', 'DM CC')
 
 
 def read_flat(root, regions='', with_images=True):
     "A synthetic layout: files are called WOMAN-side-view.png, beside a JSON of diagnoses."
-    if not (root/'diagnoses.json').is_file(): raise FileNotFoundError(f'{root} lacks diagnoses.json')
+    if not (root/'diagnoses.json').is_file():
+        raise FileNotFoundError(f'{root} lacks diagnoses.json')
     rows = []
     for path in sorted(root.glob('*.png')):
         woman, side, view = path.stem.split('-')
         label = data.CLASSES.index(json.loads((root/'diagnoses.json').read_text())[woman])
-        rows.append(dict(
-            image_name=path.stem, patient_id=int(woman), side=side, modality='CM', view=view, copy=1, age_years=50., density='B',
-            birads='', pathology=data.CLASSES[label], label=label, machine='', findings='', trailing_blank=False, path=str(path),
-            original_width_px=40, original_height_px=60, n_regions=0))
+        rows.append(
+            dict(image_name=path.stem, patient_id=int(woman), side=side, modality='CM', view=view,
+                 copy=1, age_years=50., density='B', birads='', pathology=data.CLASSES[label],
+                 label=label, machine='', findings='', trailing_blank=False, path=str(path),
+                 original_width_px=40, original_height_px=60, n_regions=0))
     none = pd.DataFrame(columns=['image_name', 'shape', 'geometry'])
     return DataSet(root, pd.DataFrame(rows), none, {}, False, 'made-up')
 
@@ -121,7 +129,9 @@ def flat(tmp_path, monkeypatch):
     (root/'diagnoses.json').write_text(json.dumps({str(i): data.CLASSES[i % 3] for i in range(24)}))
     rng = np.random.default_rng(0)
     for i in range(24):
-        for view in data.VIEWS: cv2.imwrite(str(root/f'{i}-L-{view}.png'), rng.integers(0, 255, (60, 40), dtype=np.uint8))
+        for view in data.VIEWS:
+            cv2.imwrite(str(root/f'{i}-L-{view}.png'), rng.integers(0, 255, (60, 40),
+                                                                    dtype=np.uint8))
     monkeypatch.setitem(data.READERS, 'flat', read_flat)
     return root
 
@@ -130,10 +140,13 @@ def test_new_data_set_is_one_reader(flat, tmp_path):
     assert len(read_dataset(flat).images) == 48
     assert Path(write_report(flat, tmp_path/'page')).is_file()
     run = train(flat, tmp_path, protocol='clinical', backbones='mobilenetv2_100')
-    assert (run.config['data_fingerprint'], run.config['phantom'], len(run.predictions)) == ('made-up', False, 24)
+    assert (run.config['data_fingerprint'], run.config['phantom'],
+            len(run.predictions)) == ('made-up', False, 24)
 
 
 def test_unknown_folder_layout_is_rejected(flat, tmp_path):
     "Each reader reports what is missing."
-    with pytest.raises(FileNotFoundError, match='lacks the annotation sheet.*; or .*lacks diagnoses.json'): read_dataset(tmp_path)
+    with pytest.raises(FileNotFoundError,
+                       match='lacks the annotation sheet.*; or .*lacks diagnoses.json'):
+        read_dataset(tmp_path)
     with pytest.raises(ValueError, match='no region file'): train(flat, tmp_path, protocol='paper')

@@ -32,7 +32,8 @@ from cesm_nb.reporting.tables import describe_breasts
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT, call
 
-BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
+BROWSER = next(
+    (b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
 PROBE = '''<script>addEventListener('load', () => { const said = {
   images: [...document.images].map(i => i.naturalWidth), width: document.documentElement.scrollWidth,
   asked: performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:'))}
@@ -45,10 +46,13 @@ def runs(phantom, module_path):
     out, made = module_path, []
     splits = ''
     for seed in (0, 1):
-        made.append(fit(make_config(dict(
-            data_root=str(phantom), tensor_dir=str(out/'tensors'), run_dir=str(out/f'seed{seed}'), protocol='clinical', image_size=48,
-            epochs=1, batch_size=8, mixed_precision='no', seed=seed, splits_csv=splits,
-            backbones='lcnet_035,mobilenetv3_small_050'))).run_dir)
+        made.append(
+            fit(
+                make_config(
+                    dict(data_root=str(phantom), tensor_dir=str(out/'tensors'),
+                         run_dir=str(out/f'seed{seed}'), protocol='clinical', image_size=48,
+                         epochs=1, batch_size=8, mixed_precision='no', seed=seed, splits_csv=splits,
+                         backbones='lcnet_035,mobilenetv3_small_050'))).run_dir)
         splits = str(out/'seed0'/'splits.csv')
     return made
 
@@ -62,25 +66,40 @@ def test_command_on_two_runs(runs):
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count('*** PHANTOM') == 4 and 'note:' not in answer.stdout
     for run in runs:
-        assert {f.stem for f in (run/'tables').iterdir()} == {'table1', 'table2', 'per_class', 'points', 'metrics', 'subgroups', 'pointing'}
+        assert {f.stem
+                for f in (run/'tables').iterdir()} == {
+                    'table1', 'table2', 'per_class', 'points', 'metrics', 'subgroups', 'pointing'
+                }
         names = {f.stem for f in (run/'figures').glob('*.svg')}
-        assert names == {f.stem for f in (run/'figures').glob('*.png')} >= {'fig5_accuracy', 'reliability', 'decision', 'subgroups', 'attention'}
-        assert all(b'<text' not in f.read_bytes() for f in (run/'figures').glob('*.svg')) # text is outlined
+        assert names == {f.stem
+                         for f in (run/'figures').glob('*.png')} >= {
+                             'fig5_accuracy', 'reliability', 'decision', 'subgroups', 'attention'
+                         }
+        assert all(b'<text' not in f.read_bytes()
+                   for f in (run/'figures').glob('*.svg')) # text is outlined
         assert [f.name for f in (run/'inside').iterdir()] == ['gradcam.png']
         assert json.loads((run/'metrics.json').read_text())['chosen']['temperature'] > 0
     paired = pd.read_csv(runs[0].parent/'joint'/'tables'/'paired.csv')
-    assert {'auc', 'accuracy'} <= set(paired.score) and (paired.p_holm.dropna() >= paired.p.dropna()).all()
+    assert {'auc', 'accuracy'} <= set(paired.score) and (paired.p_holm.dropna()
+                                                         >= paired.p.dropna()).all()
     assert paired.set_index('score').test['accuracy'] == 'Obuchowski'
-    assert (paired.p.isna() == paired.test.isna()).all() and paired.p.isna().any() # too few breasts of a class for AUCs
+    assert (paired.p.isna() == paired.test.isna()
+            ).all() and paired.p.isna().any() # too few breasts of a class for AUCs
 
 
 def test_selected_epoch_matches_status(phantom, runs, tmp_path):
     "Figures, metrics and curves mark the epoch of `status.json`, whatever other epochs scored."
-    plan = [SimpleNamespace(variant='last', cfg=make_config(dict(
-        data_root=str(phantom), tensor_dir=str(runs[0].parent/'tensors'), run_dir=str(tmp_path/'run'), protocol='clinical',
-        image_size=48, epochs=3, batch_size=8, mixed_precision='no', keep='last', backbones='lcnet_035,mobilenetv3_small_050')))]
+    plan = [
+        SimpleNamespace(
+            variant='last', cfg=make_config(
+                dict(data_root=str(phantom), tensor_dir=str(runs[0].parent/'tensors'),
+                     run_dir=str(tmp_path/'run'), protocol='clinical', image_size=48, epochs=3,
+                     batch_size=8, mixed_precision='no', keep='last',
+                     backbones='lcnet_035,mobilenetv3_small_050')))
+    ]
     fit(plan[0].cfg)
-    table = pd.read_csv(tmp_path/'run'/'history.csv').assign(val_accuracy=[.9, .5, .5]) # the first epoch has the best score
+    table = pd.read_csv(tmp_path/'run'/'history.csv').assign(
+        val_accuracy=[.9, .5, .5]) # the first epoch has the best score
     table.to_csv(tmp_path/'run'/'history.csv', index=False)
     seal_run(tmp_path/'run')
     evaluate(tmp_path/'run', n_draws=20, inside=False)
@@ -94,14 +113,17 @@ def test_selected_epoch_matches_status(phantom, runs, tmp_path):
         if not name.startswith('fig'): continue
         fig, ax = plt.subplots()
         draw(ax)
-        assert [list(line.get_xdata()) for line in ax.lines if line.get_label() == 'selected epoch'] == [[3]], name
+        assert [
+            list(line.get_xdata()) for line in ax.lines if line.get_label() == 'selected epoch'
+        ] == [[3]], name
         plt.close(fig)
 
 
 def test_copied_results_hold_no_patient_data(runs):
     "Tables and figures for results/ have no identifier of a breast and no identifying small group."
     evaluate(runs[0], n_draws=50)
-    for f in (runs[0]/'tables').iterdir(): assert not re.search(r'P\d+_[LR]|patient_id', f.read_text()), f
+    for f in (runs[0]/'tables').iterdir():
+        assert not re.search(r'P\d+_[LR]|patient_id', f.read_text()), f
     groups = pd.read_csv(runs[0]/'tables'/'subgroups.csv')
     assert groups.loc[groups.breasts < 10, ['accuracy', 'malignant']].isna().all(axis=None)
 
@@ -110,16 +132,20 @@ def test_copied_results_hold_no_patient_data(runs):
 def test_page_in_a_browser(runs, tmp_path):
     "Every image is embedded, the page needs no network and fits 1280 pixels."
     page = evaluate(runs[0], n_draws=50)['report'].read_text()
-    code = re.sub(r'data:image/png;base64,[^"]*', 'data:', page) # image data can contain any letters
-    assert 'PHANTOM' in page and not (found := re.search(r'(src|href)="(?!data:)|url\(|@import|http.*', code)), found
+    code = re.sub(r'data:image/png;base64,[^"]*', 'data:',
+                  page) # image data can contain any letters
+    assert 'PHANTOM' in page and not (found := re.search(
+        r'(src|href)="(?!data:)|url\(|@import|http.*', code)), found
     (tmp_path/'page.html').write_text(page.replace('</body>', PROBE))
     browse = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--window-size=1280,2000']
-    dom = subprocess.run([*browse, '--dump-dom', (tmp_path/'page.html').as_uri()], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+    dom = subprocess.run([*browse, '--dump-dom', (tmp_path/'page.html').as_uri()],
+                         capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     output = json.loads(re.search('<pre id="said">(.*?)</pre>', dom)[1])
     assert len(output['images']) == page.count('<img') >= 10 and min(output['images']) > 100
     assert output['asked'] == [] and output['width'] <= 1280
     shot = tmp_path/'page.png'
-    subprocess.run([*browse, f'--screenshot={shot}', (tmp_path/'page.html').as_uri()], capture_output=True, timeout=PATIENCE, check=True)
+    subprocess.run([*browse, f'--screenshot={shot}', (tmp_path/'page.html').as_uri()],
+                   capture_output=True, timeout=PATIENCE, check=True)
     import cv2
     image = cv2.imread(str(shot))
     assert image.shape[1] == 1280 and image.std() > 10 # something is drawn
@@ -142,13 +168,16 @@ def test_without_tensors_or_data(runs, tmp_path):
 
 def test_renamed_run_keeps_its_maps(tmp_path):
     "Tensors and data inside a run folder move with it; if absent, a sentence lists the places searched."
-    run = fit(make_config(dict(
-        run_dir=str(tmp_path/'run'), phantom_patients=24, phantom_signal=2., protocol='clinical', image_size=32, epochs=1, batch_size=8,
-        mixed_precision='no', backbones='lcnet_035')))
+    run = fit(
+        make_config(
+            dict(run_dir=str(tmp_path/'run'), phantom_patients=24, phantom_signal=2.,
+                 protocol='clinical', image_size=32, epochs=1, batch_size=8, mixed_precision='no',
+                 backbones='lcnet_035')))
     before, where = explain_run(run.run_dir), tmp_path/'renamed'
     run.run_dir.rename(where)
     after = explain_run(where)
-    assert after.maps.keys() == before.maps.keys() and after.masks.any() and (after.masks == before.masks).all()
+    assert after.maps.keys() == before.maps.keys() and after.masks.any() and (
+        after.masks == before.masks).all()
     assert all(torch.equal(after.maps[k], before.maps[k]) for k in before.maps)
     member = open_member(where)
     assert read_own(member).table.equals(open_breasts(where).table)
@@ -158,7 +187,8 @@ def test_renamed_run_keeps_its_maps(tmp_path):
     says = f'{where}: its tensor_dir is not found at {where}/tensors or {tmp_path}/run/tensors: move the tensors there, or make them again'
     for ask in (explain_run, open_breasts, predict_run, lambda d: read_own(open_member(d))):
         with pytest.raises(ValueError, match=re.escape(says)): ask(where)
-    assert write_inside([where], tmp_path/'out', True).notes[0].startswith(f'maps and attention are left out: {says}')
+    assert write_inside([where], tmp_path/'out',
+                        True).notes[0].startswith(f'maps and attention are left out: {says}')
 
 
 def test_maps_fit_the_run(runs):
@@ -177,17 +207,21 @@ def test_maps_fit_the_run(runs):
 def test_stored_coverage():
     "python tools/simulate_coverage.py: intervals of accuracy and AUC cover the truth in 93 to 97 % of 500 sets."
     found = pd.read_csv(ROOT/'results'/'coverage.csv')
-    single = found[(found.seeds == 1) & (found.kind == 'score') & found.score.isin(['accuracy', 'auc'])]
-    women, breasts = (single[(single.drawn == k) & (single.sets == 500)] for k in ('women', 'breasts'))
+    single = found[(found.seeds == 1) & (found.kind == 'score')
+                   & found.score.isin(['accuracy', 'auc'])]
+    women, breasts = (single[(single.drawn == k) & (single.sets == 500)]
+                      for k in ('women', 'breasts'))
     assert len(women) == 6 and (women.sets == 500).all() and women.coverage.between(.93, .97).all()
-    assert (breasts.coverage.to_numpy() < women.coverage.to_numpy()).all() # treated as independent: too narrow
+    assert (breasts.coverage.to_numpy()
+            < women.coverage.to_numpy()).all() # treated as independent: too narrow
 
 
 def test_stored_coverage_with_seeds():
     "Intervals over 43 to 283 patients and 3 or 5 seeds (AUC differs by 0.02 to 0.03), also paired."
     found = pd.read_csv(ROOT/'results'/'coverage.csv')
     seeds = found[(found.seeds > 1) & (found.seed_sd > 0) & found.score.isin(['accuracy', 'auc'])]
-    assert len(seeds) == 24 and set(seeds.kind) == {'score', 'difference'} and (seeds.sets == 2000).all()
+    assert len(seeds) == 24 and set(seeds.kind) == {'score', 'difference'} and (seeds.sets
+                                                                                == 2000).all()
     assert seeds[seeds.score == 'auc'].seed_sd.between(.02, .03).all()
     assert seeds.coverage.between(.93, .97).all()
     assert seeds[seeds.patients == 283].women_only.max() < .9 # coverage if seeds are ignored
@@ -201,34 +235,45 @@ def read_retrained():
 
 def test_stored_coverage_with_training():
     "With folds dealt anew the corrected interval covers the truth in 93 to 97 % of 500 sets, the plain one in fewer."
-    dealt, same = (read_retrained().loc[k] for k in ('trained, folds dealt anew', 'trained, same folds and other weights'))
-    assert set(dealt.patients) == {150, 260, 280} and (dealt.sets == 500).all() and (same.sets == 300).all()
-    new, old = (dealt.loc['score', m].set_index(['patients', 'score']) for m in ('Nadeau-Bengio', 'bootstrap'))
-    one_class = new.index.get_level_values('score') == 'auc_malignant' # slightly narrow even without training
-    assert new.coverage[~one_class].between(.93, .97).all() and new.coverage[one_class].between(.92, .97).all() and one_class.sum() == 3
+    dealt, same = (read_retrained().loc[k]
+                   for k in ('trained, folds dealt anew', 'trained, same folds and other weights'))
+    assert set(dealt.patients) == {150, 260, 280} and (dealt.sets == 500).all() and (same.sets
+                                                                                     == 300).all()
+    new, old = (dealt.loc['score', m].set_index(['patients', 'score'])
+                for m in ('Nadeau-Bengio', 'bootstrap'))
+    one_class = new.index.get_level_values(
+        'score') == 'auc_malignant' # slightly narrow even without training
+    assert new.coverage[~one_class].between(.93, .97).all() and new.coverage[one_class].between(
+        .92, .97).all() and one_class.sum() == 3
     assert old.coverage.max() < .92 and (old.sd_ratio > 1.1).all()
     wide, narrow = (dealt.loc['difference', m] for m in ('Nadeau-Bengio', 'bootstrap'))
-    assert wide.coverage.between(.94, .985).all() and (narrow.coverage.to_numpy() < wide.coverage.to_numpy()).all()
+    assert wide.coverage.between(.94, .985).all() and (narrow.coverage.to_numpy()
+                                                       < wide.coverage.to_numpy()).all()
     assert same.coverage.between(.91, .97).all()
 
 
 def test_quoted_coverage_matches_stored_rows():
     "stats.compare, stats.coverage and results/README.md quote the stored rows."
-    read = lambda name: ' '.join(c.source for c in nbformat.read(ROOT/'nbs'/name, 4).cells if c.cell_type == 'markdown').replace('\n', ' ')
+    read = lambda name: ' '.join(c.source for c in nbformat.read(ROOT/'nbs'/name, 4).cells
+                                 if c.cell_type == 'markdown').replace('\n', ' ')
     compare, coverage = map(read, ('api/stats.compare.ipynb', 'api/stats.coverage.ipynb'))
     span = lambda v, form: f'{form.format(v.min())} to {form.format(v.max())}'
-    found = read_retrained().loc['trained, folds dealt anew'].set_index(['patients', 'score'], append=True).sort_index()
+    found = read_retrained().loc['trained, folds dealt anew'].set_index(['patients', 'score'],
+                                                                        append=True).sort_index()
     for kind in ('score', 'difference'):
         assert f'{span(100*found.loc[kind, "Nadeau-Bengio", 260].coverage, "{:.1f}")} %' in coverage
         assert span(found.loc[kind, 'bootstrap', 260].sd_ratio, '{:.2f}') in coverage
-    for n in (150, 280): assert f'{span(100*found.loc["score", "Nadeau-Bengio", n].coverage, "{:.1f}")} %' in coverage
+    for n in (150, 280):
+        assert f'{span(100*found.loc["score", "Nadeau-Bengio", n].coverage, "{:.1f}")} %' in coverage
     same = read_retrained().loc['trained, same folds and other weights']
-    for kind in ('score', 'difference'): assert f'{span(100*same.loc[kind].coverage, "{:.1f}")} %' in coverage
+    for kind in ('score', 'difference'):
+        assert f'{span(100*same.loc[kind].coverage, "{:.1f}")} %' in coverage
     assert f'{span(100*found.loc["score", "bootstrap", 260].coverage, "{:.1f}")} %' in coverage
     old, new = (found.loc[('score', m, 260, 'auc')] for m in ('bootstrap', 'Nadeau-Bengio'))
     assert f'{100*old.coverage:.1f} % of sets and the corrected one in {100*new.coverage:.1f} %' in compare
     assert f'by a factor of {old.sd_ratio:.2f}' in compare
-    assert f'factor of {old.sd_ratio:.2f} in simulations' in (ROOT/'results'/'README.md').read_text()
+    assert f'factor of {old.sd_ratio:.2f} in simulations' in (
+        ROOT/'results'/'README.md').read_text()
 
 
 def test_coverage_with_seeds():
@@ -247,7 +292,10 @@ def test_calibration_error_of_a_calibrated_model():
         plain.append(np.abs(np.bincount(calibration_bins(s.prob), gap)).sum()/len(label))
         error.append(debiased_ece(label, s.prob, s.patient_id))
         sure.append(debiased_ece(label, heat(s.prob, .5), s.patient_id))
-    assert abs(np.mean(error)) < .012 and np.mean(plain) > .05 and np.mean(sure) > .1, (np.mean(error), np.mean(plain), np.mean(sure))
+    assert abs(
+        np.mean(error)) < .012 and np.mean(plain) > .05 and np.mean(sure) > .1, (np.mean(error),
+                                                                                 np.mean(plain),
+                                                                                 np.mean(sure))
 
 
 def test_folds_and_scaling_are_reported(runs, tmp_path):
@@ -255,21 +303,27 @@ def test_folds_and_scaling_are_reported(runs, tmp_path):
     folds = []
     for i, run in enumerate(runs):
         folds.append(tmp_path/f'fold{i}')
-        shutil.copytree(run, folds[-1], ignore=shutil.ignore_patterns('inside', 'figures', 'tables', 'checkpoints'))
+        shutil.copytree(run, folds[-1], ignore=shutil.ignore_patterns('inside', 'figures', 'tables',
+                                                                      'checkpoints'))
         config = json.loads((folds[-1]/'config.json').read_text())
         config['settings'] |= dict(seed=0, fold=i)
         (folds[-1]/'config.json').write_text(json.dumps(config))
         table = pd.read_csv(folds[-1]/'predictions.csv')
-        table.loc[(table.split == 'test') & (table.patient_id % 2 == i), 'split'] = 'train' # each tests half of the patients
+        table.loc[(table.split == 'test') & (table.patient_id % 2 == i),
+                  'split'] = 'train' # each tests half of the patients
         table.to_csv(folds[-1]/'predictions.csv', index=False)
         table[['patient_id', 'side', 'split']].to_csv(folds[-1]/'splits.csv', index=False)
         seal_run(folds[-1])
     found = evaluate(folds, tmp_path/'out', n_draws=50, inside=False)
     rows = found['table'].index
-    assert {'AUC-ROC', 'AUC-ROC, mean of folds', 'malignant or not: sensitivity', 'abnormal or not: AUC-ROC'} <= set(rows)
+    assert {
+        'AUC-ROC', 'AUC-ROC, mean of folds', 'malignant or not: sensitivity',
+        'abnormal or not: AUC-ROC'
+    } <= set(rows)
     metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())
     val = [pd.read_csv(f/'predictions.csv').split.eq('val').sum() for f in folds]
-    assert metrics['chosen']['n_val'] == sum(val) and any('temperature' in n for n in metrics['notes'])
+    assert metrics['chosen']['n_val'] == sum(val) and any('temperature' in n
+                                                          for n in metrics['notes'])
     assert np.isfinite(found['scores'].value[['log_loss_prevalence', 'brier_prevalence']]).all()
 
 
@@ -286,12 +340,17 @@ def calls(job):
 def test_bootstrap_is_vectorised():
     "Ten times the draws need no more calls; `tools/bench_evaluate.py` times it against a loop."
     s = simulate(60)
-    few, many = (calls(lambda: interval_table(s.label, s.prob, s.patient_id, n)) for n in (200, 2000))
+    few, many = (calls(lambda: interval_table(s.label, s.prob, s.patient_id, n))
+                 for n in (200, 2000))
     assert many < 1.1*few, (few, many)
 
 
 def test_bootstrap_benchmark():
     "python tools/bench_evaluate.py, cut short: the same scores as scikit-learn's, then a ratio."
-    command = [sys.executable, 'tools/bench_evaluate.py', '--patients', '40', '--draws', '20', '--loop', '5']
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=PATIENCE).stdout
+    command = [
+        sys.executable, 'tools/bench_evaluate.py', '--patients', '40', '--draws', '20', '--loop',
+        '5'
+    ]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True,
+                            timeout=PATIENCE).stdout
     assert re.search(r'ratio: +\d', answer)

@@ -11,15 +11,17 @@ from attack import run_attacks
 
 HOLD = 'import sys; from cesm_nb.core.files import lock_folder\nwith lock_folder(sys.argv[1]): print("held", flush=True); sys.stdin.read()'
 TAKE = 'import sys; from cesm_nb.core.errors import one_way_out; from cesm_nb.core.files import lock_folder\nwith one_way_out("cesm_train"), lock_folder(sys.argv[1]): print("mine")'
-WRITE = ('import sys; from cesm_nb.core.errors import one_way_out\nfrom cesm_nb.core.files import write_atomic\n'
-         'with one_way_out("cesm_x"): write_atomic(sys.argv[1], b"x"*10**6)')
+WRITE = (
+    'import sys; from cesm_nb.core.errors import one_way_out\nfrom cesm_nb.core.files import write_atomic\n'
+    'with one_way_out("cesm_x"): write_atomic(sys.argv[1], b"x"*10**6)')
 
 
 def test_run_folder_is_locked(tmp_path):
     "The second process gets one sentence that names the first; a killed process holds no lock."
     python = lambda code: [sys.executable, '-c', code, str(tmp_path)]
     take = lambda: subprocess.run(python(TAKE), capture_output=True, text=True, timeout=PATIENCE)
-    with subprocess.Popen(python(HOLD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen(python(HOLD), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as first:
         assert first.stdout.readline() == 'held\n'
         second = take()
         assert second.returncode == 1 and len(second.stderr.splitlines()) == 1
@@ -32,9 +34,13 @@ def test_run_folder_is_locked(tmp_path):
 
 def test_size_limit_leaves_no_partial_file(tmp_path):
     (tmp_path/'x').write_text('before')
-    command = ['sh', '-c', 'ulimit -f 8; exec "$@"', 'sh', sys.executable, '-c', WRITE, str(tmp_path/'x')]
+    command = [
+        'sh', '-c', 'ulimit -f 8; exec "$@"', 'sh', sys.executable, '-c', WRITE,
+        str(tmp_path/'x')
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1 and done.stderr.startswith(f'cesm_x: cannot write {tmp_path}/x: File too large')
+    assert done.returncode == 1 and done.stderr.startswith(
+        f'cesm_x: cannot write {tmp_path}/x: File too large')
     assert [f.read_text() for f in tmp_path.iterdir()] == ['before']
 
 
@@ -62,8 +68,12 @@ if __name__ == '__main__':
 
 def test_grid_workers_end_on_sigterm(tmp_path):
     (tmp_path/'grid.py').write_text(GRID)
-    done = subprocess.run([sys.executable, tmp_path/'grid.py', tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, tmp_path/'grid.py', tmp_path], cwd=ROOT,
+                          capture_output=True, text=True, timeout=PATIENCE)
     workers = [int(f.stem) for f in tmp_path.glob('*.worker')]
     assert (done.returncode, len(workers)) == (128 + signal.SIGTERM, 2), done.stderr
     assert 'cesm_grid: stopped' in done.stderr and 'Traceback' not in done.stderr
-    assert [w for w in workers if psutil.pid_exists(w) and psutil.Process(w).status() != psutil.STATUS_ZOMBIE] == []
+    assert [
+        w for w in workers
+        if psutil.pid_exists(w) and psutil.Process(w).status() != psutil.STATUS_ZOMBIE
+    ] == []

@@ -28,12 +28,15 @@ def test_globs_find_all_notebooks_and_modules():
     "Notebooks of both folders and all modules are found; nbdev exports one module per notebook."
     exported = [p for p in NOTEBOOKS if '#| default_exp ' in p.read_text()]
     assert len(exported) == len(MODULES) >= 60
-    assert {p.parent.name for p in NOTEBOOKS} == {'nbs', 'api'} and len({p.parent for p in MODULES}) == 14
+    assert {p.parent.name
+            for p in NOTEBOOKS} == {'nbs', 'api'} and len({p.parent
+                                                           for p in MODULES}) == 14
 
 
 def tracked():
     "List files under version control, or those that would be."
-    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT, capture_output=True, check=True, timeout=PATIENCE)
+    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT,
+                            capture_output=True, check=True, timeout=PATIENCE)
     return [f for f in listed.stdout.decode().split('\0') if f and (ROOT/f).exists()]
 
 
@@ -42,14 +45,18 @@ def test_clean_and_export_leave_no_diff(tmp_path):
     for f in tracked():
         (copy/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/f, copy/f, follow_symlinks=False)
-    git = lambda *a: subprocess.run(
-        ['git', '-c', 'user.name=t', '-c', 'user.email=t@t', *a], cwd=copy, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+    git = lambda *a: subprocess.run([
+        'git', '-c', 'user.name=t', '-c', 'user.email=t@t', *a
+    ], cwd=copy, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
     git('init', '-q'), git('add', '-A'), git('commit', '-qm', 'as it is')
-    for command in ('nbdev_clean', 'nbdev_export'): subprocess.run([BIN/command], cwd=copy, check=True, capture_output=True, timeout=PATIENCE)
+    for command in ('nbdev_clean', 'nbdev_export'):
+        subprocess.run([BIN/command], cwd=copy, check=True, capture_output=True, timeout=PATIENCE)
     assert git('status', '--porcelain') == ''
     notebook = copy/'nbs'/'api'/'core.terms.ipynb' # the check can fail: a changed exported cell is found
-    notebook.write_text(notebook.read_text().replace("VIEWS = ('CC', 'MLO')", "VIEWS = ('MLO', 'CC')"))
-    subprocess.run([BIN/'nbdev_export'], cwd=copy, check=True, capture_output=True, timeout=PATIENCE)
+    notebook.write_text(notebook.read_text().replace("VIEWS = ('CC', 'MLO')",
+                                                     "VIEWS = ('MLO', 'CC')"))
+    subprocess.run([BIN/'nbdev_export'], cwd=copy, check=True, capture_output=True,
+                   timeout=PATIENCE)
     assert 'cesm_nb/core/terms.py' in git('status', '--porcelain')
 
 
@@ -74,14 +81,17 @@ def long_lines(module):
 @pytest.mark.parametrize('module', MODULES, ids=dotted)
 def test_exported_lines_are_short(module):
     found = long_lines(module)
-    if dotted(module) in LONG: assert found, f'{dotted(module)} has no line over 100 columns any more: take it off LONG'
+    if dotted(module) in LONG:
+        assert found, f'{dotted(module)} has no line over 100 columns any more: take it off LONG'
     else: assert found == [], f'{dotted(module)}: wrap these lines at 100 columns'
 
 
 ONCE = { # defined in one place only: text -> module
-    "'history.csv'": 'core.runs', "'predictions.csv'": 'core.runs', "'splits.csv'": 'core.runs', "'status.json'": 'core.runs', "'manifest.csv'": 'core.runs',
-    "f'p_{": 'core.terms', "'allow_scratch', 'n_jobs', 'device', 'resume'": 'core.settings',
-    "'accuracy', 'precision', 'recall', 'f1', 'auc', 'pr_auc'": 'stats.scores'}
+    "'history.csv'": 'core.runs', "'predictions.csv'": 'core.runs', "'splits.csv'": 'core.runs',
+    "'status.json'": 'core.runs', "'manifest.csv'": 'core.runs', "f'p_{": 'core.terms',
+    "'allow_scratch', 'n_jobs', 'device', 'resume'": 'core.settings',
+    "'accuracy', 'precision', 'recall', 'f1', 'auc', 'pr_auc'": 'stats.scores'
+}
 
 
 @pytest.mark.parametrize('text', ONCE)
@@ -92,16 +102,19 @@ def test_lists_are_defined_once(text):
 
 def lint_imports(folder):
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(PYTHONPATH=str(folder))
-    return subprocess.run([BIN/'lint-imports'], cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=env)
+    return subprocess.run([BIN/'lint-imports'], cwd=folder, capture_output=True, text=True,
+                          timeout=PATIENCE, env=env)
 
 
 def test_modules_import_only_downwards(tmp_path):
     "The contract of .importlinter; a planted upward import in a copy breaks it."
-    shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb',
+                    ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copy(ROOT/'.importlinter', tmp_path)
     kept = lint_imports(tmp_path)
     assert kept.returncode == 0, kept.stdout
-    with open(tmp_path/'cesm_nb'/'core'/'terms.py', 'a') as f: f.write('\nfrom cesm_nb.train import fit\n')
+    with open(tmp_path/'cesm_nb'/'core'/'terms.py', 'a') as f:
+        f.write('\nfrom cesm_nb.train import fit\n')
     broken = lint_imports(tmp_path)
     assert broken.returncode == 1 and 'cesm_nb.core.terms -> cesm_nb.train' in broken.stdout
 
@@ -109,11 +122,15 @@ def test_modules_import_only_downwards(tmp_path):
 def test_training_imports_nothing_above_it():
     "Neither the probe, nor modules above training, nor a plotting library."
     code = "import sys, cesm_nb.train; print(*(m for m in sys.modules if m.startswith(('cesm_nb', 'matplotlib', 'seaborn'))))"
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          timeout=PATIENCE, check=True)
     loaded = done.stdout.split()
     assert 'cesm_nb.train' in loaded
     packages = ('probe', 'cases', 'leakage', 'experiments')
-    assert [m for m in loaded if m.startswith(('matplotlib', 'seaborn', *(f'cesm_nb.{p}' for p in packages)))] == []
+    assert [
+        m for m in loaded if m.startswith(('matplotlib', 'seaborn', *(f'cesm_nb.{p}'
+                                                                      for p in packages)))
+    ] == []
     source = (ROOT/'cesm_nb'/'train.py').read_text()
     assert re.findall(r'probe|lesion|\bmate', source, re.I) == []
 
@@ -121,15 +138,22 @@ def test_training_imports_nothing_above_it():
 @pytest.mark.parametrize('module', MODULES, ids=dotted)
 def test_package_imports_no_development_tool(module):
     for node in ast.walk(ast.parse(module.read_text())):
-        assert not (isinstance(node, ast.ImportFrom) and node.module and re.match('nbdev|fastcore', node.module))
+        assert not (isinstance(node, ast.ImportFrom) and node.module
+                    and re.match('nbdev|fastcore', node.module))
 
 
 def test_no_patient_data_is_tracked():
-    bad = [f for f in tracked() if re.search(r'(^|/)(P\d+_[LR]_(DM|CM)_|runs/)|\.(pt|safetensors|jpe?g|dcm)$', f)]
+    bad = [
+        f for f in tracked()
+        if re.search(r'(^|/)(P\d+_[LR]_(DM|CM)_|runs/)|\.(pt|safetensors|jpe?g|dcm)$', f)
+    ]
     assert bad == []
     big = [f for f in tracked() if (ROOT/f).stat().st_size > 2e6]
     assert big == []
-    named = [f for f in tracked() if f.startswith('results/') and re.search(rb'P\d+_[LR]', (ROOT/f).read_bytes())]
+    named = [
+        f for f in tracked()
+        if f.startswith('results/') and re.search(rb'P\d+_[LR]', (ROOT/f).read_bytes())
+    ]
     assert named == []
 
 
@@ -143,8 +167,12 @@ def test_no_author_folder_is_named():
     assert found == ['.ci/run', 'tests/test_house.py']
 
 
-CLOCKS = {'time', 'perf_counter', 'process_time', 'monotonic', 'thread_time', 'sleep', 'getrusage', 'timeit'}
-STARTS, WAITS = {'run', 'call', 'check_call', 'check_output', 'communicate'}, {'wait', 'join', 'communicate'}
+CLOCKS = {
+    'time', 'perf_counter', 'process_time', 'monotonic', 'thread_time', 'sleep', 'getrusage',
+    'timeit'
+}
+STARTS, WAITS = {'run', 'call', 'check_call', 'check_output',
+                 'communicate'}, {'wait', 'join', 'communicate'}
 
 
 def hurried(source):
@@ -153,27 +181,34 @@ def hurried(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.While): bad.append((node.lineno, 'while'))
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            bad += [(node.lineno, a.name) for a in node.names if a.name in {'time', 'timeit', 'resource'} or getattr(node, 'module', '') == 'time']
+            bad += [
+                (node.lineno, a.name) for a in node.names
+                if a.name in {'time', 'timeit', 'resource'} or getattr(node, 'module', '') == 'time'
+            ]
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute): continue
         name, owner = node.func.attr, getattr(node.func.value, 'id', '')
         bounded = any(k.arg == 'timeout' for k in node.keywords)
         if owner == 'subprocess' and name in STARTS and not bounded: bad.append((node.lineno, name))
         if name in WAITS and not node.args and not bounded: bad.append((node.lineno, name))
-        if name in CLOCKS and owner in ('time', 'timeit', 'resource'): bad.append((node.lineno, name))
+        if name in CLOCKS and owner in ('time', 'timeit', 'resource'):
+            bad.append((node.lineno, name))
     return bad
 
 
 @pytest.mark.parametrize('path', sorted((ROOT/'tests').glob('*.py')), ids=lambda p: p.stem)
 def test_tests_do_not_depend_on_speed(path):
     "No clock, no sleep, no endless loop: speed only changes the duration."
-    allowed = {'resource'} if path.stem == 'test_crash' else set() # there it limits the size of a file
+    allowed = {'resource'
+               } if path.stem == 'test_crash' else set() # there it limits the size of a file
     assert [b for b in hurried(path.read_text()) if b[1] not in allowed] == []
 
 
 def test_speed_dependent_test_is_found():
-    for line in ('import time', 'from time import sleep', 'while True: pass', "subprocess.run(['ls'])", 'child.join()', 'run.wait()', 'time.sleep(1)'):
+    for line in ('import time', 'from time import sleep', 'while True: pass',
+                 "subprocess.run(['ls'])", 'child.join()', 'run.wait()', 'time.sleep(1)'):
         assert hurried(line), line
-    assert not hurried("subprocess.run(['ls'], timeout=9); child.join(9); ' '.join([]); run.wait(9)")
+    assert not hurried(
+        "subprocess.run(['ls'], timeout=9); child.join(9); ' '.join([]); run.wait(9)")
 
 
 def test_numbers_in_the_readme_are_results():
@@ -182,7 +217,8 @@ def test_numbers_in_the_readme_are_results():
     for path in (ROOT/'results').rglob('*.csv'):
         table = pd.read_csv(path).rename(columns={'difference': 'value'})
         stored |= set(re.findall(r'-?\d\.\d{3} \[[^\]]*\]', path.read_text()))
-        if {'value', 'low', 'high'} <= set(table): stored |= set(table.dropna(subset='value').apply(with_interval, axis=1))
+        if {'value', 'low', 'high'} <= set(table):
+            stored |= set(table.dropna(subset='value').apply(with_interval, axis=1))
     assert claimed and [v for v in claimed if v not in stored] == []
 
 
@@ -197,7 +233,8 @@ def test_guard_fails_without_the_tag(tmp_path):
     nb = nbformat.read(ROOT/'nbs'/'04_train_colab_t4.ipynb', 4)
     for cell in nb.cells: cell.metadata.pop('tags', None)
     nbformat.write(nb, tmp_path/'04.ipynb')
-    with pytest.raises(ValueError, match=r'has parameters \[\], expected .*is the `parameters` tag there'):
+    with pytest.raises(ValueError,
+                       match=r'has parameters \[\], expected .*is the `parameters` tag there'):
         check_parameters(tmp_path/'04.ipynb', NAMES)
 
 
@@ -205,7 +242,8 @@ def test_tag_survives_cleaning(tmp_path):
     for f in ('settings.ini', 'nbs/04_train_colab_t4.ipynb'):
         (tmp_path/f).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT/f, tmp_path/f)
-    subprocess.run([BIN/'nbdev_clean'], cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
+    subprocess.run([BIN/'nbdev_clean'], cwd=tmp_path, check=True, capture_output=True,
+                   timeout=PATIENCE)
     assert list(check_parameters(tmp_path/'nbs'/'04_train_colab_t4.ipynb', NAMES)) == NAMES
 
 
@@ -220,5 +258,6 @@ def test_configs_are_settings(name):
 
 def test_protocol_files_differ_only_in_protocol():
     import yaml
-    paper, clinical = (yaml.safe_load((ROOT/'configs'/f'{n}.yaml').read_text()) for n in ('paper', 'clinical'))
+    paper, clinical = (yaml.safe_load((ROOT/'configs'/f'{n}.yaml').read_text())
+                       for n in ('paper', 'clinical'))
     assert {k for k in paper | clinical if paper.get(k) != clinical.get(k)} == {'protocol'}

@@ -14,7 +14,8 @@ from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
 
 PROTOCOLS = ['paper', 'clinical']
-EXACT = (HERE/'pins'/'processor.txt').read_text().strip() == find_processor() # rounding differs between kinds of processors
+EXACT = (HERE/'pins'/'processor.txt'
+         ).read_text().strip() == find_processor() # rounding differs between kinds of processors
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +45,8 @@ def test_tensors_match_the_pinned_run(today, protocol):
     was, now = (read_tensor(d/protocol/'tensor.torch') for d in (HERE/'pins', today))
     assert set(now) == set(was)
     torch.testing.assert_close(now['x'], was['x'], rtol=0, atol=1e-6 if EXACT else 1.5/255)
-    assert (now['label'], now['patient_id'], now['side']) == (was['label'], was['patient_id'], was['side'])
+    assert (now['label'], now['patient_id'], now['side']) == (was['label'], was['patient_id'],
+                                                              was['side'])
     a, b = (pd.read_csv(d/protocol/'manifest.csv') for d in (HERE/'pins', today))
     pd.testing.assert_frame_equal(b, a)
 

@@ -31,12 +31,13 @@ from conftest import PATIENCE, ROOT
 PROGRAMS = r'(?:cesm_\w+|make|papermill|pip|python|nbdev_\w+|accelerate|torchrun|docker|pre-commit|mkdir|git)'
 SMALL = dict( # program -> settings for a small run; the last of two of one name counts
     cesm_phantom='--n-patients 24 --size-px 64 --signal 2 --no-progress',
-    cesm_tensorize='--image-size 32',
-    cesm_train='--image-size 32 --epochs 1 --no-pretrained --backbones mobilenetv3_small_050 --device cpu --mixed-precision no',
+    cesm_tensorize='--image-size 32', cesm_train=
+    '--image-size 32 --epochs 1 --no-pretrained --backbones mobilenetv3_small_050 --device cpu --mixed-precision no',
     cesm_evaluate='--n-draws 20 --no-inside',
     cesm_audit='--n-repeats 1 --n-folds 3 --n-trees 2 --n-draws 20 --n-jobs 1',
     cesm_predict='--anyway')
-RUN = ('cesm_phantom', 'cesm_check', 'cesm_audit', 'cesm_tensorize', 'cesm_train', 'cesm_evaluate', 'cesm_predict')
+RUN = ('cesm_phantom', 'cesm_check', 'cesm_audit', 'cesm_tensorize', 'cesm_train', 'cesm_evaluate',
+       'cesm_predict')
 PARSED = dict( # program -> why its lines are not run here
     pip='downloads 6 GB; the extras and their pins are looked up',
     make='sets up 6 GB first; what make would then start is parsed',
@@ -55,29 +56,39 @@ PARSED = dict( # program -> why its lines are not run here
     cesm_app='serves until it is stopped; test_app.py serves it',
     cesm_fetch='its answer depends on the folder; cohort.download runs it',
     **dict.fromkeys(RUN, 'the README runs this program; another line of it is parsed'))
-BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs/mine', FILE='a.csv') # placeholder -> value
+BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs/mine',
+            FILE='a.csv') # placeholder -> value
 
 
 def split_line(text):
     "Split a line into commands, without comment and Colab's `[ ! -d ... ] ||`."
-    text = re.sub(r'\s#\s.*$', '', text.strip().removeprefix('!').replace('$(which ', '').replace('cesm_train)', 'cesm_train'))
+    text = re.sub(
+        r'\s#\s.*$', '',
+        text.strip().removeprefix('!').replace('$(which ', '').replace('cesm_train)', 'cesm_train'))
     parts = [p.strip() for p in re.split(r'&&|\|\|', text)]
     return [p for p in parts if p and not p.startswith(('[ ', 'cp '))]
 
 
 def lines_of(text):
     "Shell lines of Markdown: fenced blocks, and code spans that call a program with something behind it."
-    fenced = [line for block in re.findall(r'```(?:sh|bash|console)\n(.*?)```', text, re.S) for line in block.splitlines() if line.strip()]
-    return fenced + re.findall(rf'`({PROGRAMS} [^`\n]+)`', re.sub(r'```.*?```', '', text, flags=re.S))
+    fenced = [
+        line for block in re.findall(r'```(?:sh|bash|console)\n(.*?)```', text, re.S)
+        for line in block.splitlines() if line.strip()
+    ]
+    return fenced + re.findall(rf'`({PROGRAMS} [^`\n]+)`', re.sub(r'```.*?```', '', text,
+                                                                  flags=re.S))
 
 
 def every_line():
     "(where, command) of all documented shell lines."
-    out = [(f, line) for f in ('README.md', 'data/README.md', 'CONTRIBUTING.md') for line in lines_of((ROOT/f).read_text())]
+    out = [(f, line) for f in ('README.md', 'data/README.md', 'CONTRIBUTING.md')
+           for line in lines_of((ROOT/f).read_text())]
     for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         for cell in nbformat.read(path, 4).cells:
-            if cell.cell_type == 'markdown': out += [(path.name, line) for line in lines_of(cell.source)]
-            if cell.cell_type == 'code': out += [(path.name, m) for m in re.findall(r'^\s*!.*', cell.source, re.M)]
+            if cell.cell_type == 'markdown':
+                out += [(path.name, line) for line in lines_of(cell.source)]
+            if cell.cell_type == 'code':
+                out += [(path.name, m) for m in re.findall(r'^\s*!.*', cell.source, re.M)]
     return list(dict.fromkeys((where, part) for where, line in out for part in split_line(line)))
 
 
@@ -91,9 +102,10 @@ class Parsed(Exception): "Raised when a command has parsed its options and would
 
 
 MODULE = dict( # command -> module whose `main` does the work
-    cesm_phantom='synthetic.phantom', cesm_fetch='cohort.download', cesm_check='cohort.check', cesm_tensorize='tensorize',
-    cesm_train='train', cesm_evaluate='evaluate', cesm_audit='leakage.audit', cesm_reproduce='experiments.reproduce',
-    cesm_grid='experiments.run', cesm_predict='cases.predict', cesm_app='cases.web')
+    cesm_phantom='synthetic.phantom', cesm_fetch='cohort.download', cesm_check='cohort.check',
+    cesm_tensorize='tensorize', cesm_train='train', cesm_evaluate='evaluate',
+    cesm_audit='leakage.audit', cesm_reproduce='experiments.reproduce', cesm_grid='experiments.run',
+    cesm_predict='cases.predict', cesm_app='cases.web')
 
 
 def parse(monkeypatch, program, args):
@@ -103,7 +115,9 @@ def parse(monkeypatch, program, args):
             inspect.signature(work).bind(*a, **k)
             raise Parsed
         return stop
-    for part, work in ((MODULE[program], 'main'), ('leakage.audit', 'demo'), ('leakage.split_audit', 'main_splits')):
+
+    for part, work in ((MODULE[program], 'main'), ('leakage.audit', 'demo'), ('leakage.split_audit',
+                                                                              'main_splits')):
         part = import_module(f'cesm_nb.{part}')
         monkeypatch.setattr(part, work, stop_at(getattr(part, work)))
     with pytest.raises(Parsed): getattr(commands, program).__wrapped__(args)
@@ -114,26 +128,39 @@ def parse_pip(args):
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     known = settings['DEFAULT']
-    pins = {canonicalize_name(line.split('==')[0]) for line in (ROOT/'constraints.txt').read_text().splitlines() if '==' in line}
+    pins = {
+        canonicalize_name(line.split('==')[0])
+        for line in (ROOT/'constraints.txt').read_text().splitlines() if '==' in line
+    }
     extras = {e for extra in re.findall(r'\[([\w,]+)\]', ' '.join(args)) for e in extra.split(',')}
     assert extras, f'pip {args}: the bare package brings neither papermill nor a kernel'
     for extra in ('', *extras):
         for need in known[f'{extra}_requirements' if extra else 'requirements'].split():
-            assert extra == 'ray' or canonicalize_name(Requirement(need).name) in pins, f'{need} of {extra or "all"} has no pin'
-    if 'notebooks' in extras: assert {'papermill', 'ipykernel'} <= {Requirement(r).name for r in known['notebooks_requirements'].split()}
+            assert extra == 'ray' or canonicalize_name(
+                Requirement(need).name) in pins, f'{need} of {extra or "all"} has no pin'
+    if 'notebooks' in extras:
+        assert {'papermill', 'ipykernel'
+                } <= {Requirement(r).name
+                      for r in known['notebooks_requirements'].split()}
 
 
 def parse_make(monkeypatch, args, folder):
     "Commands of make after setup: targets exist, and their commands are parsed."
     (folder/'.venv').mkdir(exist_ok=True)
     for f in ('.venv/.ready', 'Makefile'): # the newest file: nothing to set up
-        if not (folder/f).exists(): (folder/f).write_bytes((ROOT/f).read_bytes() if f == 'Makefile' else b'')
-    for f in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): os.utime((folder/f).write_text('') and folder/f or folder/f, (1, 1))
-    alone = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')} # as if not started by make
-    said = subprocess.run(['make', '-n', *args], cwd=folder, env=alone, capture_output=True, text=True, timeout=PATIENCE)
+        if not (folder/f).exists():
+            (folder/f).write_bytes((ROOT/f).read_bytes() if f == 'Makefile' else b'')
+    for f in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'):
+        os.utime((folder/f).write_text('') and folder/f or folder/f, (1, 1))
+    alone = {k: v
+             for k, v in os.environ.items()
+             if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')} # as if not started by make
+    said = subprocess.run(['make', '-n', *args], cwd=folder, env=alone, capture_output=True,
+                          text=True, timeout=PATIENCE)
     assert said.returncode == 0 and 'pip install' not in said.stdout, said.stdout + said.stderr
     for line in said.stdout.splitlines():
-        program, rest = words_of(line.split(' timeout 3600 ')[-1].removeprefix('OMP_NUM_THREADS=1 '))
+        program, rest = words_of(
+            line.split(' timeout 3600 ')[-1].removeprefix('OMP_NUM_THREADS=1 '))
         assert program in PARSED, line
         if program == 'cesm_reproduce':
             parse(monkeypatch, program, rest)
@@ -144,29 +171,42 @@ def parse_make(monkeypatch, args, folder):
 def make_wheel(folder):
     "A package of one module, as installed from an index."
     path = folder/'toy-1-py3-none-any.whl'
-    files = {'toy.py': 'one = 1\n', 'toy-1.dist-info/METADATA': 'Metadata-Version: 2.1\nName: toy\nVersion: 1\n',
-             'toy-1.dist-info/WHEEL': 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n'}
+    files = {
+        'toy.py': 'one = 1\n',
+        'toy-1.dist-info/METADATA': 'Metadata-Version: 2.1\nName: toy\nVersion: 1\n',
+        'toy-1.dist-info/WHEEL': 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n'
+    }
     with zipfile.ZipFile(path, 'w') as wheel:
         for name, text in files.items(): wheel.writestr(name, text)
-        wheel.writestr('toy-1.dist-info/RECORD', ''.join(f'{name},,\n' for name in [*files, 'toy-1.dist-info/RECORD']))
+        wheel.writestr('toy-1.dist-info/RECORD',
+                       ''.join(f'{name},,\n' for name in [*files, 'toy-1.dist-info/RECORD']))
     return path
 
 
 @pytest.mark.parametrize('installer', ['pip', 'uv'])
 def test_setup_compiles_bytecode(installer, tmp_path):
     "With `PYTHONDONTWRITEBYTECODE`, code not compiled by setup is compiled at each start."
-    for name in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'): (tmp_path/name).touch()
+    for name in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'):
+        (tmp_path/name).touch()
     (tmp_path/'Makefile').write_bytes((ROOT/'Makefile').read_bytes())
     (tmp_path/'cesm_nb').mkdir()
     (tmp_path/'cesm_nb'/'ours.py').write_text('two = 2\n')
-    env = {k: v for k, v in os.environ.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'PYTHONPATH')}
-    env |= dict(PYTHONDONTWRITEBYTECODE='1') | (dict(PIP_NO_INDEX='1', PIP_FIND_LINKS='') if installer == 'pip' else {})
-    made = subprocess.run(['make', 'setup', 'VENV=venv', f'PYTHON={sys.executable}', f'WANTED={make_wheel(tmp_path)}'],
-                          cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'PYTHONPATH')
+    }
+    env |= dict(PYTHONDONTWRITEBYTECODE='1') | (dict(PIP_NO_INDEX='1', PIP_FIND_LINKS='')
+                                                if installer == 'pip' else {})
+    made = subprocess.run([
+        'make', 'setup', 'VENV=venv', f'PYTHON={sys.executable}', f'WANTED={make_wheel(tmp_path)}'
+    ], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert made.returncode == 0, made.stdout + made.stderr
-    if (tmp_path/'venv'/'bin'/'uv').exists() != (installer == 'uv'): pytest.skip('no index to install uv from')
+    if (tmp_path/'venv'/'bin'/'uv').exists() != (installer == 'uv'):
+        pytest.skip('no index to install uv from')
     for source in (next((tmp_path/'venv').rglob('toy.py')), tmp_path/'cesm_nb'/'ours.py'):
-        assert Path(importlib.util.cache_from_source(str(source))).exists(), f'{installer} leaves {source.name} without bytecode'
+        assert Path(importlib.util.cache_from_source(
+            str(source))).exists(), f'{installer} leaves {source.name} without bytecode'
 
 
 def parse_papermill(args):
@@ -174,7 +214,8 @@ def parse_papermill(args):
     from papermill.cli import papermill
     asked = papermill.make_context('papermill', list(args)).params
     known = check_parameters(ROOT/asked['notebook_path'], [*TrainConfig.__dataclass_fields__])
-    for f in asked['parameters_file']: assert set(yaml.safe_load((ROOT/f).read_text())) <= set(known), f
+    for f in asked['parameters_file']:
+        assert set(yaml.safe_load((ROOT/f).read_text())) <= set(known), f
     assert {k for k, _ in asked['parameters']} <= set(known)
 
 
@@ -191,14 +232,17 @@ def parse_other(program, args):
     for f in files: assert (ROOT/f).is_file(), f'{program} {f}'
     if program == 'nbdev_test':
         from nbdev.test import nbdev_test
-        for o in (w for w in args if w.startswith('--')): assert o[2:] in inspect.signature(nbdev_test).parameters, o
+        for o in (w for w in args if w.startswith('--')):
+            assert o[2:] in inspect.signature(nbdev_test).parameters, o
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     "A folder like a fresh clone: tracked files, and no data, run or environment."
-    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE)
-    for top in {f.split('/')[0] for f in listed.stdout.splitlines()} - {'data'}: (tmp_path/top).symlink_to(ROOT/top)
+    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT,
+                            capture_output=True, text=True, check=True, timeout=PATIENCE)
+    for top in {f.split('/')[0] for f in listed.stdout.splitlines()} - {'data'}:
+        (tmp_path/top).symlink_to(ROOT/top)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('PYTHONPATH', str(ROOT)) # as after the first line, pip install -e
     return tmp_path
@@ -207,7 +251,8 @@ def folder(tmp_path, monkeypatch):
 def readme_block():
     "Lines of the README's part without make, comments off."
     text = (ROOT/'README.md').read_text()
-    return lines_of(text[text.index('Without make'):])[:text[text.index('Without make'):].split('```')[1].count('\n') - 1]
+    return lines_of(text[text.index('Without make'):]
+                    )[:text[text.index('Without make'):].split('```')[1].count('\n') - 1]
 
 
 def test_readme_without_make_runs(folder, capsys):
@@ -222,7 +267,8 @@ def test_readme_without_make_runs(folder, capsys):
         getattr(commands, program)(own + small)
     said = capsys.readouterr().out
     assert said.count('PHANTOM') >= 4
-    for made in ('cesm_check/index.html', 'cesm_audit/index.html', 'mine/tables/table1.csv', 'mine/report.html', 'cesm_predict/predictions.csv'):
+    for made in ('cesm_check/index.html', 'cesm_audit/index.html', 'mine/tables/table1.csv',
+                 'mine/report.html', 'cesm_predict/predictions.csv'):
         assert (folder/'runs'/made).is_file(), made
 
 
@@ -240,39 +286,53 @@ def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
                 elif program == 'papermill': parse_papermill(args)
                 elif program.startswith('cesm_'):
                     if args == ['--help']: continue # tested with cli
-                    rest = [] if program != 'cesm_grid' or '--data' in args else ['configs/primary.yaml', '--data', 'data'] # a fragment
+                    rest = [] if program != 'cesm_grid' or '--data' in args else [
+                        'configs/primary.yaml', '--data', 'data'
+                    ] # a fragment
                     parse(m, program, args + rest)
-                    if program == 'cesm_grid' and args[0].endswith('.yaml'): make_grid(read_grid_file(ROOT/args[0]))
+                    if program == 'cesm_grid' and args[0].endswith('.yaml'):
+                        make_grid(read_grid_file(ROOT/args[0]))
                 else:
                     rest = parse_other(program, args)
                     if rest: parse(m, 'cesm_train', rest)
-        except (AssertionError, SystemExit, pytest.fail.Exception, OSError, ValueError) as e: bad.append(f'{where}: `{line}`: {e!r}')
+        except (AssertionError, SystemExit, pytest.fail.Exception, OSError, ValueError) as e:
+            bad.append(f'{where}: `{line}`: {e!r}')
     assert bad == []
-    assert len(seen) >= 12 and set(PARSED) - seen <= {'docker', 'cesm_reproduce', 'git', 'mkdir'}, set(PARSED) - seen
+    assert len(seen) >= 12 and set(PARSED) - seen <= {'docker', 'cesm_reproduce', 'git', 'mkdir'
+                                                      }, set(PARSED) - seen
 
 
-@pytest.mark.parametrize('kind, works', [
-    (commands.Phantom, ('synthetic.phantom.make_phantom',)), (commands.Check, ('cohort.check.main',)),
-    (commands.Fetch, ('cohort.download.main',)), (commands.Reproduce, ('experiments.reproduce.reproduce',)),
-    (commands.Grid, ('experiments.run.main',)), (commands.App, ('cases.web.main',)),
-    (commands.Predict, ('imaging.dicom.read_case', 'cases.predict.main'))])
+@pytest.mark.parametrize('kind, works',
+                         [(commands.Phantom, ('synthetic.phantom.make_phantom', )),
+                          (commands.Check, ('cohort.check.main', )),
+                          (commands.Fetch, ('cohort.download.main', )),
+                          (commands.Reproduce, ('experiments.reproduce.reproduce', )),
+                          (commands.Grid, ('experiments.run.main', )),
+                          (commands.App, ('cases.web.main', )),
+                          (commands.Predict, ('imaging.dicom.read_case', 'cases.predict.main'))])
 def test_options_are_parameters(kind, works):
     "Each option has the name and the default of its parameter."
     known = {}
     for module, work in (w.rsplit('.', 1) for w in works):
         known |= inspect.signature(getattr(import_module(f'cesm_nb.{module}'), work)).parameters
-    of_option = {f.name: inspect.Parameter.empty if f.default is MISSING else f.default for f in fields(kind)}
+    of_option = {
+        f.name: inspect.Parameter.empty if f.default is MISSING else f.default
+        for f in fields(kind)
+    }
     of_option.pop('root', None) # has a default only on the command line
-    assert {k: str(v) for k, v in of_option.items()} == {k: str(known[k].default) for k in of_option}
+    assert {k: str(v)
+            for k, v in of_option.items()} == {k: str(known[k].default)
+                                               for k in of_option}
 
 
 def test_wrong_option_is_found(monkeypatch):
     "The check can fail: an option and an extra that do not exist."
     with pytest.raises(SystemExit): parse(monkeypatch, 'cesm_evaluate', ['runs/mine', '--no-such'])
     with pytest.raises(KeyError): parse_pip(['install', '.[nothing]'])
-    with pytest.raises(AssertionError): parse_papermill(['nbs/04_train_colab_t4.ipynb', 'x.ipynb', '-p', 'no_such', '1'])
-    assert words_of('cesm_check FOLDER') == ('cesm_check', ['data/phantom']) and lines_of('`cesm_check X`\n```sh\nmake test # all\n```') == [
-        'make test # all', 'cesm_check X']
+    with pytest.raises(AssertionError):
+        parse_papermill(['nbs/04_train_colab_t4.ipynb', 'x.ipynb', '-p', 'no_such', '1'])
+    assert words_of('cesm_check FOLDER') == ('cesm_check', ['data/phantom']) and lines_of(
+        '`cesm_check X`\n```sh\nmake test # all\n```') == ['make test # all', 'cesm_check X']
 
 
 def workflows():
@@ -282,17 +342,22 @@ def workflows():
 
 def test_actions_are_pinned_by_commit():
     used = [line for text in workflows().values() for line in re.findall(r'uses: (.*)', text)]
-    assert len(used) >= 10 and [u for u in used if not re.fullmatch(r'[\w./-]+@[0-9a-f]{40} # v[\d.]+', u)] == []
+    assert len(used) >= 10 and [
+        u for u in used if not re.fullmatch(r'[\w./-]+@[0-9a-f]{40} # v[\d.]+', u)
+    ] == []
     assert len({u.split('@')[0] for u in used}) == len(set(used)), 'one commit of each action'
-    for name, text in workflows().items(): assert yaml.safe_load(text)['permissions'] == {'contents': 'read'}, name
+    for name, text in workflows().items():
+        assert yaml.safe_load(text)['permissions'] == {'contents': 'read'}, name
 
 
 def test_workflow_commands_exist(tmp_path):
     for name, text in workflows().items():
-        for f in re.findall(r'(?:tools|nbs)/[\w/]+\.(?:py|ipynb)', text): assert (ROOT/f).is_file(), f'{name}: {f}'
+        for f in re.findall(r'(?:tools|nbs)/[\w/]+\.(?:py|ipynb)', text):
+            assert (ROOT/f).is_file(), f'{name}: {f}'
     from colab_pins import colab_pins, moved
     from lowest import lowest
-    assert lowest(['numpy>=2', 'torch>=2.4', 'simplejpeg>=1.8.1', 'nbdev==2.4.14', 'fastcore']) == ['numpy~=2.0.0', 'torch~=2.4.0', 'simplejpeg~=1.8.1']
+    assert lowest(['numpy>=2', 'torch>=2.4', 'simplejpeg>=1.8.1', 'nbdev==2.4.14',
+                   'fastcore']) == ['numpy~=2.0.0', 'torch~=2.4.0', 'simplejpeg~=1.8.1']
     wheel = 'torch @ https://x/torch-2.8.0%2Bcu126-cp312-cp312-linux_x86_64.whl#sha256=1'
     published = f'# head\nscikit_learn==1.6.1\nfastcore==1.7.29\nkeras==3.8.0\ntorchvision==0.23.0+cu126\n{wheel}\n'
     assert colab_pins(published, ['torch>=2.4', 'scikit-learn>=1.6', 'torchvision>=0.19']) == [
@@ -306,16 +371,28 @@ def test_colab_requirements_have_no_upper_bound():
     "No upper bounds for Colab: fastai there needs its own fastcore."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
-    asked = [w for k in ('requirements', 'notebooks_requirements', 'dicom_requirements') for w in settings['DEFAULT'][k].split()]
-    assert [w for w in asked if re.search('[<=!~]=?', w.replace('>=', ''))] == [] and 'nbdev' not in ' '.join(asked)
+    asked = [
+        w for k in ('requirements', 'notebooks_requirements', 'dicom_requirements')
+        for w in settings['DEFAULT'][k].split()
+    ]
+    assert [w for w in asked if re.search('[<=!~]=?', w.replace('>=', ''))
+            ] == [] and 'nbdev' not in ' '.join(asked)
 
 
 def test_colab_packages_are_kept():
     "No requirement exceeds Colab's versions, so that pip keeps its packages."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
-    asked = [Requirement(w) for k in ('requirements', 'notebooks_requirements') for w in settings['DEFAULT'][k].split()]
-    colab = dict(line.split('==') for line in (ROOT/'tools'/'colab.txt').read_text().splitlines() if line[0] != '#')
+    asked = [
+        Requirement(w) for k in ('requirements', 'notebooks_requirements')
+        for w in settings['DEFAULT'][k].split()
+    ]
+    colab = dict(
+        line.split('==')
+        for line in (ROOT/'tools'/'colab.txt').read_text().splitlines() if line[0] != '#')
     known = lambda r: colab.get(canonicalize_name(r.name))
     assert [str(r) for r in asked if known(r) and not r.specifier.contains(known(r))] == []
-    assert {r.name for r in asked if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill', 'filelock'} # not preinstalled, or not listed
+    assert {r.name
+            for r in asked
+            if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill',
+                                 'filelock'} # not preinstalled, or not listed

@@ -19,19 +19,22 @@ from conftest import REAL, ROOT, needs_data
 pytestmark = needs_data
 
 FACTS = {
-    'rows': 2006, 'patients': 326, 'images in the sheet (CM)': 1003, 'images in the sheet (DM)': 1003,
-    'images normal': 757, 'images benign': 587, 'images malignant': 662,
-    'rows without density (CM)': 1001, 'rows without density (DM)': 81,
-    'breasts': 566, 'breasts normal (all rows)': 189, 'breasts benign (all rows)': 194, 'breasts malignant (all rows)': 183,
-    'breasts normal (CM)': 235, 'breasts benign (CM)': 148, 'breasts malignant (CM)': 183,
-    'breasts normal (DM)': 191, 'breasts benign (DM)': 192, 'breasts malignant (DM)': 183,
-    'breasts with a label conflict (all rows)': 50, 'breasts with a label conflict (CM)': 2, 'breasts with a label conflict (DM)': 5,
+    'rows': 2006, 'patients': 326, 'images in the sheet (CM)': 1003,
+    'images in the sheet (DM)': 1003, 'images normal': 757, 'images benign': 587,
+    'images malignant': 662, 'rows without density (CM)': 1001, 'rows without density (DM)': 81,
+    'breasts': 566, 'breasts normal (all rows)': 189, 'breasts benign (all rows)': 194,
+    'breasts malignant (all rows)': 183, 'breasts normal (CM)': 235, 'breasts benign (CM)': 148,
+    'breasts malignant (CM)': 183, 'breasts normal (DM)': 191, 'breasts benign (DM)': 192,
+    'breasts malignant (DM)': 183, 'breasts with a label conflict (all rows)': 50,
+    'breasts with a label conflict (CM)': 2, 'breasts with a label conflict (DM)': 5,
     'breasts with both views': 435, 'breasts with one view': 131,
     'breasts with density from own rows': 518, 'breasts with density, other breast included': 551,
-    'breasts without density on own rows: normal': 1, 'breasts without density on own rows: benign': 34,
-    'breasts without density on own rows: malignant': 13,
-    'regions': 2971, 'images with a region': 1233, 'regions: polygon': 2028, 'regions: ellipse': 598, 'regions: circle': 331,
-    'regions: polyline': 10, 'regions: point': 4, 'abnormal images without a region': 24, 'normal images with a region': 8,
+    'breasts without density on own rows: normal': 1,
+    'breasts without density on own rows: benign': 34,
+    'breasts without density on own rows: malignant': 13, 'regions': 2971,
+    'images with a region': 1233, 'regions: polygon': 2028, 'regions: ellipse': 598,
+    'regions: circle': 331, 'regions: polyline': 10, 'regions: point': 4,
+    'abnormal images without a region': 24, 'normal images with a region': 8,
     'breasts where "has a region" means abnormal, % (CM)': 99.3,
     'names: trailing blank in the name': 5, 'names: second copy of a view': 4,
 }
@@ -58,8 +61,12 @@ def test_absent_images_are_listed(report, modality):
 
 def test_odd_names(report):
     odd = report[1].groupby('kind').image_name.apply(set)
-    assert odd['trailing blank in the name'] == {'P3_L_CM_CC', 'P4_L_DM_MLO', 'P4_L_CM_MLO', 'P10_R_DM_CC', 'P10_R_DM_MLO'}
-    assert odd['second copy of a view'] == {'P99_L_DM_MLO_2', 'P99_L_CM_MLO_2', 'P281_L_DM_MLO2', 'P281_L_CM_MLO2'}
+    assert odd['trailing blank in the name'] == {
+        'P3_L_CM_CC', 'P4_L_DM_MLO', 'P4_L_CM_MLO', 'P10_R_DM_CC', 'P10_R_DM_MLO'
+    }
+    assert odd['second copy of a view'] == {
+        'P99_L_DM_MLO_2', 'P99_L_CM_MLO_2', 'P281_L_DM_MLO2', 'P281_L_CM_MLO2'
+    }
 
 
 def test_breast_tables(images):
@@ -76,7 +83,9 @@ def test_trailing_blank_finds_its_file(images):
 
 def test_split_by_breast_shares_patients(images):
     table = data.breasts(images)
-    by_breast = [splits.share_with_twin(splits.make_splits(table, 'breast', seed)) for seed in range(5)]
+    by_breast = [
+        splits.share_with_twin(splits.make_splits(table, 'breast', seed)) for seed in range(5)
+    ]
     assert .5 < sum(by_breast)/5 < .7 # design: 60 %
     assert splits.share_with_twin(splits.make_splits(table, 'patient')) == 0
 
@@ -84,9 +93,11 @@ def test_split_by_breast_shares_patients(images):
 def regions_of(images, modality='CM'):
     "Available images with regions, with outlines in the file's pixels."
     outlines = data.read_dataset(REAL).regions.groupby('image_name').geometry.apply(list)
-    for row in images[(images.modality == modality) & images.path.notna() & images.image_name.isin(outlines.index)].itertuples():
+    for row in images[(images.modality == modality) & images.path.notna()
+                      & images.image_name.isin(outlines.index)].itertuples():
         image, original = read_image(row.path), (row.original_width_px, row.original_height_px)
-        yield image, roi.scaled_outlines(outlines[row.image_name], image.shape, original)[0], original
+        yield image, roi.scaled_outlines(outlines[row.image_name], image.shape,
+                                         original)[0], original
 
 
 def test_opencv_clip_limit(images, monkeypatch):
@@ -114,12 +125,15 @@ def test_reduced_copy_is_as_bright_as_the_original(images):
         inside = roi.roi_mask(outlines, shape) > 0
         full = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
         enhanced = roi.clahe_within(full, [p*np.array(size)/shape[::-1] for p in outlines])
-        copy, wanted = (cv2.resize(im, shape[::-1], interpolation=cv2.INTER_AREA) for im in (full, enhanced))
+        copy, wanted = (cv2.resize(im, shape[::-1], interpolation=cv2.INTER_AREA)
+                        for im in (full, enhanced))
         mean = lambda im: float(im[inside].mean()) - float(wanted[inside].mean())
         gaps.append(mean(roi.clahe_within(copy, outlines, original_px=size)))
         plain.append(mean(plain_clahe(copy, outlines)))
     assert len(gaps) > 20 and np.isfinite(gaps).all()
-    assert abs(np.mean(gaps)) < 2 and np.mean(np.abs(gaps)) < 3 < np.mean(np.abs(plain)), (np.mean(gaps), np.mean(plain))
+    assert abs(
+        np.mean(gaps)) < 2 and np.mean(np.abs(gaps)) < 3 < np.mean(np.abs(plain)), (np.mean(gaps),
+                                                                                    np.mean(plain))
 
 
 def plain_clahe(image, outlines):
@@ -127,16 +141,24 @@ def plain_clahe(image, outlines):
     out = image.copy()
     for points in outlines:
         box = roi._box(points, image.shape)
-        np.copyto(out[box], cv2.createCLAHE(2., (8, 8)).apply(image[box].copy()), where=roi.roi_mask([points], image.shape)[box] > 0)
+        np.copyto(out[box],
+                  cv2.createCLAHE(2., (8, 8)).apply(image[box].copy()),
+                  where=roi.roi_mask([points], image.shape)[box] > 0)
     return out
 
 
-@pytest.mark.parametrize('folder', sorted(f.parent for f in (ROOT/'results').rglob('predictions.csv.gz')), ids=lambda f: f.name)
+@pytest.mark.parametrize('folder',
+                         sorted(f.parent for f in (ROOT/'results').rglob('predictions.csv.gz')),
+                         ids=lambda f: f.name)
 def test_published_scores_follow_from_published_predictions(folder):
     "With the sheet, published probabilities give the published scores; no images needed."
-    tests = results.read_predictions_of_grid(folder, data.read_dataset(REAL), json.loads((folder/'settings.json').read_text()))
+    tests = results.read_predictions_of_grid(folder, data.read_dataset(REAL),
+                                             json.loads((folder/'settings.json').read_text()))
     stored = pd.read_csv(folder/'scores.csv').set_index(['variant', 'score'])
     for variant, seeds in tests.items():
         for name in ('auc', 'accuracy', 'auc_malignant', 'macro_f1'):
-            values = [stats.weighted_scores(t.label.to_numpy(), t[PROBS].to_numpy(), np.ones((1, len(t))))[name][0] for t in seeds.values()]
+            values = [
+                stats.weighted_scores(t.label.to_numpy(), t[PROBS].to_numpy(), np.ones(
+                    (1, len(t))))[name][0] for t in seeds.values()
+            ]
             assert np.mean(values) == pytest.approx(stored.value[variant, name], abs=1e-9)

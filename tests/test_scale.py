@@ -19,7 +19,9 @@ BIN = Path(sys.executable).parent
 def made(module_path):
     "Settings for a phantom, and the folder written by one process."
     d = module_path
-    cfg = TensorConfig(data_root=str(make_phantom(d/'data', n_patients=10, size_px=150, progress=False)), run_dir=str(d), n_jobs=1)
+    cfg = TensorConfig(
+        data_root=str(make_phantom(d/'data', n_patients=10, size_px=150, progress=False)),
+        run_dir=str(d), n_jobs=1)
     return replace(cfg, tensor_dir=str(d/'one')), tensorize(replace(cfg, tensor_dir=str(d/'one')))
 
 
@@ -32,17 +34,24 @@ def same_files(a, b):
 def test_two_processes(made, tmp_path):
     "By the command, independent of pools of other tests."
     cfg, _ = made
-    words = ['--data-root', cfg.data_root, '--tensor-dir', tmp_path/'two', '--run-dir', tmp_path/'run', '--n-jobs', '2']
-    done = subprocess.run([BIN/'cesm_tensorize', *words], capture_output=True, text=True, timeout=PATIENCE)
+    words = [
+        '--data-root', cfg.data_root, '--tensor-dir', tmp_path/'two', '--run-dir', tmp_path/'run',
+        '--n-jobs', '2'
+    ]
+    done = subprocess.run([BIN/'cesm_tensorize', *words], capture_output=True, text=True,
+                          timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert same_files(cfg.tensor_dir, tmp_path/'two')
 
 
 def test_dask_cluster(made, tmp_path):
-    distributed = pytest.importorskip('distributed', reason="pip install 'cesm_nb[dask]' to test a cluster")
+    distributed = pytest.importorskip('distributed',
+                                      reason="pip install 'cesm_nb[dask]' to test a cluster")
     cfg, manifest = made
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster):
-        with joblib.parallel_config('dask'): present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1,
+                                  dashboard_address=None) as cluster, distributed.Client(cluster):
+        with joblib.parallel_config('dask'):
+            present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
     assert present.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
 
 
@@ -53,7 +62,8 @@ def test_ray_cluster(made, tmp_path):
     register_ray()
     ray.init(num_cpus=2, include_dashboard=False)
     try:
-        with joblib.parallel_config('ray'): present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
+        with joblib.parallel_config('ray'):
+            present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
     finally: ray.shutdown()
     assert present.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
 
@@ -75,6 +85,7 @@ for i in range(20):
     if i == 0: first = peak_mib()
 print(base, first, peak_mib())
 '''
-    out = subprocess.run([sys.executable, '-c', code, made[0].data_root], capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+    out = subprocess.run([sys.executable, '-c', code, made[0].data_root], capture_output=True,
+                         text=True, check=True, timeout=PATIENCE).stdout
     base, first, last = map(int, out.split())
     assert first - base < 300 and last - first < 50, out

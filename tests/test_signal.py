@@ -8,13 +8,14 @@ from cesm_nb.core.terms import PROBS
 from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
 
-SETTINGS = dict(protocol='clinical', image_size=64, epochs=4, batch_size=8, lr=1e-3, mixed_precision='no',
-                backbones='mobilenetv2_100', n_jobs=1)
+SETTINGS = dict(protocol='clinical', image_size=64, epochs=4, batch_size=8, lr=1e-3,
+                mixed_precision='no', backbones='mobilenetv2_100', n_jobs=1)
 
 
 def above_chance(tmp_path, signal):
     "Test AUC above chance, in standard errors over patients."
-    root = make_phantom(tmp_path/'phantom', 120, signal=signal, clinical=min(1., signal), size_px=100, progress=False)
+    root = make_phantom(tmp_path/'phantom', 120, signal=signal, clinical=min(1., signal),
+                        size_px=100, progress=False)
     ran = fit(make_config(SETTINGS | dict(data_root=str(root), run_dir=str(tmp_path/'run'))))
     test = ran.predictions[ran.predictions.split == 'test']
     label, women = test.label.to_numpy(), test.patient_id.to_numpy()

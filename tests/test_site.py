@@ -24,7 +24,8 @@ from quarto_filter import joined, processed, tidied
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 BUILT = ROOT/'_docs' # by `nbdev_docs`, if Quarto is installed
-BROWSER = next((b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
+BROWSER = next(
+    (b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
 PHONE, PAPER, SCREEN = 390, 718, 1280 # widths in pixels
 SECTIONS = ['Finding', 'Use it', 'Pipeline', 'Library']
 to_html = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
@@ -40,10 +41,12 @@ def show_output(output, options):
     alt, caption = options.get('fig-alt', ''), options.get('fig-cap', options.get('tbl-cap', ''))
     if 'image/png' in data:
         shown = f'<img alt="{escape(alt)}" src="data:image/png;base64,{"".join(data["image/png"].split())}">'
-    elif 'image/svg+xml' in data: shown = f'<div role="img" aria-label="{escape(alt)}">{data["image/svg+xml"]}</div>'
+    elif 'image/svg+xml' in data:
+        shown = f'<div role="img" aria-label="{escape(alt)}">{data["image/svg+xml"]}</div>'
     elif 'text/html' in data: shown = data['text/html']
     elif 'text/markdown' in data: shown = to_html(data['text/markdown'])
-    else: return f'<div class="cell-output"><pre>{escape(data.get("text/plain", joined(output.get("text", ""))))}</pre></div>'
+    else:
+        return f'<div class="cell-output"><pre>{escape(data.get("text/plain", joined(output.get("text", ""))))}</pre></div>'
     caption = f'<figcaption>{to_html(caption)}</figcaption>' if caption else ''
     column = f'column-{options["column"]}' if 'column' in options else ''
     return f'<div class="{column}"><figure class="cell-output-display">{shown}{caption}</figure></div>'
@@ -58,8 +61,11 @@ def show_cell(cell):
     if cell['cell_type'] == 'markdown': return to_html(source)
     options = {k: v.strip(' \'"') for k, v in option_re.findall(source)}
     if options.get('include') == 'false': return ''
-    code = '' if options.get('echo') == 'false' else f"<pre><code>{escape(re.sub(r'^#[|].*$', '', source, flags=re.M).strip())}</code></pre>"
-    if options.get('code-fold') == 'true': code = f"<details><summary>{options['code-summary']}</summary>{code}</details>"
+    code = '' if options.get(
+        'echo'
+    ) == 'false' else f"<pre><code>{escape(re.sub(r'^#[|].*$', '', source, flags=re.M).strip())}</code></pre>"
+    if options.get('code-fold') == 'true':
+        code = f"<details><summary>{options['code-summary']}</summary>{code}</details>"
     return code + '\n'.join(show_output(o, options) for o in cell['outputs'])
 
 
@@ -90,7 +96,8 @@ def pages(request):
 def untidied(cell):
     "Source of a filtered cell without the filter's additions: folds, space after a badge, full title."
     source = re.sub(r'\A#\| code-fold: true\n#\| code-summary: ".*"\n', '', ''.join(cell['source']))
-    if cell['cell_type'] == 'markdown' and source.endswith('&nbsp;'): return source.removesuffix('&nbsp;')
+    if cell['cell_type'] == 'markdown' and source.endswith('&nbsp;'):
+        return source.removesuffix('&nbsp;')
     return re.sub(r'^title: .*$', '', source, flags=re.M) if cell['cell_type'] == 'raw' else source
 
 
@@ -103,7 +110,8 @@ def test_filter_keeps_sources_as_lists_of_lines(filtered):
         for was, cell in zip(old, new):
             source, n = cell['source'], n + 1
             assert isinstance(source, list), f'{stem}: a source is one string: {source[:60]!r}'
-            assert source == ''.join(source).splitlines(keepends=True), f'{stem}: an item is not one line'
+            assert source == ''.join(source).splitlines(
+                keepends=True), f'{stem}: an item is not one line'
             assert untidied(cell) in (untidied(was), untidied(was).strip()), stem
     assert len(filtered) > 60 and n > 1500
 
@@ -119,8 +127,10 @@ def read_sidebar(path): return yaml.safe_load(path.read_text())['website']['side
 def test_nbdev_keeps_our_sidebar():
     start, *sections = read_sidebar(ROOT/'nbs'/'sidebar.yml')
     assert start['href'] == 'index.ipynb' and [s['section'] for s in sections] == SECTIONS
-    assert 'custom_sidebar = True' in (ROOT/'settings.ini').read_text(), 'nbdev writes its own sidebar over ours'
-    kept = subprocess.run(['git', 'check-ignore', 'nbs/sidebar.yml'], cwd=ROOT, capture_output=True, timeout=PATIENCE)
+    assert 'custom_sidebar = True' in (
+        ROOT/'settings.ini').read_text(), 'nbdev writes its own sidebar over ours'
+    kept = subprocess.run(['git', 'check-ignore', 'nbs/sidebar.yml'], cwd=ROOT, capture_output=True,
+                          timeout=PATIENCE)
     assert kept.returncode != 0, 'nbs/sidebar.yml is not under version control'
     pictures = re.findall(r'(?:favicon|image): (\S+)', (ROOT/'sidebar.yml').read_text())
     assert len(pictures) == 3 and [p for p in pictures if not (ROOT/p).exists()] == []
@@ -129,38 +139,49 @@ def test_nbdev_keeps_our_sidebar():
 def test_page_names_agree():
     for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
         stem = entry['href'].removesuffix('.ipynb').removeprefix('api/')
-        title = nbformat.read(ROOT/'nbs'/entry['href'], 4).cells[0].source.splitlines()[0].removeprefix('# ')
+        title = nbformat.read(ROOT/'nbs'/entry['href'],
+                              4).cells[0].source.splitlines()[0].removeprefix('# ')
         number, _, name = stem.partition('_') if stem[0].isdigit() else ('', '', stem)
-        if stem != 'index': assert title == (name if 'api/' in entry['href'] else name.replace('_', ' ')), f'{stem}: titled {title}'
-        assert entry['text'].startswith(f'{number} {title}: '.lstrip()) and len(entry['text']) <= 65, entry['text']
+        if stem != 'index':
+            assert title == (name if 'api/' in entry['href'] else name.replace(
+                '_', ' ')), f'{stem}: titled {title}'
+        assert entry['text'].startswith(f'{number} {title}: '.lstrip()) and len(
+            entry['text']) <= 65, entry['text']
 
 
 def test_page_titles_match_the_sidebar(pages):
     for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
-        title = BeautifulSoup(pages[Path(entry['href']).stem], 'html.parser').h1.get_text(strip=True)
-        assert title == (entry['text'] if entry['text'][0].isdigit() else entry['text'].split(':')[0])
+        title = BeautifulSoup(pages[Path(entry['href']).stem],
+                              'html.parser').h1.get_text(strip=True)
+        assert title == (entry['text']
+                         if entry['text'][0].isdigit() else entry['text'].split(':')[0])
 
 
-def hrefs(page): return [a['href'] for a in BeautifulSoup(page, 'html.parser').select('main a[href]')]
+def hrefs(page):
+    return [a['href'] for a in BeautifulSoup(page, 'html.parser').select('main a[href]')]
 
 
 def test_links_resolve(pages):
-    names, folder = {re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem) for p in NOTEBOOKS}, {p.stem: p.parent for p in NOTEBOOKS}
+    names, folder = {re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem)
+                     for p in NOTEBOOKS}, {p.stem: p.parent
+                                           for p in NOTEBOOKS}
     dead = [(stem, href) for stem, page in pages.items() for href in hrefs(page)
-            if not re.match(r'[a-z]+:|#', href)
-            and not (folder[stem]/href.split('#')[0]).exists() and Path(href.split('#')[0]).stem not in names]
+            if not re.match(r'[a-z]+:|#', href) and not (folder[stem]/href.split('#')[0]).exists()
+            and Path(href.split('#')[0]).stem not in names]
     assert dead == [] and sum(len(hrefs(p)) for p in pages.values()) > 150
 
 
 def test_images_have_alt_texts(pages):
-    images = [(stem, i) for stem, page in pages.items() for i in BeautifulSoup(page, 'html.parser').select('main img')]
+    images = [(stem, i) for stem, page in pages.items()
+              for i in BeautifulSoup(page, 'html.parser').select('main img')]
     assert [stem for stem, i in images if not i.get('alt', '').strip()] == [] and len(images) > 40
 
 
 def test_landing_page_shows_its_figure_within_400_words(pages):
     main = BeautifulSoup(pages['index'], 'html.parser').main
     figure = next(i for i in main.select('img') if 'badge' not in i['src'])
-    before = ' '.join(s for s in figure.find_all_previous(string=True) if s.find_parent('main') and not s.find_parent(['style', 'script']))
+    before = ' '.join(s for s in figure.find_all_previous(string=True)
+                      if s.find_parent('main') and not s.find_parent(['style', 'script']))
     assert 30 < len(before.split()) < 400
     doors = [row.td.text for row in figure.find_next('table').select('tr') if row.td]
     assert {'The finding', 'Audit your own data', 'Run it'} <= set(doors)
@@ -169,8 +190,10 @@ def test_landing_page_shows_its_figure_within_400_words(pages):
 def test_signatures_hold_no_links():
     "nbdev links names in backticks, also in code, where the raw link would show."
     page = tidied(processed((ROOT/'nbs'/'api/reporting.html.ipynb').read_text(encoding='utf-8')))
-    outputs = [joined(o['data']['text/markdown']) for c in json.loads(page)['cells'] for o in c.get('outputs', [])
-               if 'text/markdown' in o.get('data', {})]
+    outputs = [
+        joined(o['data']['text/markdown']) for c in json.loads(page)['cells']
+        for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})
+    ]
     signatures = re.findall(r'^```python.*?^```', '\n'.join(outputs), re.M | re.S)
     assert len(signatures) >= 3 and not any('](' in s or '*args' in s for s in signatures)
     assert any('`fill_in`' in s for s in signatures), 'names stay'
@@ -178,19 +201,25 @@ def test_signatures_hold_no_links():
 
 def test_filter_removes_only_links_in_code():
     link = '[`read_x`](https://a.b/c.html#read_x)'
-    out = dict(output_type='display_data', data={'text/markdown': [f'```python\nf(x) # of {link}\n```\n', f'of {link}']})
+    out = dict(output_type='display_data',
+               data={'text/markdown': [f'```python\nf(x) # of {link}\n```\n', f'of {link}']})
     nb = dict(cells=[dict(cell_type='code', source='#| output: asis\nshow_doc(f)', outputs=[out])])
-    assert json.loads(tidied(json.dumps(nb)))['cells'][0]['outputs'][0]['data']['text/markdown'] == (
-        f'```python\nf(x) # of `read_x`\n```\nof {link}').splitlines(keepends=True)
+    assert json.loads(tidied(
+        json.dumps(nb)))['cells'][0]['outputs'][0]['data']['text/markdown'] == (
+            f'```python\nf(x) # of `read_x`\n```\nof {link}').splitlines(keepends=True)
 
 
-@pytest.mark.parametrize('source, summary', [
-    ('test_eq(f(1), 2)', 'Test'), ('x = f(1)\nassert x == 2', 'Test'), ('with a() as b:\n    test_eq(b, 1)', 'Test'),
-    ('#| label: fig-a\nplot()', 'Code of the figure'), ('#| echo: false\nassert 1', ''), ('f(1)', ''), ('!ls', '')])
+@pytest.mark.parametrize('source, summary', [('test_eq(f(1), 2)', 'Test'),
+                                             ('x = f(1)\nassert x == 2', 'Test'),
+                                             ('with a() as b:\n    test_eq(b, 1)', 'Test'),
+                                             ('#| label: fig-a\nplot()', 'Code of the figure'),
+                                             ('#| echo: false\nassert 1', ''), ('f(1)', ''),
+                                             ('!ls', '')])
 def test_tests_and_plots_are_folded(source, summary):
     nb = dict(cells=[dict(cell_type='code', source=source, outputs=[])])
     after = joined(json.loads(tidied(json.dumps(nb)))['cells'][0]['source'])
-    assert after == (f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}' if summary else source)
+    assert after == (f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}'
+                     if summary else source)
 
 
 def test_badge_has_no_caption():
@@ -229,13 +258,20 @@ const visit = (name, width, page) => new Promise(done => {
 
 def look(shown, folder):
     "Open pages (name, width, HTML or address) in one browser: 'name width' -> measurements."
-    if BROWSER is None: pytest.skip('no Chromium on PATH: install it to test the pages in a browser')
+    if BROWSER is None:
+        pytest.skip('no Chromium on PATH: install it to test the pages in a browser')
     given = json.dumps(shown).replace('</', '<\\/')
     harness = folder/'harness.html'
-    harness.write_text(f'<!doctype html><meta charset="utf-8"><body><script>const PAGES = {given};{MEASURE}</script>')
-    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', '--hide-scrollbars',
-             '--virtual-time-budget=20000', f'--user-data-dir={folder/"profile"}']
-    done = subprocess.run([BROWSER, *flags, '--dump-dom', harness.as_uri()], capture_output=True, text=True, timeout=PATIENCE)
+    harness.write_text(
+        f'<!doctype html><meta charset="utf-8"><body><script>const PAGES = {given};{MEASURE}</script>'
+    )
+    flags = [
+        '--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files',
+        '--hide-scrollbars', '--virtual-time-budget=20000', f'--user-data-dir={folder/"profile"}'
+    ]
+    done = subprocess.run(
+        [BROWSER, *flags, '--dump-dom', harness.as_uri()], capture_output=True, text=True,
+        timeout=PATIENCE)
     dom = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     assert dom, done.stderr[-2000:]
     return json.loads(unescape(dom[1]))
@@ -260,15 +296,21 @@ def report_pages(folder, monkeypatch):
     from cesm_nb.synthetic.phantom import make_phantom
     data = make_phantom(folder/'phantom', 20, size_px=64, progress=False)
     write_check(data, folder/'check')
-    published = pd.read_csv(ROOT/'results'/'audit'/'controls.csv') # forests would take longer than all other tests here
+    published = pd.read_csv(
+        ROOT/'results'/'audit'/'controls.csv') # forests would take longer than all other tests here
     monkeypatch.setattr(audit, 'run_controls', lambda *given: published)
     audit.write_audit(data, folder/'audit', progress=False)
-    numbers = pd.DataFrame([[.123456]*14], columns=[f'a long name of column {i}' for i in range(14)])
-    settings = dict(protocol='clinical', modality='CM', image_size=32, tensors='/'.join(['folder']*30))
-    config = dict(settings=settings, switches=dict(split_unit='patient', roi_source='none'), phantom=True, weights_source='none')
+    numbers = pd.DataFrame([[.123456]*14],
+                           columns=[f'a long name of column {i}' for i in range(14)])
+    settings = dict(protocol='clinical', modality='CM', image_size=32,
+                    tensors='/'.join(['folder']*30))
+    config = dict(settings=settings, switches=dict(split_unit='patient', roi_source='none'),
+                  phantom=True, weights_source='none')
     shutil.copy(ROOT/'nbs'/'social.png', folder/'roc.png')
-    scores = write_scores(folder, config, 'Accuracy 0.50 on 4 test breasts.', {'Scores': ('All of them.', numbers)}, [folder/'roc.png'])
-    pages = dict(check=folder/'check'/'index.html', audit=folder/'audit'/'index.html', evaluate=scores)
+    scores = write_scores(folder, config, 'Accuracy 0.50 on 4 test breasts.',
+                          {'Scores': ('All of them.', numbers)}, [folder/'roc.png'])
+    pages = dict(check=folder/'check'/'index.html', audit=folder/'audit'/'index.html',
+                 evaluate=scores)
     return {k: p.read_text(encoding='utf-8') for k, p in pages.items()}
 
 
@@ -281,29 +323,48 @@ def reports(module_path):
 def seen(pages, reports, module_path):
     "Measurements of all pages on phone and screen, and of command pages on paper, dark and in print."
     name = lambda stem: re.sub(r'^\d+[a-zA-Z0-9]*_', '', stem.lower()) + '.html'
-    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else offline(page) for k, page in pages.items()}
-    published = {f'published {p.parent.name}': p.as_uri() for p in sorted((ROOT/'results').rglob('*.html'))}
+    chapters = {
+        k: (BUILT/name(k)).as_uri() if BUILT.exists() else offline(page)
+        for k, page in pages.items()
+    }
+    published = {
+        f'published {p.parent.name}': p.as_uri()
+        for p in sorted((ROOT/'results').rglob('*.html'))
+    }
     dark = {f'{k} dark': darken(p) for k, p in reports.items()}
     printed = {f'{k} print': on_paper(p) for k, p in reports.items()}
-    wide = {'planted': f"<!doctype html><meta name='viewport' content='width=device-width'><body><p>{'x'*500}</p>"}
-    both = [(k, w, p) for k, p in (chapters | published | reports | dark | printed | wide).items() for w in (PHONE, SCREEN)]
+    wide = {
+        'planted': f"<!doctype html><meta name='viewport' content='width=device-width'><body><p>{'x'*500}</p>"
+    }
+    both = [(k, w, p) for k, p in (chapters | published | reports | dark | printed | wide).items()
+            for w in (PHONE, SCREEN)]
     return look(both + [(k, PAPER, p) for k, p in (reports | printed | wide).items()], module_path)
 
 
 def test_command_pages_start_with_a_summary(reports):
     for name, page in reports.items():
         first = BeautifulSoup(page, 'html.parser').body.find(['p', 'h2', 'table', 'img'])
-        assert first.name == 'p' and 'lead' in first['class'] and 'PHANTOM' in first.text and len(first.text.split()) > 4, name
+        assert first.name == 'p' and 'lead' in first['class'] and 'PHANTOM' in first.text and len(
+            first.text.split()) > 4, name
         assert 'name="viewport"' in page and '@media print' in page and 'prefers-color-scheme: dark' in page
-    order = [e.name for e in BeautifulSoup(reports['evaluate'], 'html.parser').body.find_all(['img', 'table'])]
+    order = [
+        e.name
+        for e in BeautifulSoup(reports['evaluate'], 'html.parser').body.find_all(['img', 'table'])
+    ]
     assert order.index('img') < order.index('table')
 
 
 def test_no_page_scrolls_sideways(seen):
-    moved = {k: (v['width'], v['out']) for k, v in seen.items() if k[-9:] != 'print 390' and (v['width'] > int(k.split()[-1]) or v['out'])}
+    moved = {
+        k: (v['width'], v['out'])
+        for k, v in seen.items()
+        if k[-9:] != 'print 390' and (v['width'] > int(k.split()[-1]) or v['out'])
+    }
     planted = {f'planted {w}' for w in (PHONE, PAPER, SCREEN)}
     assert planted <= set(moved), 'the measure sees what is too wide'
-    assert {k: v for k, v in moved.items() if k not in planted} == {} and len(seen) > 2*len(NOTEBOOKS) + 15
+    assert {k: v
+            for k, v in moved.items()
+            if k not in planted} == {} and len(seen) > 2*len(NOTEBOOKS) + 15
 
 
 def test_figure_is_in_the_first_screen(seen):

@@ -31,7 +31,8 @@ def main():
     "Print seconds and ratios."
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('--data', required=True, help='folder in the TCIA layout')
-    ap.add_argument('--audit', nargs=argparse.REMAINDER, default=[], help='options of cesm_audit, last on the line')
+    ap.add_argument('--audit', nargs=argparse.REMAINDER, default=[],
+                    help='options of cesm_audit, last on the line')
     a = ap.parse_args()
     cv2.setNumThreads(1)
     files, grown, fit = read_dataset(a.data).images.path.dropna(), [], RandomForestClassifier.fit
@@ -46,9 +47,13 @@ def main():
         decode = seconds(lambda: [cv2.imread(f, cv2.IMREAD_GRAYSCALE) is None for f in files])
         looked = seconds(lambda: check.main(a.data, f'{d}/check'))
         with patch.object(RandomForestClassifier, 'fit', timed):
-            asked = seconds(lambda: cesm_audit([a.data, '--out', f'{d}/audit', '--n-jobs', '1', *a.audit]))
-    print(f'cesm_check: {looked:.1f} s for {len(files)} images; {looked/decode:.1f} x decoding them')
-    print(f'cesm_audit: {asked:.1f} s with {len(grown)} forests; {asked/sum(grown):.1f} x growing them')
+            asked = seconds(lambda: cesm_audit(
+                [a.data, '--out', f'{d}/audit', '--n-jobs', '1', *a.audit]))
+    print(
+        f'cesm_check: {looked:.1f} s for {len(files)} images; {looked/decode:.1f} x decoding them')
+    print(
+        f'cesm_audit: {asked:.1f} s with {len(grown)} forests; {asked/sum(grown):.1f} x growing them'
+    )
 
 
 if __name__ == '__main__': main()

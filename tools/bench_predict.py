@@ -64,7 +64,9 @@ def main():
     ap.add_argument('--repeat', type=int, default=5)
     o = ap.parse_args()
     start = 'import sys; from time import perf_counter; t = perf_counter(); import cesm_nb.cases.predict, pydicom; print(perf_counter() - t)'
-    imports = float(subprocess.run([sys.executable, '-c', start], capture_output=True, text=True, check=True).stdout)
+    imports = float(
+        subprocess.run([sys.executable, '-c', start], capture_output=True, text=True,
+                       check=True).stdout)
     import torch
     from cesm_nb.cases.prepare import predict_prepared, prepare_case, stack_prepared
     from cesm_nb.training.dataset import assemble
@@ -79,12 +81,14 @@ def main():
         load = os.getloadavg()[0]
         opening, experts = clock(1, open_experts, [run])
         member, known = experts[0]
-        one = lambda: page_of(case := read_case(files), predict_case(case, experts, anyway=True), experts)
+        one = lambda: page_of(case := read_case(files), predict_case(case, experts, anyway=True),
+                              experts)
         first, _ = clock(1, one)
         whole, _ = clock(o.repeat, one)
         read, case = clock(o.repeat, read_case, files)
         prepare, ready = clock(o.repeat, prepare_case, case, member)
-        doubt = clock(o.repeat, doubts, member, known, [ready], [case.side])[0] if known else (float('nan'),)*2
+        doubt = clock(o.repeat, doubts, member, known, [ready],
+                      [case.side])[0] if known else (float('nan'), )*2
         answer = predict_case(case, experts, anyway=True)
         maps, _ = clock(o.repeat, looked_at, member, ready, 2)
         page, _ = clock(o.repeat, page_of, case, answer, experts)
@@ -92,19 +96,31 @@ def main():
         x = assemble(t.views/255, t.rows).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             member.net(x, t.real)
-            turns = [(clock(1, member.net, x, t.real)[0], clock(1, predict_prepared, member, [ready])[0]) for _ in range(16*o.repeat)]
-        bare, network = ((min(w for w, _ in of), min(c for _, c in of)) for of in zip(*turns)) # in turns: the load is that of both
-        cases, few = ([(files, dict(name=f'case {i}')) for i in range(n)] for n in (o.cases, max(1, o.cases//4)))
+            turns = [(clock(1, member.net, x, t.real)[0], clock(1, predict_prepared, member,
+                                                                [ready])[0])
+                     for _ in range(16*o.repeat)]
+        bare, network = ((min(w for w, _ in of), min(c for _, c in of))
+                         for of in zip(*turns)) # in turns: the load is that of both
+        cases, few = ([(files, dict(name=f'case {i}')) for i in range(n)]
+                      for n in (o.cases, max(1, o.cases // 4)))
         many, _ = clock(1, lambda: predict_cases(cases, experts, folder/'out', anyway=True))
-        quick, _ = clock(1, lambda: predict_cases(few, experts, folder/'out', anyway=True, pages=False))
-    print(f'{torch.get_num_threads()} threads on {os.cpu_count()} cores, load {load:.1f} to {os.getloadavg()[0]:.1f}')
-    print(f'once: imports {imports:.2f} s, opening the model {say(opening)} s, first case {say(first)} s')
-    print(f'DICOM to page {say(whole)} s: read {say(read)}, prepare {say(prepare)}, network {say(network)}, doubts {say(doubt)}, '
-          f'page {say(page)}, of which maps {say(maps)}')
-    print(f'prediction alone {network[0]*1000:.1f}/{network[1]*1000:.1f} ms, bare forward pass {bare[0]*1000:.1f}/{bare[1]*1000:.1f} ms: '
-          f'ratio {network[0]/bare[0]:.2f}/{network[1]/bare[1]:.2f}')
-    print(f'{len(cases)} cases with pages: {len(cases)/many[0]:.2f} per second, {many[1]/len(cases):.2f} processor seconds each; '
-          f'{len(few)} without: {len(few)/quick[0]:.2f}, {quick[1]/len(few):.2f}')
+        quick, _ = clock(
+            1, lambda: predict_cases(few, experts, folder/'out', anyway=True, pages=False))
+    print(
+        f'{torch.get_num_threads()} threads on {os.cpu_count()} cores, load {load:.1f} to {os.getloadavg()[0]:.1f}'
+    )
+    print(
+        f'once: imports {imports:.2f} s, opening the model {say(opening)} s, first case {say(first)} s'
+    )
+    print(
+        f'DICOM to page {say(whole)} s: read {say(read)}, prepare {say(prepare)}, network {say(network)}, doubts {say(doubt)}, '
+        f'page {say(page)}, of which maps {say(maps)}')
+    print(
+        f'prediction alone {network[0]*1000:.1f}/{network[1]*1000:.1f} ms, bare forward pass {bare[0]*1000:.1f}/{bare[1]*1000:.1f} ms: '
+        f'ratio {network[0]/bare[0]:.2f}/{network[1]/bare[1]:.2f}')
+    print(
+        f'{len(cases)} cases with pages: {len(cases)/many[0]:.2f} per second, {many[1]/len(cases):.2f} processor seconds each; '
+        f'{len(few)} without: {len(few)/quick[0]:.2f}, {quick[1]/len(few):.2f}')
 
 
 if __name__ == '__main__': main()

@@ -33,13 +33,17 @@ def reference_view(
     out, (h, w) = image.copy(), image.shape
     for g in view['geometries']:
         points = outline(g)*np.array(image.shape[::-1])/view['original_px']
-        mask = cv2.fillPoly(np.zeros_like(image), [np.round(points*16).astype(np.int32)], 1, shift=4)
-        (x0, y0), (x1, y1) = np.maximum(np.floor(points.min(0)), 0).astype(int), np.ceil(points.max(0)).astype(int) + 1
-        if x0 >= w or y0 >= h or x1 <= 0 or y1 <= 0: continue # outside the image: OpenCV would divide by a box without a pixel
+        mask = cv2.fillPoly(np.zeros_like(image), [np.round(points*16).astype(np.int32)], 1,
+                            shift=4)
+        (x0, y0), (x1, y1) = np.maximum(np.floor(points.min(0)),
+                                        0).astype(int), np.ceil(points.max(0)).astype(int) + 1
+        if x0 >= w or y0 >= h or x1 <= 0 or y1 <= 0:
+            continue # outside the image: OpenCV would divide by a box without a pixel
         box = np.s_[y0:y1, x0:x1]
         clip, tiles = fit_tiles(image[box].shape, s['clahe_clip'], s['clahe_tiles'])
         grid = [min(tiles, n) for n in image[box].shape[::-1]]
-        out[box] = np.where(mask[box] > 0, cv2.createCLAHE(clip, grid).apply(image[box].copy()), out[box])
+        out[box] = np.where(mask[box] > 0,
+                            cv2.createCLAHE(clip, grid).apply(image[box].copy()), out[box])
     return cv2.resize(out, (s['image_size'],)*2, interpolation=cv2.INTER_AREA)/np.float32(255)
 
 
@@ -53,7 +57,8 @@ def largest_difference(
     for t in tasks:
         x = read_tensor(folder/tensor_name(t['patient_id'], t['side']))['x'].numpy()
         views = [(x[i], v) for i, v in enumerate(t['views']) if v]
-        worst = max(worst, *(float(np.abs(c - reference_view(v, settings)).max()) for c, v in views))
+        worst = max(worst, *(float(np.abs(c - reference_view(v, settings)).max())
+                             for c, v in views))
     return worst
 
 
@@ -65,16 +70,21 @@ def seconds(job):
 
 
 def reduced_decoding(
-    files:list, # paths of JPEGs
-    size_px:int=224, # side of a view
+    files: list, # paths of JPEGs
+    size_px: int = 224, # side of a view
 ) -> tuple: # (its seconds over those of full decoding, mean and largest difference of the resized images in grey levels)
     "Decode at half scale, which JPEG allows, and in full: what would be saved and what it would change."
     data = [Path(f).read_bytes() for f in files]
     sizes = [simplejpeg.decode_jpeg_header(d)[:2] for d in data]
     full = lambda d, s: simplejpeg.decode_jpeg(d, 'GRAY')[..., 0]
-    half = lambda d, s: simplejpeg.decode_jpeg(d, 'GRAY', min_height=s[0]//2, min_width=s[1]//2, min_factor=1)[..., 0]
-    ratio = median(seconds(lambda: half(d, s))/seconds(lambda: full(d, s)) for d, s in zip(data, sizes))
-    gaps = [cv2.absdiff(*(resize_area(decode(d, s), size_px) for decode in (half, full))) for d, s in zip(data, sizes)]
+    half = lambda d, s: simplejpeg.decode_jpeg(d, 'GRAY', min_height=s[0] // 2, min_width=s[1] // 2,
+                                               min_factor=1)[..., 0]
+    ratio = median(
+        seconds(lambda: half(d, s))/seconds(lambda: full(d, s)) for d, s in zip(data, sizes))
+    gaps = [
+        cv2.absdiff(*(resize_area(decode(d, s), size_px) for decode in (half, full)))
+        for d, s in zip(data, sizes)
+    ]
     return ratio, float(np.mean(gaps)), int(np.max(gaps))
 
 
@@ -82,13 +92,19 @@ def contestants(tasks, settings, root, peer):
     "What takes turns: name -> function that returns images a second."
     files = [v['path'] for t in tasks for v in t['views'] if v]
     def ours(n_jobs):
-        with tempfile.TemporaryDirectory() as d: return len(files)/seconds(lambda: save_tensors(tasks, settings, d, n_jobs))
+        with tempfile.TemporaryDirectory() as d:
+            return len(files)/seconds(lambda: save_tensors(tasks, settings, d, n_jobs))
     def plain():
         with tempfile.TemporaryDirectory() as d:
-            out = subprocess.run([sys.executable, peer, root, d], check=True, capture_output=True, text=True).stdout
+            out = subprocess.run([sys.executable, peer, root, d], check=True, capture_output=True,
+                                 text=True).stdout
         return json.loads(out)['images_per_s']
-    decode = lambda: len(files)/seconds(lambda: [cv2.imread(f, cv2.IMREAD_GRAYSCALE).size for f in files]) # keep no image
-    return {'decode only': decode, 'one process': lambda: ours(1), 'two processes': lambda: ours(2)} | ({'peer': plain} if peer else {})
+
+    decode = lambda: len(files)/seconds(
+        lambda: [cv2.imread(f, cv2.IMREAD_GRAYSCALE).size for f in files]) # keep no image
+    return {
+        'decode only': decode, 'one process': lambda: ours(1), 'two processes': lambda: ours(2)
+    } | ({'peer': plain} if peer else {})
 
 
 def main():
@@ -105,25 +121,45 @@ def main():
     data = read_dataset(cfg.data_root)
     settings, tasks = tensor_settings(cfg, data), list_tasks(cfg, data)
     n = sum(v is not None for t in tasks for v in t['views'])
-    print(f'{n} images of {len(tasks)} breasts; sheet, regions and headers read in {time.perf_counter() - start:.2f} s')
+    print(
+        f'{n} images of {len(tasks)} breasts; sheet, regions and headers read in {time.perf_counter() - start:.2f} s'
+    )
     with tempfile.TemporaryDirectory() as d:
         save_tensors(tasks, settings, d)
-        print(f'largest difference from the plain reference: {255*largest_difference(tasks, settings, Path(d)):.3f} of 255')
+        print(
+            f'largest difference from the plain reference: {255*largest_difference(tasks, settings, Path(d)):.3f} of 255'
+        )
         size = sum(f.stat().st_size for f in Path(d).glob('*.pt'))/n
-    with tempfile.TemporaryDirectory() as d: start_up = seconds(lambda: save_tensors(tasks, settings, d, 2)) # and warm the processes
+    with tempfile.TemporaryDirectory() as d:
+        start_up = seconds(lambda: save_tensors(tasks, settings, d, 2)) # and warm the processes
     if a.peer and not Path(a.peer).is_file():
         sys.exit(f'bench_tensorize: --peer {a.peer} is no file')
-    turns = [{k: f() for k, f in contestants(tasks, settings, a.data, a.peer).items()} for _ in range(a.rounds)]
+    turns = [{k: f()
+              for k, f in contestants(tasks, settings, a.data, a.peer).items()}
+             for _ in range(a.rounds)]
     for k in turns[0]: print(f'{k:14s} {median(t[k] for t in turns):7.1f} images/s')
-    for k, base in [('one process', 'decode only'), ('one process', 'peer'), ('two processes', 'one process')]:
+    for k, base in [('one process', 'decode only'), ('one process', 'peer'),
+                    ('two processes', 'one process')]:
         if base in turns[0]: print(f'{k} / {base}: {median(t[k]/t[base] for t in turns):.2f}')
-    files = [v['path'] for t in tasks for v in t['views'] if v and v['path'].lower().endswith(('.jpg', '.jpeg'))][:50]
-    if files: print('decoding at half scale, not used: {:.2f} x the time of full decoding, {:.2f} grey levels off on average, {} at most'.format(
-        *reduced_decoding(files)))
+    files = [
+        v['path'] for t in tasks
+        for v in t['views'] if v and v['path'].lower().endswith(('.jpg', '.jpeg'))
+    ][:50]
+    if files:
+        print(
+            'decoding at half scale, not used: {:.2f} x the time of full decoding, {:.2f} grey levels off on average, {} at most'
+            .format(*reduced_decoding(files)))
     hours = 1e5/median(t['one process'] for t in turns)/3600
-    print(f'100,000 images: {hours:.2f} core-hours and {1e5*size/2**30:.0f} GiB of tensors; two processes start in {start_up:.1f} s, once per run')
-    peak = [resource.getrusage(w).ru_maxrss/2**10 for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(f'peak memory: {peak[0]:.0f} MiB this process, {peak[1]:.0f} MiB the largest other one (peer or worker)')
+    print(
+        f'100,000 images: {hours:.2f} core-hours and {1e5*size/2**30:.0f} GiB of tensors; two processes start in {start_up:.1f} s, once per run'
+    )
+    peak = [
+        resource.getrusage(w).ru_maxrss/2**10
+        for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    print(
+        f'peak memory: {peak[0]:.0f} MiB this process, {peak[1]:.0f} MiB the largest other one (peer or worker)'
+    )
 
 
 if __name__ == '__main__': main()

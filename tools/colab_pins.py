@@ -17,7 +17,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BESIDE = {'fastai', 'fastcore', 'ipython', 'ipywidgets', 'pip'} # not asked for by this package, but there, and to be left alone
+BESIDE = {'fastai', 'fastcore', 'ipython', 'ipywidgets',
+          'pip'} # not asked for by this package, but there, and to be left alone
 
 
 def name_of(
@@ -46,7 +47,10 @@ def needed() -> list: # requirements
     "Read what the notebooks need from `settings.ini`."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
-    return [w for k in ('requirements', 'notebooks_requirements') for w in settings['DEFAULT'][k].split()]
+    return [
+        w for k in ('requirements', 'notebooks_requirements')
+        for w in settings['DEFAULT'][k].split()
+    ]
 
 
 def moved(
@@ -55,13 +59,17 @@ def moved(
 ) -> list: # a sentence per pin that is another version now, or gone
     "Say which of Colab's packages are no longer as they were."
     now = {name_of(w): w.split('==')[1] for w in colab_pins(frozen, pins)}
-    return [f'{p} has become {now.get(name_of(p), "nothing")}' for p in pins if now.get(name_of(p)) != p.split('==')[1]]
+    return [
+        f'{p} has become {now.get(name_of(p), "nothing")}'
+        for p in pins if now.get(name_of(p)) != p.split('==')[1]
+    ]
 
 
 def call(*words, **options):
     "Run a program, show what it says, and stop where it fails."
     done = subprocess.run(list(map(str, words)), **options)
-    if done.returncode: sys.exit(f'colab_pins: `{" ".join(map(str, words))}` failed: see its lines above')
+    if done.returncode:
+        sys.exit(f'colab_pins: `{" ".join(map(str, words))}` failed: see its lines above')
     return done.stdout
 
 
@@ -85,25 +93,34 @@ def run_quickstart(
          '--no-progress-bar', '-p', 'install_from', copy, cwd=folder)
     wall, now = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     other = moved(pins, freeze())
-    if other: sys.exit(f'colab_pins: installing this package moves what Colab has: {"; ".join(other)}')
+    if other:
+        sys.exit(f'colab_pins: installing this package moves what Colab has: {"; ".join(other)}')
     cpu = now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
     return f'quickstart beside {len(pins)} pins of Colab, installing included: {wall:.0f} s, {cpu:.0f} CPU seconds'
 
 
 def main():
     "Print the pins, or run the quickstart beside them."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('published', nargs='?', help='pip freeze of Colab (without it: the pins of tools/colab.txt)')
-    parser.add_argument('--run', action='store_true', help='run nbs/quickstart.ipynb beside the pins')
-    parser.add_argument('--python', default='python3.12', help='Python of the version that Colab has')
-    parser.add_argument('--folder', type=Path, help='a folder to work in, which is kept (without it: a temporary one)')
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('published', nargs='?',
+                        help='pip freeze of Colab (without it: the pins of tools/colab.txt)')
+    parser.add_argument('--run', action='store_true',
+                        help='run nbs/quickstart.ipynb beside the pins')
+    parser.add_argument('--python', default='python3.12',
+                        help='Python of the version that Colab has')
+    parser.add_argument('--folder', type=Path,
+                        help='a folder to work in, which is kept (without it: a temporary one)')
     asked = parser.parse_args()
     source = Path(asked.published or ROOT/'tools'/'colab.txt')
     pins = colab_pins(source.read_text(), needed())
-    if not pins: sys.exit(f'colab_pins: {source} holds none of the packages that are needed: is it a pip freeze?')
+    if not pins:
+        sys.exit(
+            f'colab_pins: {source} holds none of the packages that are needed: is it a pip freeze?')
     print('\n'.join(pins))
     if asked.run:
-        with tempfile.TemporaryDirectory() as folder: print(run_quickstart(pins, asked.python, asked.folder or Path(folder)))
+        with tempfile.TemporaryDirectory() as folder:
+            print(run_quickstart(pins, asked.python, asked.folder or Path(folder)))
 
 
 if __name__ == '__main__': main()

@@ -46,13 +46,15 @@ def crop(image, share):
 
 
 KINDS = { # what is handed in -> function of the images by view; None where it does not apply
-    AS_IT_IS: each(lambda v: v),
-    'mirrored left to right': each(lambda v: v[:, ::-1]), 'upside down': each(lambda v: v[::-1]),
-    'on its side': each(lambda v: np.rot90(v)), 'CC and MLO swapped': pairs(swap),
+    AS_IT_IS: each(lambda v: v), 'mirrored left to right': each(lambda v: v[:, ::-1]),
+    'upside down': each(lambda v: v[::-1]), 'on its side': each(lambda v: np.rot90(v)),
+    'CC and MLO swapped': pairs(swap),
     'one view twice': pairs(lambda own: dict.fromkeys(own, next(iter(own.values())))),
-    'upper half alone': each(lambda v: v[:v.shape[0]//2]), 'middle 70 % of each side': each(lambda v: crop(v, .7)),
+    'upper half alone': each(lambda v: v[:v.shape[0] // 2]),
+    'middle 70 % of each side': each(lambda v: crop(v, .7)),
     'grey levels inverted': each(lambda v: 255 - v),
-    'twice as bright': each(lambda v: cv2.convertScaleAbs(v, alpha=2))}
+    'twice as bright': each(lambda v: cv2.convertScaleAbs(v, alpha=2))
+}
 
 
 def list_paths(images, modality):
@@ -61,7 +63,8 @@ def list_paths(images, modality):
     return {k: dict(zip(g.view[::-1], g.path[::-1])) for k, g in t.groupby(['patient_id', 'side'])}
 
 
-def read_images(paths): return {v.view: v.image for v in read_case([*paths.values()]).views.values()}
+def read_images(paths):
+    return {v.view: v.image for v in read_case([*paths.values()]).views.values()}
 
 
 def hand_in(case, images):
@@ -81,20 +84,32 @@ def judge(run, data_root, sample=None):
     "A row per test breast and kind of a run: kind, patient_id, and a bool for each of `REASONS`; `sample`: breasts that are altered."
     member = open_member(run)
     modality = member.preparation['tensors']['modality']
-    if modality not in NAMES: raise SystemExit(f'{run} is of modality {modality!r}: name runs of one energy')
+    if modality not in NAMES:
+        raise SystemExit(f'{run} is of modality {modality!r}: name runs of one energy')
     own = read_own(member)
-    about, images = fit_training(member, own), read_dataset(data_root or read_config(run)['settings']['data_root']).images
+    about, images = fit_training(member, own), read_dataset(
+        data_root or read_config(run)['settings']['data_root']).images
     of_run, others = (list_paths(images, m) for m in (modality, 'CM' if modality == 'DM' else 'DM'))
-    table, rows = breasts(images, modality).merge(own.table.query("split == 'test'")[['patient_id', 'side']]), []
-    altered = set(table.sample(min(len(table), len(table) if sample is None else sample), random_state=0).index)
+    table, rows = breasts(images, modality).merge(
+        own.table.query("split == 'test'")[['patient_id', 'side']]), []
+    altered = set(
+        table.sample(min(len(table),
+                         len(table) if sample is None else sample), random_state=0).index)
     for i, b in enumerate(tqdm(table.to_dict('records'), Path(run).name, unit='breast')):
-        key, density = (b['patient_id'], b['side']), b['density'] if isinstance(b['density'], str) else ''
+        key, density = (b['patient_id'],
+                        b['side']), b['density'] if isinstance(b['density'], str) else ''
         case = read_case([*of_run[key].values()], age_years=b['age_years'], density=density)
-        cases = {k: c for k, c in alter(case, others.get(key, {})).items() if i in altered or k in (AS_IT_IS, OTHER_ENERGY)}
+        cases = {
+            k: c
+            for k, c in alter(case, others.get(key, {})).items()
+            if i in altered or k in (AS_IT_IS, OTHER_ENERGY)
+        }
         prepared = [prepare_case(c, member) for c in cases.values()]
         for kind, (said, _) in zip(cases, doubts(member, about, prepared, [case.side]*len(cases))):
             found = {k: any(words in s for s in said) for k, words in REASONS.items()}
-            rows.append(dict(kind=NAMES[modality] if kind == OTHER_ENERGY else kind, patient_id=key[0]) | found)
+            rows.append(
+                dict(kind=NAMES[modality] if kind == OTHER_ENERGY else kind, patient_id=key[0])
+                | found)
     return pd.DataFrame(rows)
 
 
@@ -104,9 +119,11 @@ def count(judged):
     for kind, t in judged.groupby('kind', sort=False):
         flagged = t[[*REASONS]].any(axis=1)
         share, low, high = patient_share(flagged.to_numpy(), t.patient_id)
-        out[kind] = dict(breasts=len(t), patients=t.patient_id.nunique(), flagged=int(flagged.sum()), share=share, low=low, high=high)
+        out[kind] = dict(breasts=len(t), patients=t.patient_id.nunique(),
+                         flagged=int(flagged.sum()), share=share, low=low, high=high)
         out[kind] |= {k: int(t[k].sum()) for k in REASONS}
-    kinds = dict.fromkeys(('breasts', 'patients', 'flagged', *REASONS), int) | dict.fromkeys(('share', 'low', 'high'), float)
+    kinds = dict.fromkeys(('breasts', 'patients', 'flagged', *REASONS), int) | dict.fromkeys(
+        ('share', 'low', 'high'), float)
     return pd.DataFrame(out).T.rename_axis('kind').astype(kinds)
 
 
@@ -114,10 +131,19 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument('runs', nargs='+', type=Path, help='run folders, their tensors in place')
     ap.add_argument('--data', default='', help='data set; by default the one of each run')
-    ap.add_argument('--sample', type=int, help='how many random test breasts of the first run are altered; by default all of all runs')
+    ap.add_argument(
+        '--sample', type=int,
+        help='how many random test breasts of the first run are altered; by default all of all runs'
+    )
     ap.add_argument('--out', type=Path, help='CSV file')
     o = ap.parse_args()
-    found = describe(o.runs, count(pd.concat([judge(r, o.data, 0 if i and o.sample is not None else o.sample) for i, r in enumerate(o.runs)])))
+    found = describe(
+        o.runs,
+        count(
+            pd.concat([
+                judge(r, o.data, 0 if i and o.sample is not None else o.sample)
+                for i, r in enumerate(o.runs)
+            ])))
     print(found.to_string(index=False))
     if o.out: write(found, o.out)
 

@@ -19,19 +19,24 @@ def count(images, lists):
     if odd: raise SystemExit(f'unknown splits {odd}: expected {sorted(PUBLIC_SPLITS)}')
     parts = {k: [read_foreign(f)] for k, f in lists.items()}
     parts['CDD-CESM helper'] = (split_rows(images, s) for s in SEEDS)
-    rows = {k: dict(zip(('repository', 'path', 'commit'), PUBLIC_SPLITS[k])) | count_shared([audit_split(p) for p in some])
-            for k, some in parts.items()}
+    rows = {
+        k: dict(zip(('repository', 'path', 'commit'), PUBLIC_SPLITS[k]))
+        | count_shared([audit_split(p) for p in some])
+        for k, some in parts.items()
+    }
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('split').round(4)
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument('data', type=Path, help='annotation sheet, or the folder that holds it')
-    ap.add_argument('--list', action='append', default=[], metavar='NAME=FILE', help='a split that is a list')
+    ap.add_argument('--list', action='append', default=[], metavar='NAME=FILE',
+                    help='a split that is a list')
     ap.add_argument('--out', type=Path, help='CSV file')
     o = ap.parse_args()
     from cesm_nb.data import read_dataset
-    found = count(read_dataset(o.data, with_images=False).images, dict(k.split('=', 1) for k in o.list))
+    found = count(
+        read_dataset(o.data, with_images=False).images, dict(k.split('=', 1) for k in o.list))
     print(found.to_string())
     if o.out: found.to_csv(o.out)
 

@@ -14,12 +14,15 @@ def describe(runs, table):
     "The table with what it is about: data, model, size, number of runs."
     from cesm_nb.core.runs import read_config
     configs = [read_config(r) for r in runs]
-    about = {(('real', 'phantom')[c['phantom']], c['settings'].get('model') or 'four_stream', c['settings']['backbones'],
-              c['settings']['image_size']) for c in configs}
-    if len(about) > 1: raise SystemExit(f'the runs are of several kinds, {sorted(about)}: name those of one')
+    about = {(('real', 'phantom')[c['phantom']], c['settings'].get('model')
+              or 'four_stream', c['settings']['backbones'], c['settings']['image_size'])
+             for c in configs}
+    if len(about) > 1:
+        raise SystemExit(f'the runs are of several kinds, {sorted(about)}: name those of one')
     names = ('data', 'model', 'backbones', 'image_size')
     front = pd.DataFrame([dict(zip(names, about.pop()), runs=len(runs))]*len(table))
-    return pd.concat([front, table.rename_axis(table.index.name or 'reason').reset_index()], axis=1).round(4)
+    return pd.concat([front, table.rename_axis(table.index.name or 'reason').reset_index()],
+                     axis=1).round(4)
 
 
 def write(found, path):
@@ -27,7 +30,8 @@ def write(found, path):
     key = ['data', 'model', 'backbones', 'image_size']
     if path.exists():
         old = pd.read_csv(path)
-        same = old[key].astype(str).agg('|'.join, axis=1).isin(found[key].astype(str).agg('|'.join, axis=1))
+        same = old[key].astype(str).agg('|'.join,
+                                        axis=1).isin(found[key].astype(str).agg('|'.join, axis=1))
         found = pd.concat([old[~same], found])
     found.to_csv(path, index=False)
 

@@ -27,8 +27,12 @@ def calibrate(table):
 
 def summarise(tables):
     "One row about the joined predictions of runs."
-    c, ends = describe_certainty(join_members([calibrate(t) for t in tables])[0]), ('', '_low', '_high')
-    out = dict(breasts=c['n_test'], patients=c['n_test_women']) | {f'coverage{e}': v for e, v in zip(ends, c['covered'])}
+    c, ends = describe_certainty(join_members([calibrate(t)
+                                               for t in tables])[0]), ('', '_low', '_high')
+    out = dict(breasts=c['n_test'], patients=c['n_test_women']) | {
+        f'coverage{e}': v
+        for e, v in zip(ends, c['covered'])
+    }
     out |= dict(zip(('one_class', 'two_classes', 'three_classes'), c['sizes']))
     return out | {f'{k}{e}': v for k, three in c['scores'].items() for e, v in zip(ends, three)}
 

@@ -31,7 +31,8 @@ def name_strata(
     label = table.set_index(KEYS).label
     other = [label.get((p, dict(L='R', R='L')[s])) for p, s in label.index]
     name = dict(enumerate(CLASSES))
-    return pd.Series([f'{name[own]}, {name.get(o, "none")}' for own, o in zip(label, other)], label.index)
+    return pd.Series([f'{name[own]}, {name.get(o, "none")}' for own, o in zip(label, other)],
+                     label.index)
 
 
 def weigh(
@@ -58,13 +59,19 @@ def compare(folder, data, n_draws=2000):
     ends = interval_ends(first.patient_id.nunique())
     for variant, seeds in tests.items():
         for way, w in (('as it is', np.ones(len(first))), ('weighted', mix)):
-            found = [weighted_scores(t.label.to_numpy(), t[PROBS].to_numpy(), np.r_[[np.ones(len(t))], draws]*w, names=SCORES)
-                     for t in seeds.values()]
+            found = [
+                weighted_scores(t.label.to_numpy(), t[PROBS].to_numpy(),
+                                np.r_[[np.ones(len(t))], draws]*w, names=SCORES)
+                for t in seeds.values()
+            ]
             for k in SCORES:
                 each = np.mean([f[k] for f in found], 0)
                 low, high = np.nanpercentile(each[1:], ends)
-                out.append(dict(variant=variant, mix=way, score=k, value=each[0], low=low, high=high, seeds=len(seeds)))
-    shares = pd.DataFrame({'tested': tested.value_counts(), 'others': others.value_counts()}).fillna(0).astype(int)
+                out.append(
+                    dict(variant=variant, mix=way, score=k, value=each[0], low=low, high=high,
+                         seeds=len(seeds)))
+    shares = pd.DataFrame({'tested': tested.value_counts(),
+                           'others': others.value_counts()}).fillna(0).astype(int)
     return pd.DataFrame(out), shares.rename_axis('own label, contralateral label')
 
 
@@ -77,9 +84,13 @@ def main():
     a = ap.parse_args()
     table, shares = compare(a.folder, read_dataset(a.data))
     print(shares.to_string(), '\n')
-    text = table.assign(text=table.apply(lambda r: f'{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]', axis=1))
-    print(text.pivot(index=['variant', 'mix'], columns='score', values='text')[list(SCORES)].to_string(), '\n')
-    reader = pd.concat([beside_reader(a.folder/PREDICTIONS, a.data, v).assign(variant=v) for v in READ])
+    text = table.assign(
+        text=table.apply(lambda r: f'{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]', axis=1))
+    print(
+        text.pivot(index=['variant', 'mix'], columns='score',
+                   values='text')[list(SCORES)].to_string(), '\n')
+    reader = pd.concat(
+        [beside_reader(a.folder/PREDICTIONS, a.data, v).assign(variant=v) for v in READ])
     reader = reader.reset_index().set_index(['variant', 'score'])
     print(reader.to_string())
     if not a.write: return

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 from cesm_nb.reporting.figures import save_figure
-from cesm_nb.experiments.front_page import (
-    MORE, confirmation_table, lead_scores, lead_table, plot_lead, phrase_composition, phrase_confirmation,
-    phrase_finding, phrase_outcome, phrase_power, phrase_references, phrase_replication)
+from cesm_nb.experiments.front_page import (MORE, confirmation_table, lead_scores, lead_table,
+                                            plot_lead, phrase_composition, phrase_confirmation,
+                                            phrase_finding, phrase_outcome, phrase_power,
+                                            phrase_references, phrase_replication)
 from cesm_nb.experiments.publish import read_results
 from cesm_nb.reporting.tables import to_markdown
 
@@ -24,11 +25,17 @@ def make_blocks(
     root:Path, # folder with `results/`
 ) -> dict: # mark -> what stands between its two comments
     "Word the finding and its confirmation; put the tables, the primary outcome and its power under each other."
-    found = '\n\n'.join(filter(None, (phrase_finding((root,)), phrase_confirmation((root,)), phrase_references((root,)))))
-    words = ' '.join(filter(None, (phrase_outcome((root,)), phrase_power((root,)), phrase_replication((root,)))))
+    found = '\n\n'.join(
+        filter(None, (phrase_finding((root, )), phrase_confirmation(
+            (root, )), phrase_references((root, )))))
+    words = ' '.join(
+        filter(None, (phrase_outcome((root, )), phrase_power((root, )), phrase_replication(
+            (root, )))))
     tables = [lead_table((root,), *which) for which in ((), (MORE,))]
     if read_results('confirmation', (root,)):
-        tables.append(confirmation_table((root,), ('auc', 'auc_malignant', 'auc_abnormal')).reset_index(level=1))
+        tables.append(
+            confirmation_table((root, ),
+                               ('auc', 'auc_malignant', 'auc_abnormal')).reset_index(level=1))
     tables = '\n\n'.join(map(to_markdown, tables))
     words = '\n\n'.join(filter(None, (words, phrase_composition((root,)))))
     return dict(finding=f'\n\n{found}\n\n', results=f'\n\n{tables}\n\n{words}\n\n')
@@ -42,22 +49,26 @@ def fill(
     "Replace what stands between the comments; raise ValueError where they are not there once each, in this order."
     start, end = f'<!-- {mark} -->', f'<!-- /{mark} -->'
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
-        raise ValueError(f'README.md needs one {start} and one {end} after it, to put the {mark} between them')
+        raise ValueError(
+            f'README.md needs one {start} and one {end} after it, to put the {mark} between them')
     return text[:text.index(start) + len(start)] + block + text[text.index(end):]
 
 
 def main():
     "Write, or compare."
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    ap.add_argument('--check', action='store_true', help='write nothing; fail where the README differs from the files')
+    ap.add_argument('--check', action='store_true',
+                    help='write nothing; fail where the README differs from the files')
     a, path = ap.parse_args(), ROOT/'README.md'
     try:
         there = text = path.read_text()
         for mark, block in make_blocks(ROOT).items(): text = fill(text, mark, block)
     except (ValueError, OSError) as e: sys.exit(f'make_readme: {e}')
-    if not a.check: save_figure(plot_lead(lead_scores((ROOT,))).figure, ROOT/'results'/'lead', False)
+    if not a.check:
+        save_figure(plot_lead(lead_scores((ROOT, ))).figure, ROOT/'results'/'lead', False)
     if there == text: return
-    if a.check: sys.exit('make_readme: README.md differs from results/: run python tools/make_readme.py')
+    if a.check:
+        sys.exit('make_readme: README.md differs from results/: run python tools/make_readme.py')
     path.write_text(text)
 
 

@@ -56,15 +56,18 @@ def is_test(cell:dict) -> bool:
     if cell.get('outputs') or not body: return False
     last = body[-1]
     if isinstance(last, (ast.With, ast.For)): last = last.body[-1]
-    call = last.value.func if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) else None
-    return isinstance(last, ast.Assert) or bool(test_re.match(getattr(call, 'id', getattr(call, 'attr', ''))))
+    call = last.value.func if isinstance(last, ast.Expr) and isinstance(last.value,
+                                                                        ast.Call) else None
+    return isinstance(last, ast.Assert) or bool(
+        test_re.match(getattr(call, 'id', getattr(call, 'attr', ''))))
 
 
 def fold(cell:dict):
     "Fold the code of a test or a figure, unless the cell says how to show it."
     source = joined(cell['source'])
     if re.search(r'^#\|\s*(echo|code-fold|include)\s*:', source, re.M): return
-    what = 'Code of the figure' if re.search(r'^#\|\s*label:\s*fig-', source, re.M) else 'Test' if is_test(cell) else ''
+    what = 'Code of the figure' if re.search(r'^#\|\s*label:\s*fig-', source,
+                                             re.M) else 'Test' if is_test(cell) else ''
     if what: cell['source'] = f'#| code-fold: true\n#| code-summary: "{what}"\n{source}'
 
 
@@ -73,7 +76,8 @@ def name_in_full(
 ) -> str: # with the title that the sidebar gives the page: its number, its name, a sentence
     "Give a page the title by which the sidebar names it."
     name = re.search(r'^title: (.*)$', front, re.M)
-    full = name and re.search(rf'^ *text: "(\d\w* {re.escape(name[1])}: [^"]*)"$', SIDEBAR.read_text(encoding='utf-8'), re.M)
+    full = name and re.search(rf'^ *text: "(\d\w* {re.escape(name[1])}: [^"]*)"$',
+                              SIDEBAR.read_text(encoding='utf-8'), re.M)
     return front.replace(name[0], f'title: "{full[1]}"') if full else front
 
 
@@ -86,8 +90,11 @@ def tidied(
     if front['cell_type'] == 'raw': front['source'] = name_in_full(joined(front['source']))
     for cell in nb['cells']:
         if cell['cell_type'] == 'code': fold(cell)
-        elif badge_re.fullmatch(joined(cell['source']).strip()): cell['source'] = joined(cell['source']).strip() + '&nbsp;'
-        for data in [o['data'] for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})]:
+        elif badge_re.fullmatch(joined(cell['source']).strip()):
+            cell['source'] = joined(cell['source']).strip() + '&nbsp;'
+        for data in [
+                o['data'] for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})
+        ]:
             data['text/markdown'] = in_lines(unlink(joined(data['text/markdown'])))
         cell['source'] = in_lines(cell['source'])
     return dumps(nb, ensure_ascii=False)

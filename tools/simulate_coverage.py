@@ -16,8 +16,9 @@ from joblib import Parallel, delayed
 from cesm_nb.stats.coverage import coverage, coverage_repeated, coverage_retrained
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ('accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant', 'sensitivity_malignant', 'specificity_malignant',
-         'auc_abnormal', 'sensitivity_abnormal', 'specificity_abnormal', 'brier', 'log_loss')
+NAMES = ('accuracy', 'balanced_accuracy', 'f1', 'auc', 'pr_auc', 'auc_malignant',
+         'sensitivity_malignant', 'specificity_malignant', 'auc_abnormal', 'sensitivity_abnormal',
+         'specificity_abnormal', 'brier', 'log_loss')
 LINE = ('calibration_slope', 'calibration_intercept') # a fit for every draw: fewer draws
 REPEATED = ('accuracy', 'auc')
 RETRAINED = [ # patients, seeds, whether every seed deals other folds, share of the sets
@@ -27,34 +28,44 @@ SIMPLE, DEALT, SAME = 'predictions drawn', 'trained, folds dealt anew', 'trained
 
 def single(a, n):
     "One training: women drawn, breasts drawn."
-    parts = [coverage(a.sets, n, draws, names).assign(draws=draws) for draws, names in [(a.draws, NAMES), (200, LINE)]]
-    return pd.concat(parts).reset_index().assign(part='single', design=SIMPLE, kind='score', seeds=1, sets=a.sets, patients=n, breasts=2*n)
+    parts = [
+        coverage(a.sets, n, draws, names).assign(draws=draws)
+        for draws, names in [(a.draws, NAMES), (200, LINE)]
+    ]
+    return pd.concat(parts).reset_index().assign(part='single', design=SIMPLE, kind='score',
+                                                 seeds=1, sets=a.sets, patients=n, breasts=2*n)
 
 
 def repeated(a, n, seeds, spread):
     "Several trainings: women and seeds drawn."
     found = coverage_repeated(a.repeated_sets, n, seeds, spread, 200, REPEATED).reset_index()
     drawn = 'women and seeds' if seeds > 1 else 'women'
-    return found.assign(part='repeated', design=SIMPLE, drawn=drawn, seeds=seeds, sets=a.repeated_sets, patients=n, breasts=2*n, draws=200)
+    return found.assign(part='repeated', design=SIMPLE, drawn=drawn, seeds=seeds,
+                        sets=a.repeated_sets, patients=n, breasts=2*n, draws=200)
 
 
 def retrained(a, n, seeds, dealt, share):
     "Cross-validations with training: patients drawn, folds dealt by every seed or once."
     sets = round(share*a.retrained_sets)
     found = coverage_retrained(sets, n, 5, seeds, dealt, 100).reset_index()
-    return found.assign(part='retrained', design=DEALT if dealt else SAME, drawn='patients and seeds', seeds=seeds, sets=sets,
-                        patients=n, breasts=2*n, draws=100)
+    return found.assign(part='retrained', design=DEALT if dealt else SAME,
+                        drawn='patients and seeds', seeds=seeds, sets=sets, patients=n, breasts=2*n,
+                        draws=100)
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('--sets', type=int, default=500)
     ap.add_argument('--repeated-sets', type=int, default=2000, help='sets with several trainings')
-    ap.add_argument('--patients', type=int, nargs='+', default=[43, 150, 283],
-                    help='patients in a set, two breasts each: a test set of the paper, a larger one, all of CDD-CESM')
+    ap.add_argument(
+        '--patients', type=int, nargs='+', default=[43, 150, 283], help=
+        'patients in a set, two breasts each: a test set of the paper, a larger one, all of CDD-CESM'
+    )
     ap.add_argument('--seeds', type=int, nargs='+', default=[3, 5], help='trainings of each set')
-    ap.add_argument('--retrained-sets', type=int, default=500, help='sets on which models are trained, fewer where folds stay the same')
-    ap.add_argument('--only', choices=['single', 'repeated', 'retrained'], help='make these rows alone, and keep the others of --out')
+    ap.add_argument('--retrained-sets', type=int, default=500,
+                    help='sets on which models are trained, fewer where folds stay the same')
+    ap.add_argument('--only', choices=['single', 'repeated', 'retrained'],
+                    help='make these rows alone, and keep the others of --out')
     ap.add_argument('--draws', type=int, default=1000)
     ap.add_argument('--jobs', type=int, default=1, help='processes')
     ap.add_argument('--out', type=Path, default=ROOT/'results'/'coverage.csv')
@@ -62,11 +73,14 @@ def main():
     of = dict(
         single=[delayed(single)(a, n) for n in a.patients],
         repeated=[delayed(repeated)(a, n, k, .12) for n in a.patients for k in a.seeds]
-        + [delayed(repeated)(a, n, k, 0.) for n in a.patients[1:2] for k in (1, *a.seeds)], # seeds that do not differ in truth
+        + [delayed(repeated)(a, n, k, 0.) for n in a.patients[1:2]
+           for k in (1, *a.seeds)], # seeds that do not differ in truth
         retrained=[delayed(retrained)(a, *design) for design in RETRAINED])
     tasks = [task for part in ([a.only] if a.only else of) for task in of[part]]
-    columns = ['part', 'score', 'kind', 'design', 'method', 'drawn', 'seeds', 'seed_sd', 'truth', 'coverage', 'women_only', 'width', 'sd_ratio', 'sets',
-               'patients', 'breasts', 'draws']
+    columns = [
+        'part', 'score', 'kind', 'design', 'method', 'drawn', 'seeds', 'seed_sd', 'truth',
+        'coverage', 'women_only', 'width', 'sd_ratio', 'sets', 'patients', 'breasts', 'draws'
+    ]
     before = pd.read_csv(a.out) if a.only and a.out.exists() else pd.DataFrame(columns=columns)
     table = before[before.part != a.only]
     a.out.parent.mkdir(parents=True, exist_ok=True)

@@ -38,19 +38,24 @@ def make_runs(folder):
     "Two runs of one phantom, which share nothing but their settings."
     root = make_phantom(folder/'data', 24, size_px=80, progress=False)
     for name, seed in (('a', 0), ('b', 1)):
-        fit(make_config(dict(
-            data_root=str(root), run_dir=str(folder/name), image_size=32, epochs=1, batch_size=16, backbones='lcnet_035', device='cpu',
-            mixed_precision='no', seed=seed, n_jobs=1)))
+        fit(
+            make_config(
+                dict(data_root=str(root), run_dir=str(folder/name), image_size=32, epochs=1,
+                     batch_size=16, backbones='lcnet_035', device='cpu', mixed_precision='no',
+                     seed=seed, n_jobs=1)))
     return folder/'a', folder/'b'
 
 
 def alter_table(path, rng):
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    how, column = rng.choice(['drop', 'double', 'rotate', 'value', 'column', 'empty']), rng.choice(list(table))
+    how, column = rng.choice(['drop', 'double', 'rotate', 'value', 'column',
+                              'empty']), rng.choice(list(table))
     if how == 'drop': table = table.drop(rng.randrange(len(table)))
     if how == 'double': table = pd.concat([table, table.iloc[[rng.randrange(len(table))]]])
     if how == 'rotate': table[column] = [*table[column][1:], table[column][0]]
-    if how == 'value': table.loc[rng.randrange(len(table)), column] = rng.choice(['', 'nan', '-1', 'tset', '1e30', '../x'])
+    if how == 'value':
+        table.loc[rng.randrange(len(table)),
+                  column] = rng.choice(['', 'nan', '-1', 'tset', '1e30', '../x'])
     if how == 'column': table = table.drop(columns=column)
     if how == 'empty': table = table[:0]
     table.to_csv(path, index=False)
@@ -82,7 +87,8 @@ def alter_tensor(path, rng):
 def alter_weights(path, rng):
     weights = load_file(path)
     key = rng.choice(list(weights))
-    weights[key] = rng.choice([lambda w: w.to(torch.int8), lambda w: w*2, lambda w: w[None].contiguous()])(weights[key])
+    weights[key] = rng.choice(
+        [lambda w: w.to(torch.int8), lambda w: w*2, lambda w: w[None].contiguous()])(weights[key])
     save_file(weights, path)
     return key
 
@@ -90,14 +96,19 @@ def alter_weights(path, rng):
 def attack(run, other, rng):
     "Alter one file of `run`; say which and how."
     tensors = sorted((run/'tensors').glob('*.pt'))
-    files = [*(run/t for t in TABLES), run/'config.json', run/'status.json', run/'checkpoints'/'best.safetensors',
-             rng.choice(tensors), run/'tensors'/'settings.json', run/'tensors'/'manifest.csv']
+    files = [
+        *(run/t for t in TABLES), run/'config.json', run/'status.json',
+        run/'checkpoints'/'best.safetensors',
+        rng.choice(tensors), run/'tensors'/'settings.json', run/'tensors'/'manifest.csv'
+    ]
     path = rng.choice(files)
     how = rng.choice(['alter', 'alter', 'alter', 'swap', 'cut', 'delete'])
     if how == 'swap': shutil.copy(other/path.relative_to(run), path)
     if how == 'cut': path.write_bytes(path.read_bytes()[:rng.randrange(path.stat().st_size)])
     if how == 'delete': path.unlink()
-    kinds = {'.csv': alter_table, '.json': alter_json, '.pt': alter_tensor, '.safetensors': alter_weights}
+    kinds = {
+        '.csv': alter_table, '.json': alter_json, '.pt': alter_tensor, '.safetensors': alter_weights
+    }
     return f'{path.relative_to(run)}: {how} {kinds[path.suffix](path, rng) if how == "alter" else ""}'
 
 
@@ -120,9 +131,9 @@ def read_tensors(run):
     return []
 
 
-READERS = (
-    lambda run: Run.open(run)[1:], lambda run: [predict_run(run, device='cpu')], lambda run: [read_parts(run)],
-    lambda run: [read_manifest(run)], lambda run: [open_member(run).preparation], read_tensors)
+READERS = (lambda run: Run.open(run)[1:], lambda run: [predict_run(run, device='cpu')],
+           lambda run: [read_parts(run)], lambda run: [read_manifest(run)],
+           lambda run: [open_member(run).preparation], read_tensors)
 
 
 def judge(run, before):
@@ -133,11 +144,13 @@ def judge(run, before):
     try:
         results, refused = read(run)
         for tables, kept in zip(results, before): # empty where the reader refused
-            for now, was in zip(tables, kept): pd.testing.assert_frame_equal(now, was, rtol=1e-5, check_dtype=False)
+            for now, was in zip(tables, kept):
+                pd.testing.assert_frame_equal(now, was, rtol=1e-5, check_dtype=False)
         return ('refused', str(refused)) if refused else ('same', '')
     except Hang: return 'HANG', ''
     except AssertionError as e: return 'WRONG', str(e).splitlines()[0]
-    except Exception as e: return ('refused' if is_refusal(e) else 'TRACEBACK'), f'{type(e).__name__}: {e}'
+    except Exception as e:
+        return ('refused' if is_refusal(e) else 'TRACEBACK'), f'{type(e).__name__}: {e}'
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, old)
@@ -165,11 +178,15 @@ def run_attacks(folder, n, seed):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('--n', type=int, default=300)
-    ap.add_argument('--seed', type=int, default=random.randrange(10**6), help='default: a fresh one')
+    ap.add_argument('--seed', type=int, default=random.randrange(10**6),
+                    help='default: a fresh one')
     o = ap.parse_args()
     print(f'seed {o.seed}', flush=True)
     with tempfile.TemporaryDirectory() as d: counts, bad = run_attacks(Path(d), o.n, o.seed)
-    print('\n'.join([*bad, ', '.join(f'{k} {counts[k]}' for k in ('refused', 'same', 'TRACEBACK', 'HANG', 'WRONG'))]))
+    print('\n'.join([
+        *bad, ', '.join(f'{k} {counts[k]}'
+                        for k in ('refused', 'same', 'TRACEBACK', 'HANG', 'WRONG'))
+    ]))
     raise SystemExit(1 if bad else 0)
 
 

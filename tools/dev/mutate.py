@@ -42,9 +42,12 @@ def make_base(
     "A phantom of subtracted images, its sheet as CSV, all images as PNG (under their old names): no loss on writing."
     root = make_phantom(folder, n_patients=6, size_px=72, progress=False)
     files = {str(f.relative_to(root)): f.read_bytes() for f in root.rglob('*') if f.is_file()}
-    sheet = pd.read_excel(io.BytesIO(files.pop(SHEET_NAME)), sheet_name='all', dtype=str, keep_default_na=False)
+    sheet = pd.read_excel(io.BytesIO(files.pop(SHEET_NAME)), sheet_name='all', dtype=str,
+                          keep_default_na=False)
     files = {k: v for k, v in files.items() if not k.startswith(FOLDERS['DM'])}
-    return files | {SHEET: to_csv(sheet[sheet.Type == 'CESM']), REGIONS_NAME: to_csv(cm_regions(files))}
+    return files | {
+        SHEET: to_csv(sheet[sheet.Type == 'CESM']), REGIONS_NAME: to_csv(cm_regions(files))
+    }
 
 
 def to_csv(table): return table.to_csv(index=False).encode()
@@ -71,7 +74,8 @@ def saved(image, kind='PNG', **more):
 
 def damage_bytes(files, rng):
     name = rng.choice(images_of(files))
-    b, how = bytearray(files[name]), rng.choice(['cut', 'zeroed', 'empty', 'text', 'PNG bit', 'tail'])
+    b, how = bytearray(files[name]), rng.choice(
+        ['cut', 'zeroed', 'empty', 'text', 'PNG bit', 'tail'])
     at = rng.randrange(len(b))
     if how == 'cut': b = b[:at]
     elif how == 'zeroed': b[at:at+200] = bytes(len(b[at:at+200]))
@@ -84,7 +88,8 @@ def damage_bytes(files, rng):
 
 def change_size(files, rng):
     name = rng.choice(images_of(files))
-    h, w = rng.choice([(1, 1), (8, 8), (1, 20_000), (20_000, 1), (30, 390), (7000, 600), (23, 200), (200, 12)])
+    h, w = rng.choice([(1, 1), (8, 8), (1, 20_000), (20_000, 1), (30, 390), (7000, 600), (23, 200),
+                       (200, 12)])
     image = cv2.resize(pixels(files[name]), (w, h), interpolation=cv2.INTER_AREA)
     return f'{w} x {h}', files | {name: png(image)}
 
@@ -105,23 +110,31 @@ def change_grey(files, rng):
     g = pixels(files[name])
     deep, full, hole = g.astype(np.uint16), np.full_like(g, 255), np.full_like(g, 9)
     kinds = {
-        'three channels': lambda: png(cv2.merge([g]*3)), 'off by one': lambda: png(cv2.merge([g, cv2.add(g, 1), g])),
-        'alpha 255': lambda: png(cv2.merge([g, g, g, full])), 'transparent': lambda: png(cv2.merge([g, g, g, hole])),
-        '8 in 16': lambda: png(deep), '8 in 16, shifted': lambda: png(deep << 8), '8 in 16, full': lambda: png(deep*257),
-        '16 bits': lambda: png(deep*200 + 1), 'colour': lambda: png(cv2.merge([g, g//2, g])),
-        'CMYK': lambda: saved(Image.fromarray(g).convert('CMYK'), 'JPEG'), 'TIFF': lambda: saved(Image.fromarray(g), 'TIFF'),
-        'float TIFF': lambda: saved(Image.fromarray(g.astype(np.float32)), 'TIFF'), 'one bit': lambda: png((g > 60)*np.uint8(2)),
+        'three channels': lambda: png(cv2.merge([g]*3)),
+        'off by one': lambda: png(cv2.merge([g, cv2.add(g, 1), g])),
+        'alpha 255': lambda: png(cv2.merge([g, g, g, full])),
+        'transparent': lambda: png(cv2.merge([g, g, g, hole])), '8 in 16': lambda: png(deep),
+        '8 in 16, shifted': lambda: png(deep << 8), '8 in 16, full': lambda: png(deep*257),
+        '16 bits': lambda: png(deep*200 + 1), 'colour': lambda: png(cv2.merge([g, g // 2, g])),
+        'CMYK': lambda: saved(Image.fromarray(g).convert('CMYK'), 'JPEG'),
+        'TIFF': lambda: saved(Image.fromarray(g), 'TIFF'),
+        'float TIFF': lambda: saved(Image.fromarray(g.astype(np.float32)), 'TIFF'),
+        'one bit': lambda: png((g > 60)*np.uint8(2)),
         'palette': lambda: saved(Image.fromarray(g).convert('P')), 'negative': lambda: png(255 - g),
-        'black': lambda: png(g*0), 'white': lambda: png(full), 'dull': lambda: png(g//100 + 100)}
+        'black': lambda: png(g*0), 'white': lambda: png(full), 'dull': lambda: png(g // 100 + 100)
+    }
     how = rng.choice(list(kinds))
     return how, files | {name: kinds[how]()}
 
 
 def replace_file(files, rng):
     name = rng.choice(images_of(files))
-    how = rng.choice(['absent', 'folder', 'pipe', 'link to /dev/zero', 'link to itself', 'copy of another'])
-    make = dict(zip(('folder', 'pipe', 'link to /dev/zero', 'link to itself'), (
-        os.mkdir, os.mkfifo, lambda p: os.symlink('/dev/zero', p), lambda p: os.symlink(p, p)))).get(how)
+    how = rng.choice(
+        ['absent', 'folder', 'pipe', 'link to /dev/zero', 'link to itself', 'copy of another'])
+    make = dict(
+        zip(('folder', 'pipe', 'link to /dev/zero', 'link to itself'),
+            (os.mkdir, os.mkfifo, lambda p: os.symlink('/dev/zero', p),
+             lambda p: os.symlink(p, p)))).get(how)
     other = rng.choice([f for f in images_of(files) if f != name])
     files = {k: v for k, v in files.items() if k != name}
     return how, files if how == 'absent' else files | {name: make or files[other]}
@@ -130,8 +143,11 @@ def replace_file(files, rng):
 def rename(files, rng):
     name = rng.choice(images_of(files))
     path = Path(name)
-    odd = rng.choice([f'{path.stem}.JPG', f'{path.stem.lower()}.jpg', f'{path.stem} .jpg', f' {path.name}', f'{path.name}.jpg',
-                      f'sub/{path.name}', f'{path.stem}_224.jpg', f'{path.stem}.jpeg', f'\u202e{path.name}', f'{path.stem}\n.jpg'])
+    odd = rng.choice([
+        f'{path.stem}.JPG', f'{path.stem.lower()}.jpg', f'{path.stem} .jpg', f' {path.name}',
+        f'{path.name}.jpg', f'sub/{path.name}', f'{path.stem}_224.jpg', f'{path.stem}.jpeg',
+        f'\u202e{path.name}', f'{path.stem}\n.jpg'
+    ])
     files = dict(files)
     data = files.pop(name)
     return repr(odd), files | {str(path.parent/odd): data}
@@ -143,15 +159,21 @@ def damage_region(files, rng):
     text = via.loc[row, 'region_shape_attributes']
     n = rng.choice([7000, 200_000]) # more than are kept
     t = np.linspace(0, 6.28, n)
-    ring = dict(name='polygon', all_points_x=(20 + 9*np.cos(t)).tolist(), all_points_y=(30 + 9*np.sin(t)).tolist())
+    ring = dict(name='polygon', all_points_x=(20 + 9*np.cos(t)).tolist(),
+                all_points_y=(30 + 9*np.sin(t)).tolist())
     scribble = dict(name='polygon', all_points_x=[rng.randrange(40) for _ in range(5000)],
                     all_points_y=[rng.randrange(60) for _ in range(5000)])
     kinds = {
-        'cut': text[:rng.randrange(1, len(text))], 'huge': json.dumps({k: 1e300 for k in json.loads(text)}), 'formula': '=1+1',
-        'no colons': text.replace(':', ''), f'{n} points': json.dumps(ring), 'scribble': json.dumps(scribble), 'list': '[1, 2]',
-        'deep': '['*9999, 'nan': text.replace(':', ':NaN,"x":', 1), 'star': '{"name":"star","cx":1}', 'null': 'null'}
+        'cut': text[:rng.randrange(1, len(text))],
+        'huge': json.dumps({k: 1e300
+                            for k in json.loads(text)}), 'formula': '=1+1',
+        'no colons': text.replace(':', ''), f'{n} points': json.dumps(ring),
+        'scribble': json.dumps(scribble), 'list': '[1, 2]', 'deep': '['*9999,
+        'nan': text.replace(':', ':NaN,"x":', 1), 'star': '{"name":"star","cx":1}', 'null': 'null'
+    }
     how = rng.choice(list(kinds))
-    if rng.random() < .25: how, column, value = 'name', '#filename', rng.choice(['P9_L_CM_CC.jpg', 'C:\\x\\y.jpg', ''])
+    if rng.random() < .25:
+        how, column, value = 'name', '#filename', rng.choice(['P9_L_CM_CC.jpg', 'C:\\x\\y.jpg', ''])
     else: column, value = 'region_shape_attributes', kinds[how]
     via.loc[row, column] = value
     return how, files | {REGIONS_NAME: to_csv(via)}
@@ -167,14 +189,18 @@ def damage_sheet(files, rng):
     if how == 'cut':
         data = files[SHEET]
         return how, files | {SHEET: data[:rng.randrange(len(data))]}
-    if how == 'cell': sheet.loc[row, column] = rng.choice(['text', '1e308', '9'*400, '=1+1', '-1', '=HYPERLINK("x")', '\0', '../x'])
+    if how == 'cell':
+        sheet.loc[row, column] = rng.choice(
+            ['text', '1e308', '9'*400, '=1+1', '-1', '=HYPERLINK("x")', '\0', '../x'])
     elif how == 'row twice': sheet = pd.concat([sheet, sheet.iloc[[row]]])
     elif how == 'row lost': sheet = sheet.drop(index=row)
     else: sheet = sheet.drop(columns=column)
-    return f'{how} {column}' if how in ('cell', 'no column') else how, files | {SHEET: to_csv(sheet)}
+    return f'{how} {column}' if how in ('cell',
+                                        'no column') else how, files | {SHEET: to_csv(sheet)}
 
 
-MUTATIONS = (damage_bytes, change_size, turn, change_grey, replace_file, rename, damage_region, damage_sheet)
+MUTATIONS = (damage_bytes, change_size, turn, change_grey, replace_file, rename, damage_region,
+             damage_sheet)
 
 
 class Hang(BaseException): pass
@@ -196,7 +222,9 @@ def bounded():
 def attempt(command):
     "Run one command as its user would: '' where it works, or what ended it."
     try:
-        with bounded(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), one_way_out('cesm_x'): command()
+        with bounded(), redirect_stdout(io.StringIO()), redirect_stderr(
+                io.StringIO()), one_way_out('cesm_x'):
+            command()
     except SystemExit as e:
         foreseen = isinstance(e.code, str) and '\n' not in e.code and 'unforeseen' not in e.code
         return f'refused: {e}' if foreseen else f'TRACEBACK: {e!r}'
@@ -217,12 +245,16 @@ def observe(
         path.parent.mkdir(parents=True, exist_ok=True)
         if callable(content): content(path)
         else: path.write_bytes(content)
-    cfg = TensorConfig(data_root=str(data), run_dir=str(root), image_size=16, n_jobs=1, protocol=protocol)
+    cfg = TensorConfig(data_root=str(data), run_dir=str(root), image_size=16, n_jobs=1,
+                       protocol=protocol)
     ends = attempt(lambda: check(data, root/'check')), attempt(lambda: tensorize(cfg))
     tables = [pd.read_csv(p, keep_default_na=False) if p.exists() else pd.DataFrame()
               for p in (root/'check'/'problems.csv', root/'tensors'/'problems.csv')]
     tensors = {f.stem: read_tensor(f) for f in (root/'tensors').glob('*.pt')}
-    named = {f'P{o.patient_id}_{dict(L="Left", R="Right")[o.side]}': o.problems for o in tables[1].itertuples()}
+    named = {
+        f'P{o.patient_id}_{dict(L="Left", R="Right")[o.side]}': o.problems
+        for o in tables[1].itertuples()
+    }
     return ends, tensors, named, set(tables[0].itertuples(index=False, name=None))
 
 
@@ -232,10 +264,20 @@ def judge(got, whole, still=()):
     for end in ends:
         if end.startswith(BAD): return end.split(':')[0], end
     if ends[1]: return 'refused', ends[1]
-    told = [f'{r[1]}' if 'not in the sheet' not in r[0] else '*' for r in rows - old | {r for r in rows if any(w in r[0] for w in still)}]
-    changed = [b for b in before if b not in tensors or any(
-        (tensors[b][k] != before[b][k]).any() for k in ('x', 'real')) or tensors[b]['label'] != before[b]['label']]
-    silent = [b for b in changed if b not in named and '*' not in told and not any(t.startswith(f'{b[:b.index("_")+2]}_') for t in told)]
+    told = [
+        f'{r[1]}' if 'not in the sheet' not in r[0] else '*'
+        for r in rows - old | {r
+                               for r in rows if any(w in r[0] for w in still)}
+    ]
+    changed = [
+        b for b in before if b not in tensors or any(
+            (tensors[b][k] != before[b][k]).any()
+            for k in ('x', 'real')) or tensors[b]['label'] != before[b]['label']
+    ]
+    silent = [
+        b for b in changed if b not in named and '*' not in told and not any(
+            t.startswith(f'{b[:b.index("_")+2]}_') for t in told)
+    ]
     if silent: return 'WRONG', f'{silent} differ without a word'
     return ('named' if named or rows - old else 'same'), ''
 
@@ -257,8 +299,11 @@ def mutate(
             with tempfile.TemporaryDirectory(dir=d) as scratch:
                 # an outline of the phantom that crosses itself may be scribbled over: it is named as before
                 still = ('used as drawn',) if how == 'scribble' else ()
-                outcome, detail = judge(observe(files, Path(scratch), protocol), whole[protocol], still)
-            rows.append(dict(i=i, fault=fault.__name__.replace('_', ' '), how=how, protocol=protocol, outcome=outcome, detail=detail))
+                outcome, detail = judge(observe(files, Path(scratch), protocol), whole[protocol],
+                                        still)
+            rows.append(
+                dict(i=i, fault=fault.__name__.replace('_', ' '), how=how, protocol=protocol,
+                     outcome=outcome, detail=detail))
             if outcome in BAD: print(rows[-1], flush=True)
     return pd.DataFrame(rows)
 
