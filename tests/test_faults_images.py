@@ -1,4 +1,4 @@
-"Images that are rotated, negative, blank, tiny, huge or not files; huge regions; stopped processes."
+"Rotated, negative, blank, tiny or huge images, special files, huge regions, stopped processes."
 import json
 import os
 import shutil
@@ -65,8 +65,8 @@ def kinds_of(data):
     return find_problems(data)[1].groupby('kind').image_name.agg(list)
 
 
-STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6,
-          8: 4} # EXIF orientation -> Pillow transposition that makes such a file
+# EXIF orientation -> Pillow transposition that makes such a file
+STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 
 
 @pytest.mark.parametrize('turn', STORED)
@@ -77,11 +77,11 @@ def test_turned_images_give_the_same_tensor(whole, data, tmp_path, turn):
     exif[0x0112] = turn
     image.transpose(STORED[turn]).save(row.path, 'PNG', exif=exif)
     tensors, named = make(data, tmp_path, protocol='paper')
-    assert not named and all((tensors[k]['x'] == v['x']).all()
-                             for k, v in whole[1]['paper'][0].items())
+    before = whole[1]['paper'][0]
+    assert not named and all((tensors[k]['x'] == v['x']).all() for k, v in before.items())
     assert row.image_name in kinds_of(data)['stored turned, used upright']
-    assert (cv2.imread(row.path,
-                       cv2.IMREAD_GRAYSCALE) == np.asarray(image)).all() # as shown in chapter 00
+    shown = cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) # as in chapter 00
+    assert (shown == np.asarray(image)).all()
     changed = read_dataset(data).images.set_index('image_name').loc[row.image_name]
     assert changed.original_width_px == image.width and changed.original_height_px == image.height
 
@@ -95,19 +95,19 @@ def test_turned_jpeg_and_damaged_exif(data, tmp_path):
     assert abs(read_image(row.path).astype(int) - upright).max() <= 8
     spoilt = Path(row.path).read_bytes().replace(b'MM\0*', b'M?\0*').replace(b'II*\0', b'I?*\0')
     Path(row.path).write_bytes(spoilt)
-    assert read_image(
-        row.path).shape == upright.shape[::-1] # unreadable EXIF is ignored, as in viewers
+    unturned = upright.shape[::-1] # unreadable EXIF is ignored, as in viewers
+    assert read_image(row.path).shape == unturned
 
 
-SPOILT = {
-    'negative': (lambda im: 255 - im, 'negative',
-                 True), 'grey background': (lambda im: np.maximum(im, 90), 'negative', True),
+SPOILT = { # name -> (change of the image, kind reported, whether it counts as a view)
+    'negative': (lambda im: 255 - im, 'negative', True),
+    'grey background': (lambda im: np.maximum(im, 90), 'negative', True),
     'black': (lambda im: im*0, 'blank', False), 'white': (lambda im: im*0 + 255, 'blank', False),
     'noise': (lambda im: np.random.default_rng(0).integers(0, 9, im.shape, np.uint8), 'blank',
-              False), '8 x 8': (lambda im: cv2.resize(im, (8, 8)), 'implausibly small', False),
+              False),
+    '8 x 8': (lambda im: cv2.resize(im, (8, 8)), 'implausibly small', False),
     '1 x 1': (lambda im: im[:1, :1], 'implausibly small', False),
-    '1 x 20000': (lambda im: cv2.resize(im, (1, 20_000)), 'implausibly small', False)
-}
+    '1 x 20000': (lambda im: cv2.resize(im, (1, 20_000)), 'implausibly small', False)}
 
 
 @pytest.mark.parametrize('how', SPOILT)
@@ -116,8 +116,8 @@ def test_non_mammograms_are_reported_and_may_not_count_as_views(data, tmp_path, 
     row = a_view(data)
     cv2.imwrite(f'{row.path}.png', spoil(read_image(row.path)))
     os.replace(f'{row.path}.png', row.path)
-    assert kinds_of(data)[kind] == [row.image_name] and inspect_image(row.path)['doubt'].startswith(
-        kind) # also as a single image
+    assert kinds_of(data)[kind] == [row.image_name]
+    assert inspect_image(row.path)['doubt'].startswith(kind) # also as a single image
     tensors, named = make(data, tmp_path, protocol='clinical')
     breast = f'P{row.patient_id}_{row.side}'
     assert list(named) == [breast] and kind in named[breast] and row.view in named[breast]
@@ -153,9 +153,8 @@ def test_special_files_are_reported_without_waiting(data, tmp_path, replace):
     Path(row.path).unlink()
     replace(row.path)
     kinds = kinds_of(data)
-    assert row.image_name in [
-        *kinds.get('image cannot be used', []), *kinds.get('file absent (CM)', [])
-    ]
+    listed = [*kinds.get('image cannot be used', []), *kinds.get('file absent (CM)', [])]
+    assert row.image_name in listed
     tensors, named = make(data, tmp_path, protocol='clinical')
     real = tensors[f'P{row.patient_id}_{dict(L="Left", R="Right")[row.side]}']['real'].tolist()
     assert sum(real) == 1
@@ -177,9 +176,9 @@ def test_large_images_are_checked_on_a_reduced_copy():
     half = cv2.ellipse(np.full((300, 200), 3, np.uint8), (0, 150), (150, 120), 0, 0, 360, 90, -1)
     large = cv2.resize(half, (9000, 9000), interpolation=cv2.INTER_NEAREST)
     image, odd = enhance(large, 'breast')
-    assert image.shape == large.shape and odd == [
-        f'breast found on a reduced copy: 9000 x 9000 px are more than {SEGMENT_PX} along a side'
-    ]
+    assert image.shape == large.shape
+    assert odd == [f'breast found on a reduced copy: 9000 x 9000 px are more than {SEGMENT_PX} '
+                   'along a side']
     assert (segment_breast(large)[::30, ::45] == (half == 90)).mean() > .98
     assert enhance(half, 'breast')[1] == []
 
@@ -192,23 +191,22 @@ def test_regions_of_many_points_are_bounded(data, tmp_path):
     fine = dict(ring, all_points_x=ring['all_points_x'][::400],
                 all_points_y=ring['all_points_y'][::400])
     assert len(fine['all_points_x']) == MAX_POINTS and region_problem(fine, (60, 80)) == ''
-    line = dict(name='polygon', all_points_x=[30]*MAX_POINTS,
-                all_points_y=list(range(MAX_POINTS))) # all edges in one column
-    assert 'reaches beyond' in region_problem(line, (60, 80)) and region_problem(line,
-                                                                                 (60, 9999)) == ''
+    line = dict(name='polygon', all_points_x=[30]*MAX_POINTS, # all edges in one column
+                all_points_y=list(range(MAX_POINTS)))
+    assert 'reaches beyond' in region_problem(line, (60, 80))
+    assert region_problem(line, (60, 9999)) == ''
     row, via = a_view(data, regions=True), pd.read_csv(data/REGIONS_NAME, dtype=str)
     first = via.index[via['#filename'].str.startswith(row.image_name)][0]
-    via.loc[first, 'region_shape_attributes'] = json.dumps(
-        {k: v[::20] if k != 'name' else v
-         for k, v in ring.items()})
+    shorter = {k: v[::20] if k != 'name' else v for k, v in ring.items()}
+    via.loc[first, 'region_shape_attributes'] = json.dumps(shorter)
     via.to_csv(data/REGIONS_NAME, index=False)
-    assert 'polygon of 100,000 points thinned to 5,000' in make(
-        data, tmp_path)[1][f'P{row.patient_id}_{row.side}']
+    problems = make(data, tmp_path)[1][f'P{row.patient_id}_{row.side}']
+    assert 'polygon of 100,000 points thinned to 5,000' in problems
     assert row.image_name in kinds_of(data)['region thinned']
 
 
-@pytest.mark.parametrize('clip, tiles', [(2., 0), (2., -3), (float('nan'), 8), (float('inf'), 8),
-                                         (-1., 8)])
+@pytest.mark.parametrize('clip, tiles', [
+    (2., 0), (2., -3), (float('nan'), 8), (float('inf'), 8), (-1., 8)])
 def test_clahe_rejects_settings_that_crash(clip, tiles):
     with pytest.raises(ValueError, match='clahe_(clip|tiles) is'): fit_tiles((90, 60), clip, tiles)
 
@@ -220,12 +218,12 @@ def test_clahe_settings_are_bounded():
 
 
 def test_workers_do_not_exceed_breasts(data, tmp_path, monkeypatch):
-    asked, parallel = [], tz.Parallel
-    monkeypatch.setattr(tz, 'Parallel', lambda n: asked.append(n) or parallel(1))
+    started, parallel = [], tz.Parallel
+    monkeypatch.setattr(tz, 'Parallel', lambda n: started.append(n) or parallel(1))
     for cores in (2, 64):
         monkeypatch.setattr(tz, 'effective_n_jobs', lambda n, cores=cores: cores)
         tensors, _ = make(data, tmp_path/str(cores), n_jobs=99)
-    assert asked == [2, len(tensors)]
+    assert started == [2, len(tensors)]
 
 
 def test_killed_worker_ends_with_a_sentence(data, tmp_path, monkeypatch):
@@ -255,22 +253,25 @@ if __name__ == "__main__":
                           capture_output=True, timeout=PATIENCE)
     workers = [int(f.stem) for f in (tmp_path/'tensors').glob('*.worker')]
     assert done.returncode == 128 + signal.SIGTERM and len(workers) == 2
-    assert [
-        w for w in workers if os.path.exists(f'/proc/{w}/status')
-        and 'zombie' not in Path(f'/proc/{w}/status').read_text()
-    ] == []
+    def runs(worker):
+        status = Path(f'/proc/{worker}/status')
+        return os.path.exists(status) and 'zombie' not in status.read_text()
+    assert [w for w in workers if runs(w)] == []
 
 
 def test_page_is_written_atomically(data, tmp_path, monkeypatch):
     "An existing page is never partly overwritten, and leftovers of a killed process are removed."
     out = tmp_path/'out'
     page = write_report(data, out).read_bytes()
-    assert (out/'.gitignore').read_text() == '*\n' and sorted(
-        f.name for f in out.iterdir()) == ['.gitignore', 'facts.csv', 'index.html', 'problems.csv']
+    assert (out/'.gitignore').read_text() == '*\n'
+    assert sorted(f.name for f in out.iterdir()) == [
+        '.gitignore', 'facts.csv', 'index.html', 'problems.csv']
     Path(a_view(data).path).unlink()
-    write, full = Path.write_bytes, lambda self, b: write(self, b[:99]) and (_ for _ in ()).throw(
-        OSError(28, 'No space left on device'))
-    monkeypatch.setattr(Path, 'write_bytes', full)
+    write = Path.write_bytes
+    def fill_disk(self, content):
+        write(self, content[:99])
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(Path, 'write_bytes', fill_disk)
     with pytest.raises(OSError, match='cannot write .*No space left'): write_report(data, out)
     assert (out/'index.html').read_bytes() == page and not list(out.glob('.*.part'))
 
@@ -278,9 +279,10 @@ def test_page_is_written_atomically(data, tmp_path, monkeypatch):
 def test_check_writes_to_runs_by_default(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     check(data)
-    assert (tmp_path/'runs'/'cesm_check'
-            /'index.html').exists() and 'runs/cesm_check/index.html' in capsys.readouterr().out
-    assert (tmp_path/'runs'/'cesm_check'/'.gitignore').read_text() == '*\n'
+    out = tmp_path/'runs'/'cesm_check'
+    assert (out/'index.html').exists()
+    assert 'runs/cesm_check/index.html' in capsys.readouterr().out
+    assert (out/'.gitignore').read_text() == '*\n'
 
 
 def spoil_regions(data, **change):
@@ -295,25 +297,24 @@ def spoil_regions(data, **change):
 def test_regions_without_images_are_rejected(data, tmp_path, change):
     "The paper's protocol requires regions."
     spoil_regions(data, **change)
-    with pytest.raises(ValueError,
-                       match="no region that can be drawn on an image of modality 'CM'"):
-        make(data, tmp_path)
+    message = "no region that can be drawn on an image of modality 'CM'"
+    with pytest.raises(ValueError, match=message): make(data, tmp_path)
     make(data, tmp_path/'clinical', protocol='clinical')
 
 
 def test_dropped_breasts_are_counted_in_a_line(data, tmp_path, capsys):
     images = read_dataset(data).images.query('modality == "CM"')
-    first, second = images[['patient_id',
-                            'side']].drop_duplicates().iloc[:2].itertuples(index=False)
+    pairs = images[['patient_id', 'side']].drop_duplicates()
+    first, second = pairs.iloc[:2].itertuples(index=False)
     for o in images.itertuples():
         if (o.patient_id, o.side) == first: Path(o.path).unlink()
         if (o.patient_id, o.side) == second: Path(o.path).write_bytes(b'')
     tensors, _ = make(data, tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    n = len(images[['patient_id', 'side']].drop_duplicates())
+    n = len(pairs)
     assert len(tensors) == n - 2
-    assert f'1 of {n} breasts dropped: no file of their CM images' in lines[
-        0] and f'1 of {n-1} breasts dropped: none of their images' in lines[1]
+    assert f'1 of {n} breasts dropped: no file of their CM images' in lines[0]
+    assert f'1 of {n-1} breasts dropped: none of their images' in lines[1]
 
 
 def test_unused_images_in_a_shared_folder_are_reported(data):
@@ -334,13 +335,12 @@ def keep(data, where):
     sheet[where(sheet)].to_excel(book, index=False, sheet_name='all')
 
 
-OWN = {
+OWN = { # name -> (rows of the sheet that are kept, settings)
     'CC only': (lambda s: s.View == 'CC', {}), 'MLO only': (lambda s: s.View == 'MLO', {}),
     'subtracted only': (lambda s: s.Type == 'CESM', {}),
     'low energy only': (lambda s: s.Type == 'DM', {'modality': 'DM'}),
     'left only': (lambda s: s.Side == 'L', {}),
-    'two classes': (lambda s: s.iloc[:, -1] != 'Benign', {})
-}
+    'two classes': (lambda s: s.iloc[:, -1] != 'Benign', {})}
 
 
 @pytest.mark.parametrize('kind', OWN)
@@ -351,8 +351,8 @@ def test_other_labs_are_checked_and_tensorised(data, tmp_path, kind):
     for protocol in ('paper', 'clinical'):
         tensors, named = make(data, tmp_path/protocol, protocol=protocol, **settings)
         assert tensors and not named
-    with pytest.raises(ValueError,
-                       match='has no (region that can be drawn on an )?image of modality'):
+    message = 'has no (region that can be drawn on an )?image of modality'
+    with pytest.raises(ValueError, match=message):
         for f in read_dataset(data).images.query('modality == "CM"').path.dropna(): Path(f).unlink()
         make(data, tmp_path/'none', protocol='clinical')
 
@@ -363,18 +363,17 @@ def mutations(): return mutate.mutate(12, seed=0)
 
 def test_random_faults_are_reported_or_rejected(mutations):
     "`tools/dev/mutate.py` runs hundreds of them."
-    assert set(mutations.outcome) <= {'same', 'named', 'refused'
-                                      } and mutations.fault.nunique() == len(mutate.MUTATIONS)
+    assert set(mutations.outcome) <= {'same', 'named', 'refused'}
+    assert mutations.fault.nunique() == len(mutate.MUTATIONS)
 
 
 def test_mutation_tool_detects_bad_outcomes(tmp_path, monkeypatch):
     base = mutate.make_base(tmp_path/'phantom')
     whole = mutate.observe(base, tmp_path/'whole', 'clinical')
     name = mutate.images_of(base)[0]
-    silent = mutate.observe(base | {name: mutate.png(mutate.pixels(base[name]) // 2)},
-                            tmp_path/'silent', 'clinical')
-    assert mutate.judge(silent,
-                        whole)[0] == 'WRONG' # no check can detect this change, so the tool must
+    darker = base | {name: mutate.png(mutate.pixels(base[name]) // 2)}
+    silent = mutate.observe(darker, tmp_path/'silent', 'clinical')
+    assert mutate.judge(silent, whole)[0] == 'WRONG' # no check detects it, so the tool must
     def fault(*_): raise RuntimeError('x')
     monkeypatch.setattr(mutate, 'check', fault)
     assert mutate.judge(mutate.observe(base, tmp_path/'fault', 'clinical'), whole)[0] == 'TRACEBACK'

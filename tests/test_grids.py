@@ -1,4 +1,4 @@
-"""Grids: their files, runs that are shared, resumed and rescored, published results, and the command.
+"""Grids: their files, shared, resumed and rescored runs, published results, and the command.
 
 All on phantoms at 32 px and one epoch: what is tested is the machinery.
 """
@@ -21,7 +21,8 @@ from cesm_nb.core.settings import PROTOCOLS, SWITCHES, WHERE
 from cesm_nb.experiments.grid import (
     list_finished, make_grid, own_settings, plan_rescoring, plan_runs, read_grid_file,
     rescored_path, run_grid)
-from cesm_nb.experiments.publish import find_results, read_results, phrase_settings, show_results, write_results
+from cesm_nb.experiments.publish import (
+    find_results, phrase_settings, read_results, show_results, write_results)
 from cesm_nb.leakage.ladder import WALK, ladder
 from cesm_nb.core.settings import TrainConfig, make_config
 from cesm_nb.synthetic.phantom import make_phantom
@@ -59,11 +60,10 @@ def test_published_settings_match_grid_files(path):
     changes.pop('weights_dir', None) # a local folder
     grid, there = read_grid(ROOT/'configs'/f'{path.parent.name}.yaml', changes), facts['grid']
     assert set(there['variants']) <= set(grid.variants) and there['n_folds'] == grid.n_folds
-    for name, change in there['variants'].items():
+    for name, change in there['variants'].items(): # names may be those of version 0.1.0
         ran = {k: v for k, v in (there['base'] | change).items() if k != 'weights_dir'}
-        asked = own_settings(grid.base | grid.variants[name])
-        assert make_config(own_settings(ran)) == make_config(
-            asked), name # published names may be those of version 0.1.0
+        expected = own_settings(grid.base | grid.variants[name])
+        assert make_config(own_settings(ran)) == make_config(expected), name
 
 
 @needs_fields
@@ -72,31 +72,28 @@ def test_ladder_grid_matches_ladder(phantom, tmp_path):
     assert grid.variants == ladder()
     where = ('run_dir', 'tensor_dir', 'data_root')
     plan = plan_runs(replace(grid, base=grid.base | dict(pretrained=False)), phantom, tmp_path)
-    each = {
-        p.variant: {f.name: getattr(p.cfg, f.name)
-                    for f in fields(p.cfg) if f.name not in where}
-        for p in plan if p.cfg.seed == p.cfg.fold == 0
-    }
+    each = {p.variant: {f.name: getattr(p.cfg, f.name) for f in fields(p.cfg)
+                        if f.name not in where} for p in plan if p.cfg.seed == p.cfg.fold == 0}
     names = list(each)
     for a, b in zip(names[:4], names[1:5]): # each rung differs from the next in exactly one field
-        assert [k for k in each[a]
-                if each[a][k] != each[b][k]] == [next(k for k, n in WALK.items() if n == b)]
+        changed = [k for k in each[a] if each[a][k] != each[b][k]]
+        assert changed == [next(k for k, n in WALK.items() if n == b)]
     assert {k: each['clinical'][k] for k in SWITCHES} == PROTOCOLS['clinical']
 
 
 @pytest.mark.parametrize('name', ['replication', *WITH_FOLDS])
 def test_grids_use_the_paper_settings(name):
-    "Differences from configs/paper.yaml were fixed here before any result."
+    "The settings and their differences from configs/paper.yaml were fixed here before any result."
     content, small = read_yaml(name), name not in ('replication', 'primary')
-    base = read_yaml('paper') | dict(backbones='mobilenetv2_100,efficientnet_b0') | (dict(
-        image_size=112, epochs=10) if small else {})
+    base = read_yaml('paper') | dict(backbones='mobilenetv2_100,efficientnet_b0')
+    if small: base |= dict(image_size=112, epochs=10)
     if name != 'replication': base |= dict(split_seed=0) # all seeds on the same folds
     if name in ('regions', 'ablations_regions'): base |= dict(split_unit='patient')
     if name == 'ablations': base |= dict(protocol='clinical')
     if name == 'regions': base |= dict(roi_source='annotation')
     assert content['base'] == base
-    assert (content['n_folds'],
-            content['seeds']) == ((0, [0, 1, 2, 3, 4]) if name == 'replication' else (5, [0, 1, 2]))
+    expected = (0, [0, 1, 2, 3, 4]) if name == 'replication' else (5, [0, 1, 2])
+    assert (content['n_folds'], content['seeds']) == expected
 
 
 @needs_fields
@@ -109,20 +106,13 @@ def test_best_model_variants_change_one_setting(name):
     "`best` is configs/best.yaml; each variant changes one property of it, in up to three settings."
     content, alone = read_yaml(name), read_yaml('best')
     best = content['variants']['best']
-    assert {k: alone[k]
-            for k in best} == best and {
-                k: content['base'][k]
-                for k in ('protocol', 'modality', 'pretrained')
-            }.items() <= alone.items()
-    steps = {
-        k: {s: v[s]
-            for s in v if v[s] != best.get(s)}
-        for k, v in content['variants'].items() if k not in ('clinical', 'best')
-    }
+    shared = {k: content['base'][k] for k in ('protocol', 'modality', 'pretrained')}
+    assert {k: alone[k] for k in best} == best and shared.items() <= alone.items()
+    steps = {k: {s: v[s] for s in v if v[s] != best.get(s)}
+             for k, v in content['variants'].items() if k not in ('clinical', 'best')}
     one_thing = [{'probe_strength', 'probe_order'}, {'image_size', 'also_size', 'stretch_greys'}]
-    assert all(len(v) == 1 or set(v) in one_thing
-               for v in steps.values()) and len({str(v)
-                                                 for v in steps.values()}) == len(steps)
+    assert all(len(v) == 1 or set(v) in one_thing for v in steps.values())
+    assert len({str(v) for v in steps.values()}) == len(steps)
     assert {k for pair in content['pairs'] for k in pair} == set(content['variants'])
 
 
@@ -130,20 +120,17 @@ def test_best_model_variants_change_one_setting(name):
 def test_variant_with_its_own_folds(phantom, tmp_path):
     "Three and four folds are planned; mixing folds and single splits, or too few, is rejected."
     def grid(n, **more):
-        return make_grid(
-            dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(a={}, b=dict(n_folds=n))) | more)
+        variants = dict(a={}, b=dict(n_folds=n))
+        return make_grid(dict(base=BASE, n_folds=3, seeds=[0, 1], variants=variants) | more)
     plan = plan_runs(grid(4), phantom, tmp_path)
-    found = {
-        v: sorted((p.cfg.n_folds, p.cfg.fold) for p in plan if p.variant == v and p.cfg.seed == 1)
-        for v in 'ab'
-    }
+    found = {v: sorted((p.cfg.n_folds, p.cfg.fold) for p in plan
+                       if p.variant == v and p.cfg.seed == 1) for v in 'ab'}
     assert found == dict(a=[(3, k) for k in range(3)], b=[(4, k) for k in range(4)])
     with pytest.raises(ValueError, match='n_folds=2 is too small'): grid(2)
-    with pytest.raises(ValueError,
-                       match='b has n_folds=0 in a grid of n_folds=3: .* use a grid each'):
-        grid(0)
-    with pytest.raises(ValueError, match='b has n_folds=3 in a grid of n_folds=0'):
-        grid(3, n_folds=0)
+    message = 'b has n_folds=0 in a grid of n_folds=3: .* use a grid each'
+    with pytest.raises(ValueError, match=message): grid(0)
+    message = 'b has n_folds=3 in a grid of n_folds=0'
+    with pytest.raises(ValueError, match=message): grid(3, n_folds=0)
 
 
 @pytest.mark.parametrize('name', ['regions', 'ablations', 'ablations_regions'])
@@ -153,18 +140,15 @@ def test_variants_differ_in_one_setting(name):
 
 def test_confirmation_uses_published_recipes():
     "Each recipe has its published settings; the patients are the test set of every run."
-    content = read_yaml('confirmation')
-    grid, settings = make_grid(content), lambda name, variant: asdict(make_config(
-        (g := make_grid(read_yaml(name))).base | own_settings(g.variants[variant])))
+    grid = make_grid(read_yaml('confirmation'))
+    settings = lambda g, variant: asdict(make_config(g.base | own_settings(g.variants[variant])))
     for variant, name in (('clinical', 'primary'), ('regions', 'primary'), ('best', 'best_grid'),
                           ('best, each breast by itself', 'best_grid')):
-        there, here = settings(name, variant), asdict(
-            make_config(grid.base | own_settings(grid.variants[variant])))
-        assert {k
-                for k in here if here[k] != there[k]
-                } <= {'split_seed'} # of folds, which the confirmation does not have
-    assert len(set(grid.test_patients)) == 65 and grid.n_folds == 0 and ('clinical',
-                                                                         'regions') == grid.pairs[0]
+        there, here = settings(make_grid(read_yaml(name)), variant), settings(grid, variant)
+        changed = {k for k in here if here[k] != there[k]}
+        assert changed <= {'split_seed'} # of folds, which the confirmation does not have
+    assert len(set(grid.test_patients)) == 65 and grid.n_folds == 0
+    assert grid.pairs[0] == ('clinical', 'regions')
 
 
 def test_primary_compares_clinical_with_regions():
@@ -172,13 +156,13 @@ def test_primary_compares_clinical_with_regions():
     assert content['variants'] == dict(clinical=dict(protocol='clinical'),
                                        regions=dict(protocol='paper', split_unit='patient'))
     assert content['pairs'][0] == ['clinical', 'regions']
-    assert {r['roi_source']
-            for r in content['rescore'].values() if r['of'] == 'regions'} == {'none', 'breast'}
+    rescored = [r for r in content['rescore'].values() if r['of'] == 'regions']
+    assert {r['roi_source'] for r in rescored} == {'none', 'breast'}
 
 
 @needs_fields
 def test_backbones_of_the_command_replace_those_of_the_file(tmp_path):
-    "A substitute is listed under its own name everywhere, also in variants with one backbone."
+    "A replacement is listed under its own name everywhere, also in variants with one backbone."
     weights = tmp_path/'weights'
     weights.mkdir()
     for name in ('mobilenetv2_100', 'efficientnet_lite0'): (weights/f'{name}.safetensors').touch()
@@ -194,10 +178,8 @@ def test_backbones_of_the_command_replace_those_of_the_file(tmp_path):
 
 
 def test_changed_settings_keep_their_type():
-    read = read_changes([
-        'backbones=a,b', 'weights_dir=../x', 'lr=1e-4', 'epochs=3', 'pretrained=false',
-        'normalise_input=null'
-    ])
+    read = read_changes(['backbones=a,b', 'weights_dir=../x', 'lr=1e-4', 'epochs=3',
+                         'pretrained=false', 'normalise_input=null'])
     assert read == dict(backbones='a,b', weights_dir='../x', lr=1e-4, epochs=3, pretrained=False,
                         normalise_input=None)
     with pytest.raises(ValueError, match="'epochs' is no setting: write KEY=VALUE"):
@@ -208,16 +190,15 @@ def test_changed_settings_keep_their_type():
 
 BASE = dict(image_size=32, epochs=1, mixed_precision='no',
             backbones='lcnet_035') # the smallest network: no test depends on it
-SMALL = dict(base=BASE, n_folds=3, seeds=[0, 1], variants=dict(regions={},
-                                                               none=dict(roi_source='none')),
-             rescore={'not at test': dict(of='regions',
-                                          roi_source='none')}, pairs=[['regions', 'none'],
-                                                                      ['none', 'not at test']])
+SMALL = dict(base=BASE, n_folds=3, seeds=[0, 1],
+             variants=dict(regions={}, none=dict(roi_source='none')),
+             rescore={'not at test': dict(of='regions', roi_source='none')},
+             pairs=[['regions', 'none'], ['none', 'not at test']])
 
 
 @pytest.fixture(scope='module')
 def phantom(module_path):
-    "Fewer patients than elsewhere: here data are read for every run."
+    "Fewer patients than in other tests: here data are read for every run."
     return make_phantom(module_path/'phantom', 21, seed=0, signal=2., size_px=80, progress=False)
 
 
@@ -237,8 +218,8 @@ def copy_runs(runs, to):
 
 def test_interrupted_run_resumes_and_finished_runs_are_kept(phantom, tmp_path, monkeypatch):
     "Interrupted after the first of two epochs; later, one file of rescored predictions is lost."
-    grid = make_grid(SMALL | dict(base=BASE
-                                  | dict(epochs=2), seeds=[0], variants=dict(regions={}), pairs=[]))
+    longer = dict(base=BASE | dict(epochs=2), seeds=[0], variants=dict(regions={}), pairs=[])
+    grid = make_grid(SMALL | longer)
     plan = plan_runs(grid, phantom, tmp_path)
     def stop(history, epochs): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): fit(plan[1].cfg, stop)
@@ -247,20 +228,18 @@ def test_interrupted_run_resumes_and_finished_runs_are_kept(phantom, tmp_path, m
     sessions = json.loads((Path(plan[1].cfg.run_dir)/'config.json').read_text())['sessions']
     assert [s['first_epoch'] for s in sessions] == [1, 2]
     assert list_finished(grid, plan) == {'regions': (0,), 'not at test': (0,)}
-    lost = rescored_path(plan[0].cfg.run_dir,
-                         plan_rescoring(grid, plan)['not at test'][1].tensor_dir)
-    output = pd.read_csv(lost)
+    rescored = plan_rescoring(grid, plan)['not at test'][1]
+    lost = rescored_path(plan[0].cfg.run_dir, rescored.tensor_dir)
+    expected = pd.read_csv(lost)
     lost.unlink()
     assert list_finished(grid, plan)['not at test'] == ()
-    kept = [
-        f for p in plan
-        for f in Path(p.cfg.run_dir).rglob('*') if f.is_file() and f.name != 'status.json'
-    ] # a digest is added to it
+    files = [f for p in plan for f in Path(p.cfg.run_dir).rglob('*') if f.is_file()]
+    kept = [f for f in files if f.name != 'status.json'] # a digest is added to it
     when = {f: f.stat().st_mtime_ns for f in kept}
     monkeypatch.setattr('os.cpu_count', lambda: 2)
     run_grid(grid, plan)
-    pd.testing.assert_frame_equal(pd.read_csv(lost), output,
-                                  atol=1e-5) # a different number of threads changes the last digits
+    last_digits = 1e-5 # they depend on the number of threads
+    pd.testing.assert_frame_equal(pd.read_csv(lost), expected, atol=last_digits)
     assert {f: f.stat().st_mtime_ns for f in when} == when
 
 
@@ -273,10 +252,10 @@ def test_grids_share_one_queue(ran, phantom, tmp_path):
         rescore={'breast at test': dict(of='whole', roi_source='breast')}, seeds=[1, 2], pairs=[]))
     grids = dict(a=grid, b=other)
     jobs = queue_jobs(grids, {k: plan_runs(g, phantom, tmp_path) for k, g in grids.items()})
-    assert [c.seed for c, _ in jobs] == [0]*6 + [1]*6 + [2]*6 and len({c.run_dir
-                                                                       for c, _ in jobs}) == 18
-    assert [sorted(o.roi_source for o in others)
-            for _, others in jobs[6:9]] == [['breast', 'none']]*3
+    assert [c.seed for c, _ in jobs] == [0]*6 + [1]*6 + [2]*6
+    assert len({c.run_dir for c, _ in jobs}) == 18
+    sources = [sorted(o.roi_source for o in others) for _, others in jobs[6:9]]
+    assert sources == [['breast', 'none']]*3
 
 
 # --- results
@@ -294,14 +273,11 @@ def test_results_of_complete_seeds(ran, tmp_path):
     d = tables['differences']
     assert (d[d.score == 'auc'].p_holm >= d[d.score == 'auc'].p).all()
     curves = pd.read_csv(tmp_path/'out'/'curves.csv')
-    assert len(curves) == 2*2*3 and {'train_loss', 'val_loss', 'train_accuracy', 'val_accuracy'
-                                     } <= set(curves)
+    assert len(curves) == 2*2*3
+    assert {'train_loss', 'val_loss', 'train_accuracy', 'val_accuracy'} <= set(curves)
     made = {f.name for f in (tmp_path/'out').iterdir()}
-    assert {
-        f'{k}.{e}'
-        for k in ('fig5_accuracy', 'fig6_loss', 'scores', 'differences')
-        for e in ('png', 'svg')
-    } <= made
+    assert {f'{k}.{e}' for k in ('fig5_accuracy', 'fig6_loss', 'scores', 'differences')
+            for e in ('png', 'svg')} <= made
     for f in (tmp_path/'out').iterdir():
         assert not re.search(rb'P\d+_[LR]|patient_id', f.read_bytes()), f.name
         if f.suffix == '.md':
@@ -318,16 +294,15 @@ def test_unfinished_seeds_are_left_out_and_listed(ran, tmp_path):
     assert tables['table'].seeds.to_dict() == {'regions': 2, 'none': 1, 'not at test': 2}
     assert set(tables['changes'].seeds) == {1} # pairs use the seed finished for both
     assert set(tables['changes']['p, AUC-ROC']) == {'one seed: not tested'}
-    assert 'INCOMPLETE, finished of seeds 0, 1: regions; not at test: 0, 1 | none: 0' in (
-        tmp_path/'out'/'table.md').read_text()
-    output = json.loads((tmp_path/'out'/'settings.json').read_text())
-    assert output['seeds'] == {'regions': [0, 1], 'none': [0], 'not at test': [0, 1]
-                               } and output['n_runs'] == 9
+    text = (tmp_path/'out'/'table.md').read_text()
+    assert 'INCOMPLETE, finished of seeds 0, 1: regions; not at test: 0, 1 | none: 0' in text
+    settings = json.loads((tmp_path/'out'/'settings.json').read_text())
+    assert settings['seeds'] == {'regions': [0, 1], 'none': [0], 'not at test': [0, 1]}
+    assert settings['n_runs'] == 9
     for p in plan: (Path(p.cfg.run_dir)/'predictions.csv').unlink(missing_ok=True)
-    with pytest.raises(
-            ValueError, match=
-            "no seed of any variant is complete: of 6 runs of each variant there are 'regions' 0; 'none' 0"
-    ):
+    message = ("no seed of any variant is complete: of 6 runs of each variant there are "
+               "'regions' 0; 'none' 0")
+    with pytest.raises(ValueError, match=message):
         write_results(grid, plan, tmp_path/'nothing')
     assert not (tmp_path/'nothing').exists()
 
@@ -342,72 +317,65 @@ def test_published_settings_are_complete_without_paths(ran, tmp_path):
     assert (s['command'], s['phantom'], s['weights_source']) == (command, True, 'scratch')
     assert (s['n_breasts'], s['n_patients']) == (len(manifest), manifest.patient_id.nunique())
     assert s['n_images'] == manifest.has_cc.sum() + manifest.has_mlo.sum()
-    assert s['variants']['none']['switches']['roi_source'] == 'none' and s['settings'][
-        'image_size'] == 32
+    none = s['variants']['none']
+    assert none['switches']['roi_source'] == 'none' and s['settings']['image_size'] == 32
     gone = {*WHERE, 'splits_csv', 'fold', 'seed'}
-    assert {f.name
-            for f in fields(TrainConfig)} - gone == {
-                *s['settings'], *s['variants']['none']['settings']
-            }
-    assert {'torch', 'timm'} <= set(s['versions']) and len(
-        s['data_fingerprint']) > 8 and s['commit']
+    kept = {f.name for f in fields(TrainConfig)} - gone
+    assert kept == {*s['settings'], *none['settings']}
+    assert {'torch', 'timm'} <= set(s['versions'])
+    assert len(s['data_fingerprint']) > 8 and s['commit']
     for path in (runs, tmp_path, ROOT): assert str(path) not in text
 
 
 def test_results_on_real_images_need_one_clean_commit(ran, tmp_path):
-    "Runs on real data: one commit for each variant and seed, which may differ."
+    "Runs on real data have one commit for each variant and seed; variants may differ."
     grid, plan, runs = ran
     present = copy_runs(runs, tmp_path/'runs')
     plan = plan_runs(grid, plan[0].cfg.data_root, present)
-    def say(commits):
+    def set_commits(commits):
         for p, commit in zip(plan, commits):
             path = Path(p.cfg.run_dir)/'config.json'
             config = json.loads(path.read_text()) | dict(phantom=False, commit=commit)
-            config['settings'] |= dict(data_root='',
-                                       tensor_dir='') # otherwise the phantom's files contradict it
+            config['settings'] |= dict(data_root='', tensor_dir='') # their files name the phantom
             for s in config['sessions']: s['commit'] = commit
             path.write_text(json.dumps(config))
             seal_run(p.cfg.run_dir)
-    for commits, why in [
-        (['a1+changes'] + ['a1']*11,
-         "runs were made at commit 'a1\\+changes', which nobody can check out: commit first and run again"
-         ),
-        (['a1'] + ['b2']*11,
-         f'{plan[0].variant}: runs of one seed were made at 2 commits, a1, b2: run all of a variant and seed at one'
-         )
-    ]:
-        say(commits)
-        with pytest.raises(ValueError, match=why): write_results(grid, plan, tmp_path/'out')
+    dirty = ("runs were made at commit 'a1\\+changes', which nobody can check out: "
+             'commit first and run again')
+    mixed = (f'{plan[0].variant}: runs of one seed were made at 2 commits, a1, b2: '
+             'run all of a variant and seed at one')
+    for commits, message in [(['a1+changes'] + ['a1']*11, dirty), (['a1'] + ['b2']*11, mixed)]:
+        set_commits(commits)
+        with pytest.raises(ValueError, match=message): write_results(grid, plan, tmp_path/'out')
         assert not (tmp_path/'out').exists()
-    say(['a1']*12)
+    set_commits(['a1']*12)
     write_results(grid, plan, tmp_path/'out', n_draws=50)
     assert json.loads((tmp_path/'out'/'settings.json').read_text())['commit'] == 'a1'
     text = (tmp_path/'out'/'table.md').read_text()
     assert 'PHANTOM' not in text and 'commits' not in text
     of = {v: f'{i}{i}' for i, v in enumerate(dict.fromkeys(p.variant for p in plan))}
-    say([of[p.variant] for p in plan])
+    set_commits([of[p.variant] for p in plan])
     write_results(grid, plan, tmp_path/'out', n_draws=50)
     assert json.loads((tmp_path/'out'/'settings.json').read_text())['commit'] == of
-    output = 'run at commits ' + ', '.join(f'{c} ({v})' for v, c in of.items())
-    assert all(output in (tmp_path/'out'/f'{k}.md').read_text().split('\n')[0]
-               for k in ('table', 'changes', 'binary'))
+    note = 'run at commits ' + ', '.join(f'{c} ({v})' for v, c in of.items())
+    for k in ('table', 'changes', 'binary'):
+        assert note in (tmp_path/'out'/f'{k}.md').read_text().split('\n')[0]
 
 
 def test_published_results_come_from_a_clean_commit():
     "Results in the repository."
-    published = [
-        json.loads(f.read_text()) for f in sorted((ROOT/'results').glob('*/settings.json'))
-    ]
+    published = [json.loads(f.read_text())
+                 for f in sorted((ROOT/'results').glob('*/settings.json'))]
     published = [s for s in published if 'grid' in s]
     if not published: pytest.skip('no grid is published yet')
     for s in published:
-        commits = [s['commit']] if isinstance(s['commit'],
-                                              str) else [s['commit'][v] for v in s['variants']]
+        single = isinstance(s['commit'], str)
+        commits = [s['commit']] if single else [s['commit'][v] for v in s['variants']]
         commits = [c for of in commits for c in (of.values() if isinstance(of, dict) else [of])]
-        assert s['phantom'] is False and all(re.fullmatch('[0-9a-f]{40}', c)
-                                             for c in commits), s['command']
-        assert '/' not in str(
-            [s['settings'].get('weights_dir'), s['grid']['base'].get('weights_dir')])
+        assert s['phantom'] is False, s['command']
+        assert all(re.fullmatch('[0-9a-f]{40}', c) for c in commits), s['command']
+        folders = [s['settings'].get('weights_dir'), s['grid']['base'].get('weights_dir')]
+        assert '/' not in str(folders)
 
 
 def test_published_results_are_read_back(ran, tmp_path, monkeypatch):
@@ -415,16 +383,15 @@ def test_published_results_are_read_back(ran, tmp_path, monkeypatch):
     write_results(grid, plan, tmp_path/'results'/'small', 'a trial', 'some command', n_draws=50)
     monkeypatch.chdir(tmp_path)
     found = read_results('small')
-    assert {
-        'table', 'binary', 'changes', 'confusion', 'scores', 'differences', 'curves', 'settings'
-    } == set(found)
+    assert set(found) == {'table', 'binary', 'changes', 'confusion', 'scores', 'differences',
+                          'curves', 'settings'}
     assert show_results('small').loc['regions', 'compared with'] == '' # empty cells are not NaN
-    assert show_results('small',
-                        'changes').index.tolist() == ['regions -> none', 'none -> not at test']
-    assert 'Made by `some command`' in phrase_settings(
-        'small') and 'weights: scratch' in phrase_settings('small')
-    assert 'not published yet' in phrase_settings(
-        'ladder') and 'configs/ladder.yaml' in show_results('ladder').data
+    pairs = show_results('small', 'changes').index
+    assert pairs.tolist() == ['regions -> none', 'none -> not at test']
+    sentence = phrase_settings('small')
+    assert 'Made by `some command`' in sentence and 'weights: scratch' in sentence
+    assert 'not published yet' in phrase_settings('ladder')
+    assert 'configs/ladder.yaml' in show_results('ladder').data
     with pytest.raises(ValueError, match='results/ladder is absent'): find_results('ladder')
 
 
@@ -440,21 +407,17 @@ def command(folder, data, *args):
 
 
 def test_one_split_per_seed(phantom, tmp_path):
-    "`n_folds: 0`: new test breasts per seed, a table of runs, means beside the paper, Figures 5 and 6."
-    (tmp_path/'again.yaml').write_text(
-        yaml.safe_dump(
-            dict(base=BASE | dict(epochs=2), n_folds=0, seeds=[0, 1, 2], variants=dict(paper={}))))
+    "`n_folds: 0`: new test breasts per seed, tables of runs and of means, Figures 5 and 6."
+    again = dict(base=BASE | dict(epochs=2), n_folds=0, seeds=[0, 1, 2], variants=dict(paper={}))
+    (tmp_path/'again.yaml').write_text(yaml.safe_dump(again))
     done = command(tmp_path, phantom, '--without-papermill')
     assert done.returncode == 0, done.stderr
     out = tmp_path/'out'/'again'
     runs, summary = pd.read_csv(out/'runs.csv'), pd.read_csv(out/'summary.csv').set_index('score')
-    assert runs.seed.tolist() == [0, 1, 2] and {
-        'test breasts', 'women', 'Accuracy', 'AUC-ROC', 'PR-AUC', 'F1-score'
-    } <= set(runs)
-    tested = [
-        tuple(pd.read_csv(f).query('split == "test"').patient_id)
-        for f in sorted((tmp_path/'runs').glob('*/seed*/splits.csv'))
-    ]
+    assert runs.seed.tolist() == [0, 1, 2]
+    assert {'test breasts', 'women', 'Accuracy', 'AUC-ROC', 'PR-AUC', 'F1-score'} <= set(runs)
+    tested = [tuple(pd.read_csv(f).query('split == "test"').patient_id)
+              for f in sorted((tmp_path/'runs').glob('*/seed*/splits.csv'))]
     assert len(set(tested)) == 3
     assert [summary.published[k] for k in ('accuracy', 'auc', 'pr_auc')] == [.8721, .9676, .9458]
     each = pd.read_csv(out/'scores.csv').query('score == "auc"').value
@@ -465,12 +428,10 @@ def test_one_split_per_seed(phantom, tmp_path):
 
 
 TINY = SMALL | dict(
-    variants={
-        'paper': ladder()['paper'], 'split by patient': ladder()['split by patient'],
-        'faked': dict(data='faked')
-    }, data={'faked': dict(how='fake')}, rescore={
-        'not at test': dict(of='paper', roi_source='none')
-    }, pairs=[['paper', 'split by patient'], ['paper', 'not at test']])
+    variants={'paper': ladder()['paper'], 'split by patient': ladder()['split by patient'],
+              'faked': dict(data='faked')}, data={'faked': dict(how='fake')},
+    rescore={'not at test': dict(of='paper', roi_source='none')},
+    pairs=[['paper', 'split by patient'], ['paper', 'not at test']])
 ONE = dict(base=BASE, n_folds=3, variants=dict(a={}),
            rescore=dict(b=dict(of='a', roi_source='none')), pairs=[['a', 'b']])
 
@@ -486,8 +447,7 @@ def test_command_resumes_and_shares(phantom, tmp_path):
     fit(replace(plan[0].cfg, n_jobs=1)) # one run is finished already
     present = Path(plan[0].cfg.run_dir)/'predictions.csv'
     when = present.stat().st_mtime_ns
-    done = command(tmp_path, phantom, '--n-jobs', 2,
-                   '--without-papermill') # papermill costs seconds per run
+    done = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # it takes seconds a run
     assert done.returncode == 0, done.stderr
     assert present.stat().st_mtime_ns == when
     made = list((tmp_path/'runs').glob('*/seed*-fold*/predictions.csv'))
@@ -507,9 +467,11 @@ def test_command_publishes_finished_grids(phantom, tmp_path):
     run_grid(grid, plan_runs(grid, phantom, tmp_path/'runs'))
     done = command(tmp_path, phantom, '--only-results', '--seeds', 0, 1)
     assert done.returncode != 0 and 'Traceback' not in done.stderr
-    assert "cesm_grid: none: no seed of any variant is complete: of 6 runs of each variant there are 'a' 0" in done.stderr
-    assert 'INCOMPLETE, finished of seeds 0, 1: a; b: 0' in (
-        tmp_path/'out'/'grid'/'table.md').read_text()
+    message = ('cesm_grid: none: no seed of any variant is complete: of 6 runs of each variant '
+               "there are 'a' 0")
+    assert message in done.stderr
+    text = (tmp_path/'out'/'grid'/'table.md').read_text()
+    assert 'INCOMPLETE, finished of seeds 0, 1: a; b: 0' in text
     assert not (tmp_path/'out'/'none').exists()
 
 
@@ -517,49 +479,49 @@ def test_command_rejects_before_running(phantom, tmp_path):
     odd = TINY | dict(variants=TINY['variants'] | dict(odd=dict(epocs=3)))
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(odd))
     done = command(tmp_path, phantom)
-    assert done.returncode != 0 and "grid.yaml: unknown parameter 'epocs': did you mean epochs?" in done.stderr and 'Traceback' not in done.stderr
+    assert done.returncode != 0 and 'Traceback' not in done.stderr
+    assert "grid.yaml: unknown parameter 'epocs': did you mean epochs?" in done.stderr
     assert not (tmp_path/'runs').exists()
 
 
 def test_command_writes_to_runs_by_default(phantom, tmp_path, monkeypatch):
     (tmp_path/'one.yaml').write_text(yaml.safe_dump(ONE))
     written = []
-
     def write(grid, plan, out, *args, **more):
         written.append(out)
         out.mkdir(parents=True), (out/'table.md').write_text('')
-
     monkeypatch.setattr(experiments, 'write_results', write)
     monkeypatch.setattr(experiments, 'find_checkout', lambda: tmp_path)
     for more in ([], ['--out', tmp_path/'results']):
-        assert call(cesm_grid, tmp_path/'one.yaml', '--data', phantom, '--only-results',
-                    *more).returncode == 0
+        done = call(cesm_grid, tmp_path/'one.yaml', '--data', phantom, '--only-results', *more)
+        assert done.returncode == 0
     assert written == [tmp_path/'runs'/'results'/'one', tmp_path/'results'/'one']
 
 
 def test_results_of_other_data_are_never_replaced(phantom, tmp_path):
-    "Results of a phantom in place of those of real images are rejected before training."
+    "Results of a phantom do not replace those of real images: rejected before training."
     before = {f: f.read_bytes() for f in (ROOT/'results'/'primary').iterdir()}
     done = call(cesm_grid, ROOT/'configs'/'primary.yaml', '--data', phantom, '--runs',
                 tmp_path/'runs', '--out', ROOT/'results', '--without-papermill', '--set',
                 'pretrained=false')
     assert done.returncode != 0 and 'Traceback' not in done.stderr
-    assert 'results/primary holds results on another data set (data_fingerprint ' in done.stderr and 'give another --out' in done.stderr
-    assert {f: f.read_bytes()
-            for f in (ROOT/'results'/'primary').iterdir()
-            } == before and not (tmp_path/'runs').exists()
+    message = 'results/primary holds results on another data set (data_fingerprint '
+    assert message in done.stderr and 'give another --out' in done.stderr
+    assert {f: f.read_bytes() for f in (ROOT/'results'/'primary').iterdir()} == before
+    assert not (tmp_path/'runs').exists()
 
 
 def test_failed_run_is_explained(phantom, tmp_path):
     "An error in the notebook's process is reported in one sentence, with the executed notebook."
-    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE
-                                                     | dict(base=BASE | dict(lr=1e9, epochs=3))))
+    failing = ONE | dict(base=BASE | dict(lr=1e9, epochs=3))
+    (tmp_path/'grid.yaml').write_text(yaml.safe_dump(failing))
     done = command(tmp_path, phantom)
-    assert done.returncode != 0 and 'cesm_grid: NotFiniteError' in done.stderr and 'notebook.ipynb' in done.stderr
+    assert done.returncode != 0 and 'cesm_grid: NotFiniteError' in done.stderr
+    assert 'notebook.ipynb' in done.stderr
     assert 'Traceback' not in done.stderr
 
 
-def trains_twice(runs, process):
+def two_runs_train(runs, process):
     "Wait until two runs have stored an epoch, or the process has ended."
     for _ in range(PATIENCE*2):
         if len(list(runs.glob('*/seed*/checkpoints/last'))) == 2: return True
@@ -574,13 +536,11 @@ def test_workers_end_with_the_command(phantom, tmp_path):
     endless = dict(base=BASE | dict(epochs=100_000, patience=100_000), n_folds=0, seeds=[0, 1],
                    variants=dict(a={}))
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(endless))
-    words = [
-        sys.executable, '-c', GRID, tmp_path/'grid.yaml', '--data', phantom, '--runs',
-        tmp_path/'runs', '--n-jobs', 2, '--without-papermill'
-    ]
-    with open(tmp_path/'said', 'w') as output:
+    words = [sys.executable, '-c', GRID, tmp_path/'grid.yaml', '--data', phantom, '--runs',
+             tmp_path/'runs', '--n-jobs', 2, '--without-papermill']
+    with open(tmp_path/'output', 'w') as output:
         started = subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=output, stderr=output)
-    try: assert trains_twice(tmp_path/'runs', started), (tmp_path/'said').read_text()
+    try: assert two_runs_train(tmp_path/'runs', started), (tmp_path/'output').read_text()
     finally:
         workers = psutil.Process(started.pid).children()
         started.kill()
@@ -593,8 +553,8 @@ def test_workers_end_with_the_command(phantom, tmp_path):
 
 def test_grid_on_a_cluster(phantom, tmp_path):
     "`--dask ADDRESS`: the workers of a cluster execute the runs through papermill."
-    distributed = pytest.importorskip('distributed',
-                                      reason="pip install 'cesm_nb[dask]' to test a cluster")
+    reason = "pip install 'cesm_nb[dask]' to test a cluster"
+    distributed = pytest.importorskip('distributed', reason=reason)
     (tmp_path/'grid.yaml').write_text(yaml.safe_dump(ONE | dict(n_folds=0, seeds=[0, 1], pairs=[])))
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1,
                                   dashboard_address=None) as cluster:

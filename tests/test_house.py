@@ -28,9 +28,8 @@ def test_globs_find_all_notebooks_and_modules():
     "Notebooks of both folders and all modules are found; nbdev exports one module per notebook."
     exported = [p for p in NOTEBOOKS if '#| default_exp ' in p.read_text()]
     assert len(exported) == len(MODULES) >= 60
-    assert {p.parent.name
-            for p in NOTEBOOKS} == {'nbs', 'api'} and len({p.parent
-                                                           for p in MODULES}) == 14
+    assert {p.parent.name for p in NOTEBOOKS} == {'nbs', 'api'} and len(
+        {p.parent for p in MODULES}) == 14
 
 
 def tracked():
@@ -45,16 +44,17 @@ def test_clean_and_export_leave_no_diff(tmp_path):
     for f in tracked():
         (copy/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/f, copy/f, follow_symlinks=False)
-    git = lambda *a: subprocess.run([
-        'git', '-c', 'user.name=t', '-c', 'user.email=t@t', *a
-    ], cwd=copy, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+    git = lambda *a: subprocess.run(
+        ['git', '-c', 'user.name=t', '-c', 'user.email=t@t', *a], cwd=copy, check=True,
+        capture_output=True, text=True, timeout=PATIENCE).stdout
     git('init', '-q'), git('add', '-A'), git('commit', '-qm', 'as it is')
     for command in ('nbdev_clean', 'nbdev_export'):
         subprocess.run([BIN/command], cwd=copy, check=True, capture_output=True, timeout=PATIENCE)
     assert git('status', '--porcelain') == ''
-    notebook = copy/'nbs'/'api'/'core.terms.ipynb' # the check can fail: a changed exported cell is found
-    notebook.write_text(notebook.read_text().replace("VIEWS = ('CC', 'MLO')",
-                                                     "VIEWS = ('MLO', 'CC')"))
+    # the check can fail: a changed exported cell is found
+    notebook = copy/'nbs'/'api'/'core.terms.ipynb'
+    notebook.write_text(notebook.read_text().replace(
+        "VIEWS = ('CC', 'MLO')", "VIEWS = ('MLO', 'CC')"))
     subprocess.run([BIN/'nbdev_export'], cwd=copy, check=True, capture_output=True,
                    timeout=PATIENCE)
     assert 'cesm_nb/core/terms.py' in git('status', '--porcelain')
@@ -73,7 +73,7 @@ LONG = { # modules that still have exported lines over 100 columns; the list onl
 
 
 def long_lines(module):
-    "Exported lines over 100 columns; the head that nbdev writes, with docstring and `__all__`, does not count."
+    "Exported lines over 100 columns, without the head that nbdev writes (docstring, `__all__`)."
     _, *cells = re.split(r'^# %% \.\./(?:\.\./)?nbs/.*$', module.read_text(), flags=re.M)
     return [line for cell in cells for line in cell.splitlines() if len(line) > 100]
 
@@ -90,8 +90,7 @@ ONCE = { # defined in one place only: text -> module
     "'history.csv'": 'core.runs', "'predictions.csv'": 'core.runs', "'splits.csv'": 'core.runs',
     "'status.json'": 'core.runs', "'manifest.csv'": 'core.runs', "f'p_{": 'core.terms',
     "'allow_scratch', 'n_jobs', 'device', 'resume'": 'core.settings',
-    "'accuracy', 'precision', 'recall', 'f1', 'auc', 'pr_auc'": 'stats.scores'
-}
+    "'accuracy', 'precision', 'recall', 'f1', 'auc', 'pr_auc'": 'stats.scores'}
 
 
 @pytest.mark.parametrize('text', ONCE)
@@ -121,16 +120,15 @@ def test_modules_import_only_downwards(tmp_path):
 
 def test_training_imports_nothing_above_it():
     "Neither the probe, nor modules above training, nor a plotting library."
-    code = "import sys, cesm_nb.train; print(*(m for m in sys.modules if m.startswith(('cesm_nb', 'matplotlib', 'seaborn'))))"
+    code = ("import sys, cesm_nb.train; print(*(m for m in sys.modules "
+            "if m.startswith(('cesm_nb', 'matplotlib', 'seaborn'))))")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           timeout=PATIENCE, check=True)
     loaded = done.stdout.split()
     assert 'cesm_nb.train' in loaded
     packages = ('probe', 'cases', 'leakage', 'experiments')
-    assert [
-        m for m in loaded if m.startswith(('matplotlib', 'seaborn', *(f'cesm_nb.{p}'
-                                                                      for p in packages)))
-    ] == []
+    assert [m for m in loaded if m.startswith(
+        ('matplotlib', 'seaborn', *(f'cesm_nb.{p}' for p in packages)))] == []
     source = (ROOT/'cesm_nb'/'train.py').read_text()
     assert re.findall(r'probe|lesion|\bmate', source, re.I) == []
 
@@ -143,17 +141,13 @@ def test_package_imports_no_development_tool(module):
 
 
 def test_no_patient_data_is_tracked():
-    bad = [
-        f for f in tracked()
-        if re.search(r'(^|/)(P\d+_[LR]_(DM|CM)_|runs/)|\.(pt|safetensors|jpe?g|dcm)$', f)
-    ]
+    bad = [f for f in tracked() if re.search(
+        r'(^|/)(P\d+_[LR]_(DM|CM)_|runs/)|\.(pt|safetensors|jpe?g|dcm)$', f)]
     assert bad == []
     big = [f for f in tracked() if (ROOT/f).stat().st_size > 2e6]
     assert big == []
-    named = [
-        f for f in tracked()
-        if f.startswith('results/') and re.search(rb'P\d+_[LR]', (ROOT/f).read_bytes())
-    ]
+    named = [f for f in tracked() if f.startswith('results/')
+             and re.search(rb'P\d+_[LR]', (ROOT/f).read_bytes())]
     assert named == []
 
 
@@ -167,24 +161,20 @@ def test_no_author_folder_is_named():
     assert found == ['.ci/run', 'tests/test_house.py']
 
 
-CLOCKS = {
-    'time', 'perf_counter', 'process_time', 'monotonic', 'thread_time', 'sleep', 'getrusage',
-    'timeit'
-}
-STARTS, WAITS = {'run', 'call', 'check_call', 'check_output',
-                 'communicate'}, {'wait', 'join', 'communicate'}
+CLOCKS = {'time', 'perf_counter', 'process_time', 'monotonic', 'thread_time', 'sleep', 'getrusage',
+          'timeit'}
+STARTS, WAITS = ({'run', 'call', 'check_call', 'check_output', 'communicate'},
+                 {'wait', 'join', 'communicate'})
 
 
 def hurried(source):
-    "Lines of a test file that read a clock, sleep, loop without a count, or start or await a process without a bound."
+    "Lines of a test that read a clock, sleep, loop without a count, or wait without a bound."
     bad = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.While): bad.append((node.lineno, 'while'))
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            bad += [
-                (node.lineno, a.name) for a in node.names
-                if a.name in {'time', 'timeit', 'resource'} or getattr(node, 'module', '') == 'time'
-            ]
+            bad += [(node.lineno, a.name) for a in node.names if a.name in
+                    {'time', 'timeit', 'resource'} or getattr(node, 'module', '') == 'time']
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute): continue
         name, owner = node.func.attr, getattr(node.func.value, 'id', '')
         bounded = any(k.arg == 'timeout' for k in node.keywords)
@@ -198,8 +188,8 @@ def hurried(source):
 @pytest.mark.parametrize('path', sorted((ROOT/'tests').glob('*.py')), ids=lambda p: p.stem)
 def test_tests_do_not_depend_on_speed(path):
     "No clock, no sleep, no endless loop: speed only changes the duration."
-    allowed = {'resource'
-               } if path.stem == 'test_crash' else set() # there it limits the size of a file
+    # in test_crash it limits the size of a file
+    allowed = {'resource'} if path.stem == 'test_crash' else set()
     assert [b for b in hurried(path.read_text()) if b[1] not in allowed] == []
 
 
@@ -233,8 +223,8 @@ def test_guard_fails_without_the_tag(tmp_path):
     nb = nbformat.read(ROOT/'nbs'/'04_train_colab_t4.ipynb', 4)
     for cell in nb.cells: cell.metadata.pop('tags', None)
     nbformat.write(nb, tmp_path/'04.ipynb')
-    with pytest.raises(ValueError,
-                       match=r'has parameters \[\], expected .*is the `parameters` tag there'):
+    with pytest.raises(
+            ValueError, match=r'has parameters \[\], expected .*is the `parameters` tag there'):
         check_parameters(tmp_path/'04.ipynb', NAMES)
 
 

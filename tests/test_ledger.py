@@ -13,7 +13,7 @@ def late():
 
 
 def write(folder, **modules):
-    "A package of these modules; `sub__name` is in the folder `sub`."
+    "Write a package of these modules; `sub__name` is in the folder `sub`."
     for name, text in modules.items():
         path = folder/f'{name.replace("__", "/")}.py'
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ EVERY = dict(views=('both', *VIEWS), backbones=(PAPER_BACKBONES, *split_backbone
 
 
 def test_every_combination_of_settings(monkeypatch):
-    "576 models: shape, a gradient for each parameter, a missing view's pixels, batches of one, reload."
+    "576 models: shape, a gradient per parameter, pixels of a missing view, batches of one, reload."
     monkeypatch.setattr(backbones, 'make_backbone', tiny_backbone)
     x, real = breasts(), torch.tensor([[True, True], [True, False], [False, False]])
     for values in product(*EVERY.values()):
@@ -51,19 +51,19 @@ def test_every_combination_of_settings(monkeypatch):
         torch.manual_seed(0)
         net = FourStream(**settings, width=16, drop_rate=0.)
         net(x).square().sum().backward()
-        assert not [
-            n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()
-        ], settings
+        without = [n for n, p in net.named_parameters()
+                   if p.grad is None or not p.grad.isfinite().all()]
+        assert not without, settings
         n_tokens = (1 + (settings['views'] == 'both'))*len(split_backbones(settings['backbones']))
         assert net.forward_tokens(x)[0].shape == (3, n_tokens, 16), settings
         assert net.forward_features(x).shape == (3, 16 + 32*settings['metadata']), settings
         other = x.clone()
         other[1, 1], other[2, :2] = .7, .3 # pixels of a missing view
-        assert torch.equal(net(x, real), net(other,
-                                             real)) == settings['mask_missing_views'], settings
+        unchanged = torch.equal(net(x, real), net(other, real))
+        assert unchanged == settings['mask_missing_views'], settings
         with torch.no_grad(): # a different code path inside PyTorch
-            assert_close(net.eval()(x, real), torch.cat([net(x[[i]], real[[i]]) for i in range(3)]),
-                         atol=1e-5, rtol=1e-4)
+            one_by_one = torch.cat([net(x[[i]], real[[i]]) for i in range(3)])
+            assert_close(net.eval()(x, real), one_by_one, atol=1e-5, rtol=1e-4)
         again = FourStream(**net.settings)
         again.load_state_dict(net.state_dict())
         with torch.no_grad(): assert torch.equal(again.eval()(x, real), net(x, real)), settings
@@ -71,31 +71,28 @@ def test_every_combination_of_settings(monkeypatch):
 
 def test_parameter_names_match_old_checkpoints():
     "Names and shapes outside the backbones, as in the first version."
-    shapes = {
-        k: tuple(v.shape)
-        for k, v in FourStream().state_dict().items() if not k.startswith('streams.')
-    }
+    state = FourStream().state_dict()
+    shapes = {k: tuple(v.shape) for k, v in state.items() if not k.startswith('streams.')}
     assert shapes == {
-        'mixer.attn.in_proj_weight': (1536, 512), 'mixer.attn.in_proj_bias': (1536, ),
-        'mixer.attn.out_proj.weight': (512, 512), 'mixer.attn.out_proj.bias': (512, ),
-        'mixer.mlp.0.weight': (512, 512,
-                               1), 'mixer.mlp.0.bias': (512, ), 'mixer.mlp.2.weight': (512, 512, 1),
-        'mixer.mlp.2.bias': (512, ), 'mixer.norm1.weight': (512, ), 'mixer.norm1.bias': (512, ),
-        'mixer.norm2.weight': (512, ), 'mixer.norm2.bias': (512, ), 'meta.0.weight': (32, 2),
-        'meta.0.bias': (32, ), 'head.1.weight': (128, 544), 'head.1.bias': (128, ),
-        'head.4.weight': (3, 128), 'head.4.bias': (3, )
-    }
-    assert {k.split('.')[1]
-            for k in FourStream().state_dict()
-            if k.startswith('streams.')} == {'mobilenetv2_100', 'efficientnet_b0'}
+        'mixer.attn.in_proj_weight': (1536, 512), 'mixer.attn.in_proj_bias': (1536,),
+        'mixer.attn.out_proj.weight': (512, 512), 'mixer.attn.out_proj.bias': (512,),
+        'mixer.mlp.0.weight': (512, 512, 1), 'mixer.mlp.0.bias': (512,),
+        'mixer.mlp.2.weight': (512, 512, 1), 'mixer.mlp.2.bias': (512,),
+        'mixer.norm1.weight': (512,), 'mixer.norm1.bias': (512,),
+        'mixer.norm2.weight': (512,), 'mixer.norm2.bias': (512,),
+        'meta.0.weight': (32, 2), 'meta.0.bias': (32,),
+        'head.1.weight': (128, 544), 'head.1.bias': (128,),
+        'head.4.weight': (3, 128), 'head.4.bias': (3,)}
+    streams = {k.split('.')[1] for k in state if k.startswith('streams.')}
+    assert streams == {'mobilenetv2_100', 'efficientnet_b0'}
 
 
 @pytest.mark.parametrize('name', ABLATIONS)
 def test_every_ablation_is_exported_and_read_back(name, tmp_path):
     net = FourStream(**ABLATIONS[name]).eval()
     back = load_model(export_model(net, tmp_path/'m', FACTS))
-    assert (back.settings, back.facts, list(back.state_dict())) == (net.settings, FACTS,
-                                                                    list(net.state_dict()))
+    assert (back.settings, back.facts) == (net.settings, FACTS)
+    assert list(back.state_dict()) == list(net.state_dict())
     with torch.no_grad(): assert torch.equal(back(breasts()), net(breasts()))
 
 
@@ -133,9 +130,9 @@ def test_pushed_and_pulled(hub, tmp_path):
     assert pushed == ['README.md', 'config.json', 'model.safetensors']
     for name in pushed:
         assert (hub/'me'/'cesm'/name).read_bytes() == (tmp_path/'m'/name).read_bytes(), name
+    message = 'me/cesm is no folder here, and revision=.* is no commit'
     for revision in (None, 'main', 'ab'*19):
-        with pytest.raises(ValueError,
-                           match='me/cesm is no folder here, and revision=.* is no commit'):
+        with pytest.raises(ValueError, match=message):
             FourStream.from_pretrained('me/cesm', revision=revision)
     pulled = FourStream.from_pretrained('me/cesm', revision='ab'*20)
     assert (pulled.facts, pulled.weights_source) == (FACTS, net.weights_source)
@@ -158,8 +155,8 @@ def test_no_local_path_is_pushed(hub, tmp_path):
     import timm
     folder = tmp_path/'home'/'me'/'weights'
     folder.mkdir(parents=True)
-    save_file(
-        timm.create_model('mobilenetv2_100').state_dict(), folder/'mobilenetv2_100.safetensors')
+    state = timm.create_model('mobilenetv2_100').state_dict()
+    save_file(state, folder/'mobilenetv2_100.safetensors')
     net = FourStream(backbones='mobilenetv2_100', pretrained=True, weights_dir=str(folder))
     net.push_to_hub('me/cesm')
     config = json.loads((hub/'me'/'cesm'/'config.json').read_text())
@@ -181,7 +178,7 @@ def test_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_missing_weights_stop_unless_scratch_is_allowed(tmp_path):
-    "Offline without cache: one sentence on how to get weights; scratch only if allowed, and recorded."
+    "Offline without cache: an error on how to get weights; training from scratch only if allowed."
     code = '''
 import warnings
 from cesm_nb.model import FourStream
@@ -196,18 +193,17 @@ print(net.weights_source)
     env = os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), PYTHONPATH=str(ROOT))
     ran = subprocess.run([sys.executable, '-c', code], env=env, cwd=ROOT, capture_output=True,
                          text=True, timeout=PATIENCE, check=True)
-    refusal, warning, source = ran.stdout.strip().splitlines()
-    assert 'no pretrained weights from the hub' in refusal and 'mobilenetv2_100.safetensors into a folder' in refusal and 'allow_scratch=True' in refusal
+    error, warning, source = ran.stdout.strip().splitlines()
+    assert 'no pretrained weights from the hub' in error
+    assert 'mobilenetv2_100.safetensors into a folder' in error and 'allow_scratch=True' in error
     assert warning.count('FROM SCRATCH') == 1 and source == 'scratch (weights not found)'
 
 
 def test_weights_of_version_0_1_0_load():
     "Short stream names, one channel, unnormalised input: the same logits under current names."
     net = FourStream(views='CC', backbones='mobilenetv2_100').eval()
-    old = {
-        k.replace('streams.mobilenetv2_100.', 'streams.mobile.'): v
-        for k, v in net.state_dict().items()
-    }
+    old = {k.replace('streams.mobilenetv2_100.', 'streams.mobile.'): v
+           for k, v in net.state_dict().items()}
     again = FourStream(views='CC', backbones='mobile').eval()
     again.load_state_dict(old)
     with torch.no_grad(): assert torch.equal(again(breasts()), net(breasts()))
@@ -215,16 +211,15 @@ def test_weights_of_version_0_1_0_load():
 
 @needs_weights
 def test_one_epoch_from_imagenet_weights(phantom, tmp_path):
-    "Pretrained: one epoch at 64 px on a phantom, reloaded with normalised input; a wrong folder fails."
+    "One epoch at 64 px on a phantom, reloaded with normalised input; a wrong folder is rejected."
     from cesm_nb.training.inference import load_run
     from cesm_nb.core.settings import make_config
     from cesm_nb.train import fit
     settings = dict(data_root=str(phantom), image_size=64, epochs=1, mixed_precision='no',
                     device='cpu', pretrained=True, backbones='mobilenetv2_100,efficientnet_lite0')
     with pytest.raises(ValueError, match='typo/mobilenetv2_100.safetensors is absent'):
-        fit(
-            make_config(settings
-                        | dict(weights_dir=f'{WEIGHTS}/typo', run_dir=str(tmp_path/'none'))))
+        wrong = dict(weights_dir=f'{WEIGHTS}/typo', run_dir=str(tmp_path/'none'))
+        fit(make_config(settings | wrong))
     assert not (tmp_path/'none').exists()
     run = fit(make_config(settings | dict(weights_dir=str(WEIGHTS), run_dir=str(tmp_path/'run'))))
     assert run.config['weights_source'].startswith(f'files in {WEIGHTS.name}: efficientnet_lite0 ')

@@ -14,8 +14,8 @@ from cesm_nb.core.settings import make_config
 from cesm_nb.train import fit
 
 PROTOCOLS = ['paper', 'clinical']
-EXACT = (HERE/'pins'/'processor.txt'
-         ).read_text().strip() == find_processor() # rounding differs between kinds of processors
+# rounding differs between kinds of processors
+EXACT = (HERE/'pins'/'processor.txt').read_text().strip() == find_processor()
 
 
 @pytest.fixture(scope='module')
@@ -45,22 +45,21 @@ def test_tensors_match_the_pinned_run(today, protocol):
     was, now = (read_tensor(d/protocol/'tensor.torch') for d in (HERE/'pins', today))
     assert set(now) == set(was)
     torch.testing.assert_close(now['x'], was['x'], rtol=0, atol=1e-6 if EXACT else 1.5/255)
-    assert (now['label'], now['patient_id'], now['side']) == (was['label'], was['patient_id'],
-                                                              was['side'])
+    for key in ('label', 'patient_id', 'side'): assert now[key] == was[key], key
     a, b = (pd.read_csv(d/protocol/'manifest.csv') for d in (HERE/'pins', today))
     pd.testing.assert_frame_equal(b, a)
 
 
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 def test_settings_of_the_pinned_run_still_load(protocol):
-    "An old run folder is read, field by field."
+    "The settings of an old run folder are read, field by field."
     stored = json.loads((HERE/'pins'/protocol/'config.json').read_text())['settings']
     cfg = make_config(stored)
     assert {k: getattr(cfg, k) for k in stored} == stored
 
 
 def test_pinned_run_resumes_or_is_rejected(tmp_path, today):
-    "Different settings in the folder are reported; the same settings find the finished run."
+    "Different settings are reported; the same settings load the finished run."
     run = tmp_path/'run'
     shutil.copytree(today/'runs'/'paper', run)
     stored = json.loads((run/'config.json').read_text())['settings'] | dict(run_dir=str(run))

@@ -1,8 +1,8 @@
-"""Every shell line of README, data/README, CONTRIBUTING and the notebooks is run in one folder, or parsed.
+"""Shell lines of README, data/README, CONTRIBUTING and notebooks are run in one folder or parsed.
 
 The README's part without make is run line by line, on a small phantom with the settings of `SMALL`.
-Every other line is in the table `PARSED`, with the reason why it is not run here; its program parses it,
-so that its options exist."""
+Every other line is in the table `PARSED`, with the reason why it is not run here; its program
+parses it, so that its options exist."""
 import glob
 import importlib.util
 import inspect
@@ -28,11 +28,13 @@ from cesm_nb.experiments.grid import make_grid, read_grid_file
 from cesm_nb.core.settings import TrainConfig, check_parameters
 from conftest import PATIENCE, ROOT
 
-PROGRAMS = r'(?:cesm_\w+|make|papermill|pip|python|nbdev_\w+|accelerate|torchrun|docker|pre-commit|mkdir|git)'
+PROGRAMS = (r'(?:cesm_\w+|make|papermill|pip|python|nbdev_\w+|accelerate|torchrun|docker|'
+            r'pre-commit|mkdir|git)')
 SMALL = dict( # program -> settings for a small run; the last of two of one name counts
     cesm_phantom='--n-patients 24 --size-px 64 --signal 2 --no-progress',
-    cesm_tensorize='--image-size 32', cesm_train=
-    '--image-size 32 --epochs 1 --no-pretrained --backbones mobilenetv3_small_050 --device cpu --mixed-precision no',
+    cesm_tensorize='--image-size 32',
+    cesm_train='--image-size 32 --epochs 1 --no-pretrained --backbones mobilenetv3_small_050 '
+               '--device cpu --mixed-precision no',
     cesm_evaluate='--n-draws 20 --no-inside',
     cesm_audit='--n-repeats 1 --n-folds 3 --n-trees 2 --n-draws 20 --n-jobs 1',
     cesm_predict='--anyway')
@@ -62,27 +64,24 @@ BOOK = dict(DATA='data/phantom', FOLDER='data/phantom', FILES='a.jpg', RUN='runs
 
 def split_line(text):
     "Split a line into commands, without comment and Colab's `[ ! -d ... ] ||`."
-    text = re.sub(
-        r'\s#\s.*$', '',
-        text.strip().removeprefix('!').replace('$(which ', '').replace('cesm_train)', 'cesm_train'))
+    text = text.strip().removeprefix('!').replace('$(which ', '')
+    text = re.sub(r'\s#\s.*$', '', text.replace('cesm_train)', 'cesm_train'))
     parts = [p.strip() for p in re.split(r'&&|\|\|', text)]
     return [p for p in parts if p and not p.startswith(('[ ', 'cp '))]
 
 
 def lines_of(text):
-    "Shell lines of Markdown: fenced blocks, and code spans that call a program with something behind it."
-    fenced = [
-        line for block in re.findall(r'```(?:sh|bash|console)\n(.*?)```', text, re.S)
-        for line in block.splitlines() if line.strip()
-    ]
-    return fenced + re.findall(rf'`({PROGRAMS} [^`\n]+)`', re.sub(r'```.*?```', '', text,
-                                                                  flags=re.S))
+    "Shell lines of Markdown: fenced blocks, and code spans of a program with arguments."
+    blocks = re.findall(r'```(?:sh|bash|console)\n(.*?)```', text, re.S)
+    fenced = [line for block in blocks for line in block.splitlines() if line.strip()]
+    rest = re.sub(r'```.*?```', '', text, flags=re.S)
+    return fenced + re.findall(rf'`({PROGRAMS} [^`\n]+)`', rest)
 
 
 def every_line():
-    "(where, command) of all documented shell lines."
-    out = [(f, line) for f in ('README.md', 'data/README.md', 'CONTRIBUTING.md')
-           for line in lines_of((ROOT/f).read_text())]
+    "List (where, command) of all documented shell lines."
+    files = ('README.md', 'data/README.md', 'CONTRIBUTING.md')
+    out = [(f, line) for f in files for line in lines_of((ROOT/f).read_text())]
     for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == 'markdown':
@@ -93,7 +92,7 @@ def every_line():
 
 
 def words_of(line):
-    "Program and arguments, placeholders filled in."
+    "Return program and arguments, with placeholders filled in."
     program, *rest = [BOOK.get(w, w) for w in shlex.split(line)]
     return Path(program).name, rest
 
@@ -115,9 +114,8 @@ def parse(monkeypatch, program, args):
             inspect.signature(work).bind(*a, **k)
             raise Parsed
         return stop
-
-    for part, work in ((MODULE[program], 'main'), ('leakage.audit', 'demo'), ('leakage.split_audit',
-                                                                              'main_splits')):
+    for part, work in ((MODULE[program], 'main'), ('leakage.audit', 'demo'),
+                       ('leakage.split_audit', 'main_splits')):
         part = import_module(f'cesm_nb.{part}')
         monkeypatch.setattr(part, work, stop_at(getattr(part, work)))
     with pytest.raises(Parsed): getattr(commands, program).__wrapped__(args)
@@ -128,20 +126,23 @@ def parse_pip(args):
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
     known = settings['DEFAULT']
-    pins = {
-        canonicalize_name(line.split('==')[0])
-        for line in (ROOT/'constraints.txt').read_text().splitlines() if '==' in line
-    }
+    lines = (ROOT/'constraints.txt').read_text().splitlines()
+    pins = {canonicalize_name(line.split('==')[0]) for line in lines if '==' in line}
     extras = {e for extra in re.findall(r'\[([\w,]+)\]', ' '.join(args)) for e in extra.split(',')}
     assert extras, f'pip {args}: the bare package brings neither papermill nor a kernel'
     for extra in ('', *extras):
         for need in known[f'{extra}_requirements' if extra else 'requirements'].split():
-            assert extra == 'ray' or canonicalize_name(
-                Requirement(need).name) in pins, f'{need} of {extra or "all"} has no pin'
+            name = canonicalize_name(Requirement(need).name)
+            assert extra == 'ray' or name in pins, f'{need} of {extra or "all"} has no pin'
     if 'notebooks' in extras:
-        assert {'papermill', 'ipykernel'
-                } <= {Requirement(r).name
-                      for r in known['notebooks_requirements'].split()}
+        names = {Requirement(r).name for r in known['notebooks_requirements'].split()}
+        assert {'papermill', 'ipykernel'} <= names
+
+
+def outside_make(*more):
+    "Environment as if not started by make, also without the variables `more`."
+    return {k: v for k, v in os.environ.items()
+            if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', *more)}
 
 
 def parse_make(monkeypatch, args, folder):
@@ -152,15 +153,12 @@ def parse_make(monkeypatch, args, folder):
             (folder/f).write_bytes((ROOT/f).read_bytes() if f == 'Makefile' else b'')
     for f in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'):
         os.utime((folder/f).write_text('') and folder/f or folder/f, (1, 1))
-    alone = {k: v
-             for k, v in os.environ.items()
-             if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')} # as if not started by make
-    said = subprocess.run(['make', '-n', *args], cwd=folder, env=alone, capture_output=True,
-                          text=True, timeout=PATIENCE)
-    assert said.returncode == 0 and 'pip install' not in said.stdout, said.stdout + said.stderr
-    for line in said.stdout.splitlines():
-        program, rest = words_of(
-            line.split(' timeout 3600 ')[-1].removeprefix('OMP_NUM_THREADS=1 '))
+    done = subprocess.run(['make', '-n', *args], cwd=folder, env=outside_make(),
+                          capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0 and 'pip install' not in done.stdout, done.stdout + done.stderr
+    for line in done.stdout.splitlines():
+        started = line.split(' timeout 3600 ')[-1].removeprefix('OMP_NUM_THREADS=1 ')
+        program, rest = words_of(started)
         assert program in PARSED, line
         if program == 'cesm_reproduce':
             parse(monkeypatch, program, rest)
@@ -174,49 +172,45 @@ def make_wheel(folder):
     files = {
         'toy.py': 'one = 1\n',
         'toy-1.dist-info/METADATA': 'Metadata-Version: 2.1\nName: toy\nVersion: 1\n',
-        'toy-1.dist-info/WHEEL': 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n'
-    }
+        'toy-1.dist-info/WHEEL': 'Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n'
+                                 'Tag: py3-none-any\n'}
     with zipfile.ZipFile(path, 'w') as wheel:
         for name, text in files.items(): wheel.writestr(name, text)
-        wheel.writestr('toy-1.dist-info/RECORD',
-                       ''.join(f'{name},,\n' for name in [*files, 'toy-1.dist-info/RECORD']))
+        record = 'toy-1.dist-info/RECORD'
+        wheel.writestr(record, ''.join(f'{name},,\n' for name in [*files, record]))
     return path
 
 
 @pytest.mark.parametrize('installer', ['pip', 'uv'])
 def test_setup_compiles_bytecode(installer, tmp_path):
-    "With `PYTHONDONTWRITEBYTECODE`, code not compiled by setup is compiled at each start."
+    "With `PYTHONDONTWRITEBYTECODE`, code that setup does not compile is compiled at each start."
     for name in ('constraints.txt', 'settings.ini', 'setup.py', 'pyproject.toml'):
         (tmp_path/name).touch()
     (tmp_path/'Makefile').write_bytes((ROOT/'Makefile').read_bytes())
     (tmp_path/'cesm_nb').mkdir()
     (tmp_path/'cesm_nb'/'ours.py').write_text('two = 2\n')
-    env = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'PYTHONPATH')
-    }
-    env |= dict(PYTHONDONTWRITEBYTECODE='1') | (dict(PIP_NO_INDEX='1', PIP_FIND_LINKS='')
-                                                if installer == 'pip' else {})
-    made = subprocess.run([
-        'make', 'setup', 'VENV=venv', f'PYTHON={sys.executable}', f'WANTED={make_wheel(tmp_path)}'
-    ], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    env = outside_make('PYTHONPATH') | dict(PYTHONDONTWRITEBYTECODE='1')
+    if installer == 'pip': env |= dict(PIP_NO_INDEX='1', PIP_FIND_LINKS='')
+    command = ['make', 'setup', 'VENV=venv', f'PYTHON={sys.executable}',
+               f'WANTED={make_wheel(tmp_path)}']
+    made = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True,
+                          timeout=PATIENCE)
     assert made.returncode == 0, made.stdout + made.stderr
     if (tmp_path/'venv'/'bin'/'uv').exists() != (installer == 'uv'):
         pytest.skip('no index to install uv from')
     for source in (next((tmp_path/'venv').rglob('toy.py')), tmp_path/'cesm_nb'/'ours.py'):
-        assert Path(importlib.util.cache_from_source(
-            str(source))).exists(), f'{installer} leaves {source.name} without bytecode'
+        compiled = Path(importlib.util.cache_from_source(str(source)))
+        assert compiled.exists(), f'{installer} leaves {source.name} without bytecode'
 
 
 def parse_papermill(args):
     "The notebook, its settings file and each parameter exist."
     from papermill.cli import papermill
-    asked = papermill.make_context('papermill', list(args)).params
-    known = check_parameters(ROOT/asked['notebook_path'], [*TrainConfig.__dataclass_fields__])
-    for f in asked['parameters_file']:
+    given = papermill.make_context('papermill', list(args)).params
+    known = check_parameters(ROOT/given['notebook_path'], [*TrainConfig.__dataclass_fields__])
+    for f in given['parameters_file']:
         assert set(yaml.safe_load((ROOT/f).read_text())) <= set(known), f
-    assert {k for k, _ in asked['parameters']} <= set(known)
+    assert {k for k, _ in given['parameters']} <= set(known)
 
 
 def parse_other(program, args):
@@ -249,10 +243,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def readme_block():
-    "Lines of the README's part without make, comments off."
+    "Lines of the README's part without make, without comments."
     text = (ROOT/'README.md').read_text()
-    return lines_of(text[text.index('Without make'):]
-                    )[:text[text.index('Without make'):].split('```')[1].count('\n') - 1]
+    part = text[text.index('Without make'):]
+    return lines_of(part)[:part.split('```')[1].count('\n') - 1]
 
 
 def test_readme_without_make_runs(folder, capsys):
@@ -265,8 +259,7 @@ def test_readme_without_make_runs(folder, capsys):
         assert '*' not in ' '.join(own), f'{program} {args}: nothing there matches'
         if program == 'cesm_train': del own[own.index('--epochs'):own.index('--epochs') + 2]
         getattr(commands, program)(own + small)
-    said = capsys.readouterr().out
-    assert said.count('PHANTOM') >= 4
+    assert capsys.readouterr().out.count('PHANTOM') >= 4
     for made in ('cesm_check/index.html', 'cesm_audit/index.html', 'mine/tables/table1.csv',
                  'mine/report.html', 'cesm_predict/predictions.csv'):
         assert (folder/'runs'/made).is_file(), made
@@ -274,11 +267,12 @@ def test_readme_without_make_runs(folder, capsys):
 
 def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
     "Each shell line calls a program of the tables, which accepts its options."
-    bare, seen, bad = tmp_path_factory.mktemp('bare'), set(), []
+    bare, used, bad = tmp_path_factory.mktemp('bare'), set(), []
     for where, line in every_line():
         program, args = words_of(line)
-        assert program in PARSED, f'{where}: `{line}` is of no program of the table: run it, or say why not'
-        seen.add(program)
+        assert program in PARSED, (
+            f'{where}: the program of `{line}` is in no table: run it, or add why it is not run')
+        used.add(program)
         try:
             with monkeypatch.context() as m:
                 if program == 'pip': parse_pip(args)
@@ -286,9 +280,8 @@ def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
                 elif program == 'papermill': parse_papermill(args)
                 elif program.startswith('cesm_'):
                     if args == ['--help']: continue # tested with cli
-                    rest = [] if program != 'cesm_grid' or '--data' in args else [
-                        'configs/primary.yaml', '--data', 'data'
-                    ] # a fragment
+                    fragment = program == 'cesm_grid' and '--data' not in args
+                    rest = ['configs/primary.yaml', '--data', 'data'] if fragment else []
                     parse(m, program, args + rest)
                     if program == 'cesm_grid' and args[0].endswith('.yaml'):
                         make_grid(read_grid_file(ROOT/args[0]))
@@ -298,31 +291,27 @@ def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
         except (AssertionError, SystemExit, pytest.fail.Exception, OSError, ValueError) as e:
             bad.append(f'{where}: `{line}`: {e!r}')
     assert bad == []
-    assert len(seen) >= 12 and set(PARSED) - seen <= {'docker', 'cesm_reproduce', 'git', 'mkdir'
-                                                      }, set(PARSED) - seen
+    unused = set(PARSED) - used
+    assert len(used) >= 12
+    assert unused <= {'docker', 'cesm_reproduce', 'git', 'mkdir'}, unused
 
 
-@pytest.mark.parametrize('kind, works',
-                         [(commands.Phantom, ('synthetic.phantom.make_phantom', )),
-                          (commands.Check, ('cohort.check.main', )),
-                          (commands.Fetch, ('cohort.download.main', )),
-                          (commands.Reproduce, ('experiments.reproduce.reproduce', )),
-                          (commands.Grid, ('experiments.run.main', )),
-                          (commands.App, ('cases.web.main', )),
-                          (commands.Predict, ('imaging.dicom.read_case', 'cases.predict.main'))])
+@pytest.mark.parametrize('kind, works', [
+    (commands.Phantom, ('synthetic.phantom.make_phantom',)),
+    (commands.Check, ('cohort.check.main',)), (commands.Fetch, ('cohort.download.main',)),
+    (commands.Reproduce, ('experiments.reproduce.reproduce',)),
+    (commands.Grid, ('experiments.run.main',)), (commands.App, ('cases.web.main',)),
+    (commands.Predict, ('imaging.dicom.read_case', 'cases.predict.main'))])
 def test_options_are_parameters(kind, works):
     "Each option has the name and the default of its parameter."
     known = {}
     for module, work in (w.rsplit('.', 1) for w in works):
         known |= inspect.signature(getattr(import_module(f'cesm_nb.{module}'), work)).parameters
-    of_option = {
-        f.name: inspect.Parameter.empty if f.default is MISSING else f.default
-        for f in fields(kind)
-    }
+    default = lambda f: inspect.Parameter.empty if f.default is MISSING else f.default
+    of_option = {f.name: default(f) for f in fields(kind)}
     of_option.pop('root', None) # has a default only on the command line
-    assert {k: str(v)
-            for k, v in of_option.items()} == {k: str(known[k].default)
-                                               for k in of_option}
+    expected = {k: str(known[k].default) for k in of_option}
+    assert {k: str(v) for k, v in of_option.items()} == expected
 
 
 def test_wrong_option_is_found(monkeypatch):
@@ -331,8 +320,9 @@ def test_wrong_option_is_found(monkeypatch):
     with pytest.raises(KeyError): parse_pip(['install', '.[nothing]'])
     with pytest.raises(AssertionError):
         parse_papermill(['nbs/04_train_colab_t4.ipynb', 'x.ipynb', '-p', 'no_such', '1'])
-    assert words_of('cesm_check FOLDER') == ('cesm_check', ['data/phantom']) and lines_of(
-        '`cesm_check X`\n```sh\nmake test # all\n```') == ['make test # all', 'cesm_check X']
+    assert words_of('cesm_check FOLDER') == ('cesm_check', ['data/phantom'])
+    text = '`cesm_check X`\n```sh\nmake test # all\n```'
+    assert lines_of(text) == ['make test # all', 'cesm_check X']
 
 
 def workflows():
@@ -342,9 +332,8 @@ def workflows():
 
 def test_actions_are_pinned_by_commit():
     used = [line for text in workflows().values() for line in re.findall(r'uses: (.*)', text)]
-    assert len(used) >= 10 and [
-        u for u in used if not re.fullmatch(r'[\w./-]+@[0-9a-f]{40} # v[\d.]+', u)
-    ] == []
+    pinned = r'[\w./-]+@[0-9a-f]{40} # v[\d.]+'
+    assert len(used) >= 10 and [u for u in used if not re.fullmatch(pinned, u)] == []
     assert len({u.split('@')[0] for u in used}) == len(set(used)), 'one commit of each action'
     for name, text in workflows().items():
         assert yaml.safe_load(text)['permissions'] == {'contents': 'read'}, name
@@ -356,10 +345,11 @@ def test_workflow_commands_exist(tmp_path):
             assert (ROOT/f).is_file(), f'{name}: {f}'
     from colab_pins import colab_pins, moved
     from lowest import lowest
-    assert lowest(['numpy>=2', 'torch>=2.4', 'simplejpeg>=1.8.1', 'nbdev==2.4.14',
-                   'fastcore']) == ['numpy~=2.0.0', 'torch~=2.4.0', 'simplejpeg~=1.8.1']
+    requirements = ['numpy>=2', 'torch>=2.4', 'simplejpeg>=1.8.1', 'nbdev==2.4.14', 'fastcore']
+    assert lowest(requirements) == ['numpy~=2.0.0', 'torch~=2.4.0', 'simplejpeg~=1.8.1']
     wheel = 'torch @ https://x/torch-2.8.0%2Bcu126-cp312-cp312-linux_x86_64.whl#sha256=1'
-    published = f'# head\nscikit_learn==1.6.1\nfastcore==1.7.29\nkeras==3.8.0\ntorchvision==0.23.0+cu126\n{wheel}\n'
+    published = ('# head\nscikit_learn==1.6.1\nfastcore==1.7.29\nkeras==3.8.0\n'
+                 f'torchvision==0.23.0+cu126\n{wheel}\n')
     assert colab_pins(published, ['torch>=2.4', 'scikit-learn>=1.6', 'torchvision>=0.19']) == [
         'scikit-learn==1.6.1', 'fastcore==1.7.29', 'torchvision==0.23.0', 'torch==2.8.0']
     after = 'cesm_nb @ file:///x\nFastcore==1.8\nnumpy==2.0.2\n'
@@ -371,28 +361,21 @@ def test_colab_requirements_have_no_upper_bound():
     "No upper bounds for Colab: fastai there needs its own fastcore."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
-    asked = [
-        w for k in ('requirements', 'notebooks_requirements', 'dicom_requirements')
-        for w in settings['DEFAULT'][k].split()
-    ]
-    assert [w for w in asked if re.search('[<=!~]=?', w.replace('>=', ''))
-            ] == [] and 'nbdev' not in ' '.join(asked)
+    needs = ' '.join(settings['DEFAULT'][k] for k in (
+        'requirements', 'notebooks_requirements', 'dicom_requirements')).split()
+    assert [w for w in needs if re.search('[<=!~]=?', w.replace('>=', ''))] == []
+    assert 'nbdev' not in ' '.join(needs)
 
 
 def test_colab_packages_are_kept():
     "No requirement exceeds Colab's versions, so that pip keeps its packages."
     settings = ConfigParser(delimiters=['='])
     settings.read(ROOT/'settings.ini', encoding='utf-8')
-    asked = [
-        Requirement(w) for k in ('requirements', 'notebooks_requirements')
-        for w in settings['DEFAULT'][k].split()
-    ]
-    colab = dict(
-        line.split('==')
-        for line in (ROOT/'tools'/'colab.txt').read_text().splitlines() if line[0] != '#')
+    needs = [Requirement(w) for k in ('requirements', 'notebooks_requirements')
+             for w in settings['DEFAULT'][k].split()]
+    lines = (ROOT/'tools'/'colab.txt').read_text().splitlines()
+    colab = dict(line.split('==') for line in lines if line[0] != '#')
     known = lambda r: colab.get(canonicalize_name(r.name))
-    assert [str(r) for r in asked if known(r) and not r.specifier.contains(known(r))] == []
-    assert {r.name
-            for r in asked
-            if not known(r)} == {'captum', 'simplejpeg', 'tyro', 'papermill',
-                                 'filelock'} # not preinstalled, or not listed
+    assert [str(r) for r in needs if known(r) and not r.specifier.contains(known(r))] == []
+    unknown = {r.name for r in needs if not known(r)} # not preinstalled, or not listed
+    assert unknown == {'captum', 'simplejpeg', 'tyro', 'papermill', 'filelock'}

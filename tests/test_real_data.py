@@ -62,11 +62,9 @@ def test_absent_images_are_listed(report, modality):
 def test_odd_names(report):
     odd = report[1].groupby('kind').image_name.apply(set)
     assert odd['trailing blank in the name'] == {
-        'P3_L_CM_CC', 'P4_L_DM_MLO', 'P4_L_CM_MLO', 'P10_R_DM_CC', 'P10_R_DM_MLO'
-    }
+        'P3_L_CM_CC', 'P4_L_DM_MLO', 'P4_L_CM_MLO', 'P10_R_DM_CC', 'P10_R_DM_MLO'}
     assert odd['second copy of a view'] == {
-        'P99_L_DM_MLO_2', 'P99_L_CM_MLO_2', 'P281_L_DM_MLO2', 'P281_L_CM_MLO2'
-    }
+        'P99_L_DM_MLO_2', 'P99_L_CM_MLO_2', 'P281_L_DM_MLO2', 'P281_L_CM_MLO2'}
 
 
 def test_breast_tables(images):
@@ -83,9 +81,8 @@ def test_trailing_blank_finds_its_file(images):
 
 def test_split_by_breast_shares_patients(images):
     table = data.breasts(images)
-    by_breast = [
-        splits.share_with_twin(splits.make_splits(table, 'breast', seed)) for seed in range(5)
-    ]
+    by_breast = [splits.share_with_twin(splits.make_splits(table, 'breast', seed))
+                 for seed in range(5)]
     assert .5 < sum(by_breast)/5 < .7 # design: 60 %
     assert splits.share_with_twin(splits.make_splits(table, 'patient')) == 0
 
@@ -93,16 +90,16 @@ def test_split_by_breast_shares_patients(images):
 def regions_of(images, modality='CM'):
     "Available images with regions, with outlines in the file's pixels."
     outlines = data.read_dataset(REAL).regions.groupby('image_name').geometry.apply(list)
-    for row in images[(images.modality == modality) & images.path.notna()
-                      & images.image_name.isin(outlines.index)].itertuples():
+    drawn = images.path.notna() & images.image_name.isin(outlines.index)
+    for row in images[(images.modality == modality) & drawn].itertuples():
         image, original = read_image(row.path), (row.original_width_px, row.original_height_px)
-        yield image, roi.scaled_outlines(outlines[row.image_name], image.shape,
-                                         original)[0], original
+        scaled, _ = roi.scaled_outlines(outlines[row.image_name], image.shape, original)
+        yield image, scaled, original
 
 
 def test_opencv_clip_limit(images, monkeypatch):
     "Record the arguments of `createCLAHE` and `apply` per region, and OpenCV's result."
-    limits, told = [], []
+    limits, reported = [], []
     class Spy:
         def __init__(self, clip, grid): self.clip, self.grid = clip, grid
         def apply(self, image):
@@ -111,29 +108,28 @@ def test_opencv_clip_limit(images, monkeypatch):
     monkeypatch.setattr(roi.cv2, 'createCLAHE', Spy)
     for image, outlines, original in regions_of(images):
         roi.clahe_within(image, outlines, original_px=original)
-        told += roi.region_clips(outlines, image.shape, original_px=original)
+        reported += roi.region_clips(outlines, image.shape, original_px=original)
     within = np.abs(np.array(limits)/2 - 1) <= roi.CLIP_TOLERANCE
     print(f'{within.mean():.1%} of {len(within)} regions within {roi.CLIP_TOLERANCE:.0%} of 2.0')
-    assert limits == told and len(limits) > 900 and within.mean() >= .95
+    assert limits == reported and len(limits) > 900 and within.mean() >= .95
 
 
 def test_reduced_copy_is_as_bright_as_the_original(images):
-    "Enlarged images as originals: equalise then reduce, against reduce then equalise; mean grey."
+    "Mean grey of enlarged images: equalised then reduced, against reduced then equalised."
     gaps, plain = [], []
     for image, outlines, original in islice(regions_of(images), 0, None, 20):
         size, shape = tuple(int(n) for n in original), image.shape
         inside = roi.roi_mask(outlines, shape) > 0
         full = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
         enhanced = roi.clahe_within(full, [p*np.array(size)/shape[::-1] for p in outlines])
-        copy, wanted = (cv2.resize(im, shape[::-1], interpolation=cv2.INTER_AREA)
-                        for im in (full, enhanced))
-        mean = lambda im: float(im[inside].mean()) - float(wanted[inside].mean())
-        gaps.append(mean(roi.clahe_within(copy, outlines, original_px=size)))
-        plain.append(mean(plain_clahe(copy, outlines)))
+        copy, expected = (cv2.resize(im, shape[::-1], interpolation=cv2.INTER_AREA)
+                          for im in (full, enhanced))
+        gap = lambda im: float(im[inside].mean()) - float(expected[inside].mean())
+        gaps.append(gap(roi.clahe_within(copy, outlines, original_px=size)))
+        plain.append(gap(plain_clahe(copy, outlines)))
     assert len(gaps) > 20 and np.isfinite(gaps).all()
-    assert abs(
-        np.mean(gaps)) < 2 and np.mean(np.abs(gaps)) < 3 < np.mean(np.abs(plain)), (np.mean(gaps),
-                                                                                    np.mean(plain))
+    mean, absolute, without = np.mean(gaps), np.mean(np.abs(gaps)), np.mean(np.abs(plain))
+    assert abs(mean) < 2 and absolute < 3 < without, (mean, np.mean(plain))
 
 
 def plain_clahe(image, outlines):
@@ -141,24 +137,24 @@ def plain_clahe(image, outlines):
     out = image.copy()
     for points in outlines:
         box = roi._box(points, image.shape)
-        np.copyto(out[box],
-                  cv2.createCLAHE(2., (8, 8)).apply(image[box].copy()),
-                  where=roi.roi_mask([points], image.shape)[box] > 0)
+        equalised = cv2.createCLAHE(2., (8, 8)).apply(image[box].copy())
+        np.copyto(out[box], equalised, where=roi.roi_mask([points], image.shape)[box] > 0)
     return out
 
 
-@pytest.mark.parametrize('folder',
-                         sorted(f.parent for f in (ROOT/'results').rglob('predictions.csv.gz')),
-                         ids=lambda f: f.name)
+PUBLISHED = sorted(f.parent for f in (ROOT/'results').rglob('predictions.csv.gz'))
+
+
+@pytest.mark.parametrize('folder', PUBLISHED, ids=lambda f: f.name)
 def test_published_scores_follow_from_published_predictions(folder):
     "With the sheet, published probabilities give the published scores; no images needed."
-    tests = results.read_predictions_of_grid(folder, data.read_dataset(REAL),
-                                             json.loads((folder/'settings.json').read_text()))
+    settings = json.loads((folder/'settings.json').read_text())
+    tests = results.read_predictions_of_grid(folder, data.read_dataset(REAL), settings)
     stored = pd.read_csv(folder/'scores.csv').set_index(['variant', 'score'])
+    def scores_of(t):
+        ones = np.ones((1, len(t)))
+        return stats.weighted_scores(t.label.to_numpy(), t[PROBS].to_numpy(), ones)
     for variant, seeds in tests.items():
         for name in ('auc', 'accuracy', 'auc_malignant', 'macro_f1'):
-            values = [
-                stats.weighted_scores(t.label.to_numpy(), t[PROBS].to_numpy(), np.ones(
-                    (1, len(t))))[name][0] for t in seeds.values()
-            ]
+            values = [scores_of(t)[name][0] for t in seeds.values()]
             assert np.mean(values) == pytest.approx(stored.value[variant, name], abs=1e-9)

@@ -29,7 +29,7 @@ QUICK = dict(image_size=64, epochs=2, batch_size=8, mixed_precision='no', backbo
 
 @pytest.fixture
 def one_thread():
-    "One summation order, so that numbers are reproducible."
+    "One order of summation, so that numbers are reproducible."
     n = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,12 +38,10 @@ def one_thread():
 
 def quick(phantom, tensors, run_dir, **more):
     "A short run on the shared phantom and tensors."
-    roi = more.get('roi_source') or dict(paper='annotation', clinical='breast')[more.get(
-        'protocol', 'paper')]
-    return fit(
-        make_config(
-            QUICK | dict(data_root=str(phantom), run_dir=str(run_dir), tensor_dir=str(tensors/roi))
-            | more))
+    protocol = more.get('protocol', 'paper')
+    roi = more.get('roi_source') or dict(paper='annotation', clinical='breast')[protocol]
+    folders = dict(data_root=str(phantom), run_dir=str(run_dir), tensor_dir=str(tensors/roi))
+    return fit(make_config(QUICK | folders | more))
 
 
 def run(*args):
@@ -61,33 +59,29 @@ def test_papermill_from_the_root(phantom, tmp_path):
     _, config, history, predictions = Run.open(tmp_path/'run')
     assert config['settings']['seed'] == 3 and config['phantom'] and len(history) == 1
     assert set(predictions.split) == {'train', 'val', 'test'}
-    assert {p.name
-            for p in (tmp_path/'run').iterdir()} >= {
-                'config.json', 'splits.csv', 'manifest.csv', 'checkpoints', 'history.csv',
-                'predictions.csv', 'tensors'
-            }
-    assert list(history) == ['epoch', 'lr'] + [
-        f'{s}_{k}' for s in ('train', 'val') for k in ('loss', 'accuracy', 'f1', 'auc', 'pr_auc')
-    ]
+    assert {p.name for p in (tmp_path/'run').iterdir()} >= {
+        'config.json', 'splits.csv', 'manifest.csv', 'checkpoints', 'history.csv',
+        'predictions.csv', 'tensors'}
+    scores = [f'{s}_{k}' for s in ('train', 'val')
+              for k in ('loss', 'accuracy', 'f1', 'auc', 'pr_auc')]
+    assert list(history) == ['epoch', 'lr'] + scores
 
 
 def test_split_made_elsewhere(phantom, tensors, tmp_path):
     "Exactly the file's test breasts are tested, and none of their patients is in training."
     quick(phantom, tensors, tmp_path/'first', epochs=1)
     breasts = pd.read_csv(tmp_path/'first'/'manifest.csv')[['patient_id', 'side']]
-    women = sorted(breasts.patient_id.unique())
-    part = {
-        p: 'test' if i % 5 == 0 else 'val' if i % 5 == 1 else 'train'
-        for i, p in enumerate(women)
-    }
+    patients = sorted(breasts.patient_id.unique())
+    part = dict(zip(patients, ['test', 'val', 'train', 'train', 'train']*len(patients)))
     mine = breasts.assign(split=breasts.patient_id.map(part)).sample(frac=1, random_state=0)
     mine.to_csv(tmp_path/'my.csv', index=False)
     ran = quick(phantom, tensors, tmp_path/'mine', epochs=1, splits_csv=str(tmp_path/'my.csv'))
-    named = lambda t, split: set(t.loc[t.split == split, ['patient_id', 'side']].itertuples(
-        index=False, name=None))
+    def named(t, split):
+        rows = t.loc[t.split == split, ['patient_id', 'side']]
+        return set(rows.itertuples(index=False, name=None))
     assert named(ran.predictions, 'test') == named(mine, 'test')
-    women = lambda split: set(ran.predictions.patient_id[ran.predictions.split == split])
-    assert not women('test') & women('train') and not women('test') & women('val')
+    patients = lambda split: set(ran.predictions.patient_id[ran.predictions.split == split])
+    assert not patients('test') & patients('train') and not patients('test') & patients('val')
     mine.iloc[3:].to_csv(tmp_path/'short.csv', index=False)
     lost = [f'P{p}_{s}' for p, s in mine.iloc[:3][['patient_id', 'side']].itertuples(index=False)]
     with pytest.raises(ValueError, match='does not cover 3 of') as e:
@@ -97,16 +91,16 @@ def test_split_made_elsewhere(phantom, tensors, tmp_path):
 
 
 def test_protocols_use_their_split_unit(phantom, tensors, tmp_path):
-    for protocol, torn in [('paper', True), ('clinical', False)]:
+    sources = dict(paper='annotation', clinical='breast')
+    for protocol, shared in [('paper', True), ('clinical', False)]:
         ran = quick(phantom, tensors, tmp_path/protocol, protocol=protocol, epochs=1)
-        assert (share_with_twin(ran.predictions) > 0) is torn
-        assert ran.config['switches']['roi_source'] == dict(paper='annotation',
-                                                            clinical='breast')[protocol]
+        assert (share_with_twin(ran.predictions) > 0) is shared
+        assert ran.config['switches']['roi_source'] == sources[protocol]
         assert ran.config['switches']['mask_missing_views'] is (protocol == 'clinical')
     one = quick(phantom, tensors, tmp_path/'one', protocol='paper', split_unit='patient',
                 epochs=1) # only one switch
-    assert share_with_twin(
-        one.predictions) == 0 and one.config['switches']['roi_source'] == 'annotation'
+    assert share_with_twin(one.predictions) == 0
+    assert one.config['switches']['roi_source'] == 'annotation'
 
 
 def test_same_seed_gives_same_numbers(phantom, tensors, tmp_path, one_thread):
@@ -134,17 +128,16 @@ def test_non_finite_loss_stops(phantom, tensors, tmp_path):
     state = torch.load(tmp_path/'run'/'checkpoints'/'last'/'state.pt', weights_only=True)
     state['model']['head.4.bias'] += float('nan')
     torch.save(state, tmp_path/'run'/'checkpoints'/'last'/'state.pt')
-    with pytest.raises(FloatingPointError,
-                       match=r'loss is nan at epoch 2, batch 1 of \d+: lower lr'):
+    message = r'loss is nan at epoch 2, batch 1 of \d+: lower lr'
+    with pytest.raises(FloatingPointError, match=message):
         quick(phantom, tensors, tmp_path/'run', epochs=2)
     assert (tmp_path/'run'/'checkpoints'/'best.safetensors').read_bytes() == kept
 
 
 def test_folds_cover_each_breast_once(phantom, tensors, tmp_path):
-    folds = [
-        quick(phantom, tensors, tmp_path/f'{k}', protocol='clinical', n_folds=3, fold=k,
-              epochs=1).run_dir for k in range(3)
-    ]
+    fold = lambda k: quick(phantom, tensors, tmp_path/f'{k}', protocol='clinical', n_folds=3,
+                           fold=k, epochs=1)
+    folds = [fold(k).run_dir for k in range(3)]
     found = evaluate(folds, tmp_path/'out', 200)
     assert len(found['test']) == len(pd.read_csv(folds[0]/'manifest.csv'))
     assert all(f.exists() for f in found['figures'])
@@ -160,21 +153,21 @@ def test_commands(tmp_path):
     assert made.returncode == 0 and 'breasts (PHANTOM)' in made.stdout, made.stderr
     trained = run(BIN/'cesm_train', *common, '--epochs', 1, '--backbones', SMALLEST)
     assert trained.returncode == 0, trained.stderr
-    epoch, output, _ = trained.stdout.splitlines(
-    ) # in a log: a plain line per epoch, then the result
+    epoch, output, _ = trained.stdout.splitlines() # in a log: a line per epoch, then the result
     assert epoch.startswith('epoch 1/1: train_loss') and output.startswith('PHANTOM, test n=')
     answer = call(cesm_evaluate, tmp_path/'run', '--n-draws', 200)
-    assert answer.returncode == 0 and '*** PHANTOM' in answer.stdout and 'Accuracy' in answer.stdout, answer.stderr
-    assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 10 and (
-        tmp_path/'run'/'report.html').exists()
-    for args, says in [((cesm_train, '--epocs', 3), 'epocs'),
-                       ((cesm_train, *common, '--lr', -1), 'cesm_train: lr=-1.0 is not above 0'),
-                       ((cesm_evaluate, tmp_path/'p'), "cesm_evaluate: "),
-                       ((cesm_tensorize, '--data-root', tmp_path/'run'),
-                        'lacks the annotation sheet')]:
-        refused = call(*args)
-        assert refused.returncode != 0 and says in refused.stdout + refused.stderr, args
-        assert 'Traceback' not in refused.stderr
+    assert answer.returncode == 0, answer.stderr
+    assert '*** PHANTOM' in answer.stdout and 'Accuracy' in answer.stdout, answer.stderr
+    assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 10
+    assert (tmp_path/'run'/'report.html').exists()
+    for args, message in [
+            ((cesm_train, '--epocs', 3), 'epocs'),
+            ((cesm_train, *common, '--lr', -1), 'cesm_train: lr=-1.0 is not above 0'),
+            ((cesm_evaluate, tmp_path/'p'), "cesm_evaluate: "),
+            ((cesm_tensorize, '--data-root', tmp_path/'run'), 'lacks the annotation sheet')]:
+        rejected = call(*args)
+        assert rejected.returncode != 0 and message in rejected.stdout + rejected.stderr, args
+        assert 'Traceback' not in rejected.stderr
 
 
 def test_reproduce_runs_all_chapters(tmp_path):
@@ -184,10 +177,8 @@ def test_reproduce_runs_all_chapters(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in done.stdout
     assert 'IProgress' not in done.stdout + done.stderr
-    figures = [
-        Path(l.removeprefix('figure: '))
-        for l in done.stdout.splitlines() if l.startswith('figure: ')
-    ]
+    figures = [Path(line.removeprefix('figure: ')) for line in done.stdout.splitlines()
+               if line.startswith('figure: ')]
     assert len(figures) == 10 and all(f.stat().st_size > 5000 for f in figures)
     assert {f.stem for f in (tmp_path/'r'/'notebooks').iterdir()} == {
         '00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures'}
@@ -196,30 +187,30 @@ def test_reproduce_runs_all_chapters(tmp_path):
 
 def test_reproduce_rejects_before_running(tmp_path):
     done = run(sys.executable, '-c', REPRODUCE, '--run-dir', tmp_path/'r', '--set', 'epocs=3')
-    assert done.returncode != 0 and "unknown parameter 'epocs': did you mean epochs?" in done.stderr and 'Traceback' not in done.stderr
+    assert done.returncode != 0 and 'Traceback' not in done.stderr
+    assert "unknown parameter 'epocs': did you mean epochs?" in done.stderr
     assert not (tmp_path/'r').exists()
 
 
-@pytest.mark.parametrize(
-    'change, says', [('epocs=3', 'unknown parameter'),
-                     ('epochs=three', "epochs='three' is not of type int"),
-                     ('epochs', 'write KEY=VALUE'), ('lr=-1', 'lr=-1 is not above 0'),
-                     ('protocol=clinic', "protocol='clinic' is not one of 'paper', 'clinical'")])
-def test_reproduce_reads_settings(change, says):
-    with pytest.raises(ValueError, match=re.escape(says)): read_settings('', 'paper', '', [change])
+@pytest.mark.parametrize('change, message', [
+    ('epocs=3', 'unknown parameter'), ('epochs=three', "epochs='three' is not of type int"),
+    ('epochs', 'write KEY=VALUE'), ('lr=-1', 'lr=-1 is not above 0'),
+    ('protocol=clinic', "protocol='clinic' is not one of 'paper', 'clinical'")])
+def test_reproduce_reads_settings(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_settings('', 'paper', '', [change])
     assert read_settings('', 'clinical', '', ['epochs=3']).epochs == 3
 
 
 def test_papermill_parameters_of_all_chapters_are_settings():
     "Same names and same defaults."
-    known = asdict(make_config({}))
-    seen = []
-    for notebook in sorted(p for p in (ROOT/'nbs').rglob('*.ipynb')
-                           if p.stem != 'quickstart'): # a form of its own
-        written = {
-            k: literal_eval(p['default'])
-            for k, p in pm.inspect_notebook(str(notebook)).items()
-        }
+    known, with_parameters = asdict(make_config({})), []
+    notebooks = [p for p in sorted((ROOT/'nbs').rglob('*.ipynb'))
+                 if p.stem != 'quickstart'] # which has a form of its own
+    for notebook in notebooks:
+        parameters = pm.inspect_notebook(str(notebook))
+        written = {k: literal_eval(p['default']) for k, p in parameters.items()}
         assert written == {k: known.get(k, 'no setting') for k in written}, notebook
-        if written: seen.append(notebook.stem)
-    assert {'04_train_colab_t4', 'reporting.saliency'} <= set(seen), seen # of both folders
+        if written: with_parameters.append(notebook.stem)
+    both_folders = {'04_train_colab_t4', 'reporting.saliency'}
+    assert both_folders <= set(with_parameters), with_parameters

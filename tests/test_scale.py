@@ -1,4 +1,4 @@
-"A cluster writes the same bytes as one process, whose memory stays bounded."
+"A cluster writes the same bytes as one process; the memory of a process is bounded."
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,11 +18,10 @@ BIN = Path(sys.executable).parent
 @pytest.fixture(scope='module')
 def made(module_path):
     "Settings for a phantom, and the folder written by one process."
-    d = module_path
-    cfg = TensorConfig(
-        data_root=str(make_phantom(d/'data', n_patients=10, size_px=150, progress=False)),
-        run_dir=str(d), n_jobs=1)
-    return replace(cfg, tensor_dir=str(d/'one')), tensorize(replace(cfg, tensor_dir=str(d/'one')))
+    root = make_phantom(module_path/'data', n_patients=10, size_px=150, progress=False)
+    cfg = TensorConfig(data_root=str(root), run_dir=str(module_path), n_jobs=1)
+    one = replace(cfg, tensor_dir=str(module_path/'one'))
+    return one, tensorize(one)
 
 
 def same_files(a, b):
@@ -32,12 +31,10 @@ def same_files(a, b):
 
 
 def test_two_processes(made, tmp_path):
-    "By the command, independent of pools of other tests."
+    "By the command, independent of the pools of other tests."
     cfg, _ = made
-    words = [
-        '--data-root', cfg.data_root, '--tensor-dir', tmp_path/'two', '--run-dir', tmp_path/'run',
-        '--n-jobs', '2'
-    ]
+    words = ['--data-root', cfg.data_root, '--tensor-dir', tmp_path/'two', '--run-dir',
+             tmp_path/'run', '--n-jobs', '2']
     done = subprocess.run([BIN/'cesm_tensorize', *words], capture_output=True, text=True,
                           timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
@@ -45,13 +42,13 @@ def test_two_processes(made, tmp_path):
 
 
 def test_dask_cluster(made, tmp_path):
-    distributed = pytest.importorskip('distributed',
-                                      reason="pip install 'cesm_nb[dask]' to test a cluster")
+    reason = "pip install 'cesm_nb[dask]' to test a cluster"
+    distributed = pytest.importorskip('distributed', reason=reason)
     cfg, manifest = made
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1,
-                                  dashboard_address=None) as cluster, distributed.Client(cluster):
-        with joblib.parallel_config('dask'):
-            present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
+    with (distributed.LocalCluster(n_workers=2, threads_per_worker=1,
+                                   dashboard_address=None) as cluster,
+          distributed.Client(cluster), joblib.parallel_config('dask')):
+        present = tensorize(replace(cfg, tensor_dir=str(tmp_path), n_jobs=-1))
     assert present.equals(manifest) and same_files(cfg.tensor_dir, tmp_path)
 
 
@@ -69,17 +66,20 @@ def test_ray_cluster(made, tmp_path):
 
 
 def test_memory_of_a_process(made, tmp_path):
-    "Peak memory does not grow with the number of breasts: twenty rounds of one cohort need no more than one."
+    "Peak memory does not grow with the number of breasts: one cohort once, and twenty times."
     code = '''
 import re, sys, tempfile
 from pathlib import Path
 from cesm_nb.data import read_dataset
 from cesm_nb.core.settings import TensorConfig
 from cesm_nb.tensorize import list_tasks, save_tensors, tensor_settings
-peak_mib = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])//1024 # ru_maxrss would count pytest's too
+# ru_maxrss would include the peak of pytest
+peak_kib = lambda: re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]
+peak_mib = lambda: int(peak_kib())//1024
 cfg = TensorConfig(data_root=sys.argv[1], image_size=224)
 data = read_dataset(cfg.data_root)
-tasks, settings, base = list_tasks(cfg, data), tensor_settings(cfg, data), peak_mib() # the libraries' own size differs between builds
+# base: the size of the libraries differs between builds
+tasks, settings, base = list_tasks(cfg, data), tensor_settings(cfg, data), peak_mib()
 for i in range(20):
     with tempfile.TemporaryDirectory() as d: save_tensors(tasks, settings, d)
     if i == 0: first = peak_mib()

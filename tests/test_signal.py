@@ -1,4 +1,4 @@
-"The phantom as a control: at chance without a signal, and a strong one is found (two minutes)."
+"The phantom as a control: chance without a signal; a strong signal is found (two minutes)."
 import numpy as np
 
 from cesm_nb.synthetic.phantom import make_phantom
@@ -18,8 +18,8 @@ def above_chance(tmp_path, signal):
                         size_px=100, progress=False)
     ran = fit(make_config(SETTINGS | dict(data_root=str(root), run_dir=str(tmp_path/'run'))))
     test = ran.predictions[ran.predictions.split == 'test']
-    label, women = test.label.to_numpy(), test.patient_id.to_numpy()
-    weights = np.r_[np.ones((1, len(test))), bootstrap_weights(women, 500, 0)]
+    label, patients = test.label.to_numpy(), test.patient_id.to_numpy()
+    weights = np.r_[np.ones((1, len(test))), bootstrap_weights(patients, 500, 0)]
     value, *draws = weighted_scores(label, test[PROBS].to_numpy(), weights, names=('auc',))['auc']
     print(f'AUC {value:.3f}, standard error {np.nanstd(draws):.3f}')
     return (value - .5)/np.nanstd(draws)

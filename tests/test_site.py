@@ -1,7 +1,7 @@
 """The site as readers use it: reading order, landing page, links, alt texts and widths.
 
-Quarto is not needed: nbdev's filters run without the notebooks' code, and mistune writes the pages. Where `_docs/` holds a
-site that Quarto has built, the same tests read its pages.
+Quarto is not needed: nbdev's filters run without the notebooks' code, and mistune writes the pages.
+If `_docs/` holds a site that Quarto has built, the same tests read its pages instead.
 """
 import json
 import re
@@ -24,36 +24,40 @@ from quarto_filter import joined, processed, tidied
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 BUILT = ROOT/'_docs' # by `nbdev_docs`, if Quarto is installed
-BROWSER = next(
-    (b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
+BROWSERS = map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))
+BROWSER = next((b for b in BROWSERS if b), None)
 PHONE, PAPER, SCREEN = 390, 718, 1280 # widths in pixels
 SECTIONS = ['Finding', 'Use it', 'Pipeline', 'Library']
 to_html = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
 # rules of Quarto's cosmo theme that affect widths
-THEME = '''body {margin: 0; font: 17px/1.5 sans-serif} main {max-width: 800px; margin: auto; padding: 0 16px}
+THEME = '''body {margin: 0; font: 17px/1.5 sans-serif}
+main {max-width: 800px; margin: auto; padding: 0 16px}
 td, th {padding: .5rem; text-align: left} figure {margin: 1em 0}
 @media (min-width: 1200px) {.column-page {margin: 0 -160px}}'''
 
 
 def show_output(output, options):
-    "A stored output as HTML."
+    "Return a stored output as HTML."
     data = {k: joined(v) for k, v in output.get('data', {}).items() if isinstance(v, (str, list))}
     alt, caption = options.get('fig-alt', ''), options.get('fig-cap', options.get('tbl-cap', ''))
     if 'image/png' in data:
-        shown = f'<img alt="{escape(alt)}" src="data:image/png;base64,{"".join(data["image/png"].split())}">'
+        png = ''.join(data['image/png'].split())
+        shown = f'<img alt="{escape(alt)}" src="data:image/png;base64,{png}">'
     elif 'image/svg+xml' in data:
         shown = f'<div role="img" aria-label="{escape(alt)}">{data["image/svg+xml"]}</div>'
     elif 'text/html' in data: shown = data['text/html']
     elif 'text/markdown' in data: shown = to_html(data['text/markdown'])
     else:
-        return f'<div class="cell-output"><pre>{escape(data.get("text/plain", joined(output.get("text", ""))))}</pre></div>'
+        text = data.get('text/plain', joined(output.get('text', '')))
+        return f'<div class="cell-output"><pre>{escape(text)}</pre></div>'
     caption = f'<figcaption>{to_html(caption)}</figcaption>' if caption else ''
     column = f'column-{options["column"]}' if 'column' in options else ''
-    return f'<div class="{column}"><figure class="cell-output-display">{shown}{caption}</figure></div>'
+    figure = f'<figure class="cell-output-display">{shown}{caption}</figure>'
+    return f'<div class="{column}">{figure}</div>'
 
 
 def show_cell(cell):
-    "A cell as HTML: the title from the front matter, text, or code with its outputs."
+    "Return a cell as HTML: the title from the front matter, text, or code with its outputs."
     source = joined(cell['source'])
     if cell['cell_type'] == 'raw':
         front = yaml.safe_load(source.strip().strip('-'))
@@ -61,19 +65,19 @@ def show_cell(cell):
     if cell['cell_type'] == 'markdown': return to_html(source)
     options = {k: v.strip(' \'"') for k, v in option_re.findall(source)}
     if options.get('include') == 'false': return ''
-    code = '' if options.get(
-        'echo'
-    ) == 'false' else f"<pre><code>{escape(re.sub(r'^#[|].*$', '', source, flags=re.M).strip())}</code></pre>"
+    code = escape(re.sub(r'^#[|].*$', '', source, flags=re.M).strip())
+    code = '' if options.get('echo') == 'false' else f'<pre><code>{code}</code></pre>'
     if options.get('code-fold') == 'true':
         code = f"<details><summary>{options['code-summary']}</summary>{code}</details>"
     return code + '\n'.join(show_output(o, options) for o in cell['outputs'])
 
 
 def render(text):
-    "A processed notebook as a page."
+    "Return a processed notebook as a page."
     body = '\n'.join(show_cell(c) for c in json.loads(text)['cells'])
     style = THEME + (ROOT/'nbs'/'styles.css').read_text()
-    return f'''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+    return f'''<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <style>{style}</style><body><main>{body}</main></body></html>'''
 
 
@@ -86,7 +90,7 @@ def filtered():
 
 @pytest.fixture(scope='module')
 def pages(request):
-    "Stem of each notebook -> its page, from the built site or else without Quarto."
+    "Stem of each notebook -> its page, from the built site or made without Quarto."
     if BUILT.exists():
         name = lambda p: re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower()) + '.html'
         return {p.stem: (BUILT/name(p)).read_text(encoding='utf-8') for p in NOTEBOOKS}
@@ -94,7 +98,7 @@ def pages(request):
 
 
 def untidied(cell):
-    "Source of a filtered cell without the filter's additions: folds, space after a badge, full title."
+    "Source of a filtered cell without additions: folds, space after a badge, full title."
     source = re.sub(r'\A#\| code-fold: true\n#\| code-summary: ".*"\n', '', ''.join(cell['source']))
     if cell['cell_type'] == 'markdown' and source.endswith('&nbsp;'):
         return source.removesuffix('&nbsp;')
@@ -110,8 +114,8 @@ def test_filter_keeps_sources_as_lists_of_lines(filtered):
         for was, cell in zip(old, new):
             source, n = cell['source'], n + 1
             assert isinstance(source, list), f'{stem}: a source is one string: {source[:60]!r}'
-            assert source == ''.join(source).splitlines(
-                keepends=True), f'{stem}: an item is not one line'
+            lines = ''.join(source).splitlines(keepends=True)
+            assert source == lines, f'{stem}: an item is not one line'
             assert untidied(cell) in (untidied(was), untidied(was).strip()), stem
     assert len(filtered) > 60 and n > 1500
 
@@ -127,8 +131,8 @@ def read_sidebar(path): return yaml.safe_load(path.read_text())['website']['side
 def test_nbdev_keeps_our_sidebar():
     start, *sections = read_sidebar(ROOT/'nbs'/'sidebar.yml')
     assert start['href'] == 'index.ipynb' and [s['section'] for s in sections] == SECTIONS
-    assert 'custom_sidebar = True' in (
-        ROOT/'settings.ini').read_text(), 'nbdev writes its own sidebar over ours'
+    settings = (ROOT/'settings.ini').read_text()
+    assert 'custom_sidebar = True' in settings, 'nbdev writes its own sidebar over ours'
     kept = subprocess.run(['git', 'check-ignore', 'nbs/sidebar.yml'], cwd=ROOT, capture_output=True,
                           timeout=PATIENCE)
     assert kept.returncode != 0, 'nbs/sidebar.yml is not under version control'
@@ -139,22 +143,20 @@ def test_nbdev_keeps_our_sidebar():
 def test_page_names_agree():
     for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
         stem = entry['href'].removesuffix('.ipynb').removeprefix('api/')
-        title = nbformat.read(ROOT/'nbs'/entry['href'],
-                              4).cells[0].source.splitlines()[0].removeprefix('# ')
+        first = nbformat.read(ROOT/'nbs'/entry['href'], 4).cells[0].source
+        title = first.splitlines()[0].removeprefix('# ')
         number, _, name = stem.partition('_') if stem[0].isdigit() else ('', '', stem)
-        if stem != 'index':
-            assert title == (name if 'api/' in entry['href'] else name.replace(
-                '_', ' ')), f'{stem}: titled {title}'
-        assert entry['text'].startswith(f'{number} {title}: '.lstrip()) and len(
-            entry['text']) <= 65, entry['text']
+        expected = name if 'api/' in entry['href'] else name.replace('_', ' ')
+        assert stem == 'index' or title == expected, f'{stem}: titled {title}'
+        assert entry['text'].startswith(f'{number} {title}: '.lstrip()), entry['text']
+        assert len(entry['text']) <= 65, entry['text']
 
 
 def test_page_titles_match_the_sidebar(pages):
     for entry in entries(read_sidebar(ROOT/'nbs'/'sidebar.yml')):
-        title = BeautifulSoup(pages[Path(entry['href']).stem],
-                              'html.parser').h1.get_text(strip=True)
-        assert title == (entry['text']
-                         if entry['text'][0].isdigit() else entry['text'].split(':')[0])
+        page, text = pages[Path(entry['href']).stem], entry['text']
+        title = BeautifulSoup(page, 'html.parser').h1.get_text(strip=True)
+        assert title == (text if text[0].isdigit() else text.split(':')[0])
 
 
 def hrefs(page):
@@ -162,12 +164,14 @@ def hrefs(page):
 
 
 def test_links_resolve(pages):
-    names, folder = {re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem)
-                     for p in NOTEBOOKS}, {p.stem: p.parent
-                                           for p in NOTEBOOKS}
+    names = {re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem) for p in NOTEBOOKS}
+    folder = {p.stem: p.parent for p in NOTEBOOKS}
+    def resolves(stem, href):
+        path = href.split('#')[0]
+        return re.match(r'[a-z]+:|#', href) or (folder[stem]/path).exists() or (
+            Path(path).stem in names)
     dead = [(stem, href) for stem, page in pages.items() for href in hrefs(page)
-            if not re.match(r'[a-z]+:|#', href) and not (folder[stem]/href.split('#')[0]).exists()
-            and Path(href.split('#')[0]).stem not in names]
+            if not resolves(stem, href)]
     assert dead == [] and sum(len(hrefs(p)) for p in pages.values()) > 150
 
 
@@ -190,12 +194,12 @@ def test_landing_page_shows_its_figure_within_400_words(pages):
 def test_signatures_hold_no_links():
     "nbdev links names in backticks, also in code, where the raw link would show."
     page = tidied(processed((ROOT/'nbs'/'api/reporting.html.ipynb').read_text(encoding='utf-8')))
-    outputs = [
-        joined(o['data']['text/markdown']) for c in json.loads(page)['cells']
-        for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})
-    ]
+    cells = json.loads(page)['cells']
+    data = [o['data'] for c in cells for o in c.get('outputs', []) if 'data' in o]
+    outputs = [joined(d['text/markdown']) for d in data if 'text/markdown' in d]
     signatures = re.findall(r'^```python.*?^```', '\n'.join(outputs), re.M | re.S)
-    assert len(signatures) >= 3 and not any('](' in s or '*args' in s for s in signatures)
+    assert len(signatures) >= 3
+    assert not any('](' in s or '*args' in s for s in signatures)
     assert any('`fill_in`' in s for s in signatures), 'names stay'
 
 
@@ -204,22 +208,21 @@ def test_filter_removes_only_links_in_code():
     out = dict(output_type='display_data',
                data={'text/markdown': [f'```python\nf(x) # of {link}\n```\n', f'of {link}']})
     nb = dict(cells=[dict(cell_type='code', source='#| output: asis\nshow_doc(f)', outputs=[out])])
-    assert json.loads(tidied(
-        json.dumps(nb)))['cells'][0]['outputs'][0]['data']['text/markdown'] == (
-            f'```python\nf(x) # of `read_x`\n```\nof {link}').splitlines(keepends=True)
+    after = json.loads(tidied(json.dumps(nb)))['cells'][0]['outputs'][0]['data']['text/markdown']
+    expected = f'```python\nf(x) # of `read_x`\n```\nof {link}'
+    assert after == expected.splitlines(keepends=True)
 
 
-@pytest.mark.parametrize('source, summary', [('test_eq(f(1), 2)', 'Test'),
-                                             ('x = f(1)\nassert x == 2', 'Test'),
-                                             ('with a() as b:\n    test_eq(b, 1)', 'Test'),
-                                             ('#| label: fig-a\nplot()', 'Code of the figure'),
-                                             ('#| echo: false\nassert 1', ''), ('f(1)', ''),
-                                             ('!ls', '')])
+@pytest.mark.parametrize('source, summary', [
+    ('test_eq(f(1), 2)', 'Test'), ('x = f(1)\nassert x == 2', 'Test'),
+    ('with a() as b:\n    test_eq(b, 1)', 'Test'),
+    ('#| label: fig-a\nplot()', 'Code of the figure'), ('#| echo: false\nassert 1', ''),
+    ('f(1)', ''), ('!ls', '')])
 def test_tests_and_plots_are_folded(source, summary):
     nb = dict(cells=[dict(cell_type='code', source=source, outputs=[])])
     after = joined(json.loads(tidied(json.dumps(nb)))['cells'][0]['source'])
-    assert after == (f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}'
-                     if summary else source)
+    folded = f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}'
+    assert after == (folded if summary else source)
 
 
 def test_badge_has_no_caption():
@@ -231,21 +234,26 @@ def test_badge_has_no_caption():
 MEASURE = '''
 const found = {};
 const scrolls = e => getComputedStyle(e).overflowX != 'visible';
-const held = (e, top) => { for (let p = e; p && p != top; p = p.parentElement) if (scrolls(p)) return true; return false };
+const held = (e, top) => {
+  for (let p = e; p && p != top; p = p.parentElement) if (scrolls(p)) return true;
+  return false };
+const room_of = t => (t.closest('.wide, .cell-output-display') || t).clientWidth;
 const measure = d => {
   const wide = d.documentElement, room = wide.clientWidth;
   const out = [...d.body.querySelectorAll('table, pre, img, svg, p, li, h1, h2, h3, figure')]
     .filter(e => e.getBoundingClientRect().right > room + 1 && !held(e, d.body));
   const img = [...d.images].find(i => !i.src.includes('badge') && !i.src.endsWith('.svg'));
   const style = getComputedStyle(d.body), box = img && img.getBoundingClientRect();
-  return {width: wide.scrollWidth, out: out.map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 40)),
-    wide: [...d.querySelectorAll('table')].filter(t => t.scrollWidth > 1 + (t.closest('.wide, .cell-output-display') || t).clientWidth).length,
+  return {width: wide.scrollWidth,
+    out: out.map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 40)),
+    wide: [...d.querySelectorAll('table')].filter(t => t.scrollWidth > 1 + room_of(t)).length,
     top: box && box.top, bottom: box && box.bottom, ink: style.color, paper: style.backgroundColor};
 };
 const visit = (name, width, page) => new Promise(done => {
   const frame = document.createElement('iframe');
   frame.style.cssText = `border: 0; width: ${width}px; height: 800px`;
-  frame.onload = () => { found[name + ' ' + width] = measure(frame.contentDocument); frame.remove(); done() };
+  frame.onload = () => {
+    found[name + ' ' + width] = measure(frame.contentDocument); frame.remove(); done() };
   if (page.startsWith('<')) frame.srcdoc = page; else frame.src = page;
   document.body.append(frame);
 });
@@ -256,29 +264,26 @@ const visit = (name, width, page) => new Promise(done => {
 })()'''
 
 
-def look(shown, folder):
+def measure(shown, folder):
     "Open pages (name, width, HTML or address) in one browser: 'name width' -> measurements."
     if BROWSER is None:
         pytest.skip('no Chromium on PATH: install it to test the pages in a browser')
     given = json.dumps(shown).replace('</', '<\\/')
+    script = f'<script>const PAGES = {given};{MEASURE}</script>'
     harness = folder/'harness.html'
-    harness.write_text(
-        f'<!doctype html><meta charset="utf-8"><body><script>const PAGES = {given};{MEASURE}</script>'
-    )
-    flags = [
-        '--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files',
-        '--hide-scrollbars', '--virtual-time-budget=20000', f'--user-data-dir={folder/"profile"}'
-    ]
-    done = subprocess.run(
-        [BROWSER, *flags, '--dump-dom', harness.as_uri()], capture_output=True, text=True,
-        timeout=PATIENCE)
+    harness.write_text(f'<!doctype html><meta charset="utf-8"><body>{script}')
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files',
+             '--hide-scrollbars', '--virtual-time-budget=20000',
+             f'--user-data-dir={folder/"profile"}']
+    done = subprocess.run([BROWSER, *flags, '--dump-dom', harness.as_uri()], capture_output=True,
+                          text=True, timeout=PATIENCE)
     dom = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     assert dom, done.stderr[-2000:]
     return json.loads(unescape(dom[1]))
 
 
 def offline(page):
-    "The same page without the badge, whose image needs a network."
+    "Return the page without the badge, whose image needs a network."
     return re.sub(r'<img[^>]*src="https://[^>]*>', '<svg width="117" height="20"></svg>', page)
 
 
@@ -289,19 +294,19 @@ def on_paper(page): return page.replace('@media print', '@media all')
 
 
 def report_pages(folder, monkeypatch):
-    "A small page each of `cesm_check`, `cesm_audit` and `cesm_evaluate`, in light, dark and print."
+    "A small page each of `cesm_check`, `cesm_audit` and `cesm_evaluate`."
     from cesm_nb.leakage import audit
     from cesm_nb.cohort.check import write_report as write_check
     from cesm_nb.evaluate import write_report as write_scores
     from cesm_nb.synthetic.phantom import make_phantom
     data = make_phantom(folder/'phantom', 20, size_px=64, progress=False)
     write_check(data, folder/'check')
-    published = pd.read_csv(
-        ROOT/'results'/'audit'/'controls.csv') # forests would take longer than all other tests here
+    # forests would take longer than all other tests here
+    published = pd.read_csv(ROOT/'results'/'audit'/'controls.csv')
     monkeypatch.setattr(audit, 'run_controls', lambda *given: published)
     audit.write_audit(data, folder/'audit', progress=False)
-    numbers = pd.DataFrame([[.123456]*14],
-                           columns=[f'a long name of column {i}' for i in range(14)])
+    columns = [f'a long name of column {i}' for i in range(14)]
+    numbers = pd.DataFrame([[.123456]*14], columns=columns)
     settings = dict(protocol='clinical', modality='CM', image_size=32,
                     tensors='/'.join(['folder']*30))
     config = dict(settings=settings, switches=dict(split_unit='patient', roi_source='none'),
@@ -320,55 +325,46 @@ def reports(module_path):
 
 
 @pytest.fixture(scope='module')
-def seen(pages, reports, module_path):
-    "Measurements of all pages on phone and screen, and of command pages on paper, dark and in print."
+def measured(pages, reports, module_path):
+    "Measurements of all pages on phone and screen; of command pages also on paper, dark, in print."
     name = lambda stem: re.sub(r'^\d+[a-zA-Z0-9]*_', '', stem.lower()) + '.html'
-    chapters = {
-        k: (BUILT/name(k)).as_uri() if BUILT.exists() else offline(page)
-        for k, page in pages.items()
-    }
-    published = {
-        f'published {p.parent.name}': p.as_uri()
-        for p in sorted((ROOT/'results').rglob('*.html'))
-    }
+    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else offline(page)
+                for k, page in pages.items()}
+    published = {f'published {p.parent.name}': p.as_uri()
+                 for p in sorted((ROOT/'results').rglob('*.html'))}
     dark = {f'{k} dark': darken(p) for k, p in reports.items()}
     printed = {f'{k} print': on_paper(p) for k, p in reports.items()}
-    wide = {
-        'planted': f"<!doctype html><meta name='viewport' content='width=device-width'><body><p>{'x'*500}</p>"
-    }
+    head = "<!doctype html><meta name='viewport' content='width=device-width'>"
+    wide = {'planted': f"{head}<body><p>{'x'*500}</p>"}
     both = [(k, w, p) for k, p in (chapters | published | reports | dark | printed | wide).items()
             for w in (PHONE, SCREEN)]
-    return look(both + [(k, PAPER, p) for k, p in (reports | printed | wide).items()], module_path)
+    on_page = [(k, PAPER, p) for k, p in (reports | printed | wide).items()]
+    return measure(both + on_page, module_path)
 
 
 def test_command_pages_start_with_a_summary(reports):
     for name, page in reports.items():
         first = BeautifulSoup(page, 'html.parser').body.find(['p', 'h2', 'table', 'img'])
-        assert first.name == 'p' and 'lead' in first['class'] and 'PHANTOM' in first.text and len(
-            first.text.split()) > 4, name
-        assert 'name="viewport"' in page and '@media print' in page and 'prefers-color-scheme: dark' in page
-    order = [
-        e.name
-        for e in BeautifulSoup(reports['evaluate'], 'html.parser').body.find_all(['img', 'table'])
-    ]
+        assert first.name == 'p' and 'lead' in first['class'], name
+        assert 'PHANTOM' in first.text and len(first.text.split()) > 4, name
+        assert 'name="viewport"' in page and '@media print' in page
+        assert 'prefers-color-scheme: dark' in page
+    body = BeautifulSoup(reports['evaluate'], 'html.parser').body
+    order = [e.name for e in body.find_all(['img', 'table'])]
     assert order.index('img') < order.index('table')
 
 
-def test_no_page_scrolls_sideways(seen):
-    moved = {
-        k: (v['width'], v['out'])
-        for k, v in seen.items()
-        if k[-9:] != 'print 390' and (v['width'] > int(k.split()[-1]) or v['out'])
-    }
+def test_no_page_scrolls_sideways(measured):
+    too_wide = {k: (v['width'], v['out']) for k, v in measured.items()
+                if k[-9:] != 'print 390' and (v['width'] > int(k.split()[-1]) or v['out'])}
     planted = {f'planted {w}' for w in (PHONE, PAPER, SCREEN)}
-    assert planted <= set(moved), 'the measure sees what is too wide'
-    assert {k: v
-            for k, v in moved.items()
-            if k not in planted} == {} and len(seen) > 2*len(NOTEBOOKS) + 15
+    assert planted <= set(too_wide), 'a page that is too wide is not detected'
+    assert {k: v for k, v in too_wide.items() if k not in planted} == {}
+    assert len(measured) > 2*len(NOTEBOOKS) + 15
 
 
-def test_figure_is_in_the_first_screen(seen):
-    index = seen['index 1280']
+def test_figure_is_in_the_first_screen(measured):
+    index = measured['index 1280']
     assert index['top'] < index['bottom'] <= 800
 
 
@@ -380,14 +376,14 @@ def luminance(color):
 
 
 @pytest.mark.parametrize('mode, dark', [('', False), (' dark', True), (' print', False)])
-def test_report_text_is_visible_in_light_dark_and_print(seen, mode, dark):
+def test_report_text_is_visible_in_light_dark_and_print(measured, mode, dark):
     for name in ('check', 'audit', 'evaluate'):
-        page = seen[f'{name}{mode} 390']
+        page = measured[f'{name}{mode} 390']
         ink, paper = luminance(page['ink']), luminance(page['paper'])
         assert (paper < ink) == dark and (max(ink, paper) + .05)/(min(ink, paper) + .05) > 7, name
 
 
-def test_wide_tables_scroll_on_a_phone_and_fit_a_screen(seen):
+def test_wide_tables_scroll_on_a_phone_and_fit_a_screen(measured):
     "Wide content scrolls in its container; on a screen the tables of all chapters fit."
-    assert {p.stem: wide for p in NOTEBOOKS if (wide := seen[f'{p.stem} 1280']['wide'])} == {}
-    assert seen['leakage.ladder 390']['wide'] > 0 and seen['evaluate 390']['wide'] > 0
+    assert {p.stem: n for p in NOTEBOOKS if (n := measured[f'{p.stem} 1280']['wide'])} == {}
+    assert measured['leakage.ladder 390']['wide'] > 0 and measured['evaluate 390']['wide'] > 0

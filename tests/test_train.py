@@ -1,4 +1,4 @@
-"Training that is killed, misconfigured, reduced or moved: it resumes exactly, reports, or works."
+"Training that is killed, misconfigured, reduced or moved: it resumes exactly, works or reports."
 import os
 import random
 import shutil
@@ -21,6 +21,8 @@ from conftest import forked
 from mortal import die_at
 
 SMALL = dict(image_size=32, epochs=1, batch_size=16, device='cpu', mixed_precision='no')
+
+
 @pytest.fixture(scope='module')
 def small(phantom, module_path):
     "Settings of a short run whose tensors are shared."
@@ -29,13 +31,13 @@ def small(phantom, module_path):
 
 def train(phantom, folder, name, n=0):
     "Train in a process killed at event n of its steps and renamings; return exit code and events."
+    cfg = make_config(dict(
+        data_root=str(phantom), tensor_dir=str(folder/'tensors'), run_dir=str(folder/name),
+        image_size=32, epochs=6, batch_size=8, lr=1e-3, device='cpu', mixed_precision='no',
+        backbones='lcnet_035'))
     def work():
         events = die_at(n, (trainer, 'train_step'), (os, 'replace'))
-        trainer.fit(
-            make_config(
-                dict(data_root=str(phantom), tensor_dir=str(folder/'tensors'),
-                     run_dir=str(folder/name), image_size=32, epochs=6, batch_size=8, lr=1e-3,
-                     device='cpu', mixed_precision='no', backbones='lcnet_035')))
+        trainer.fit(cfg)
         (folder/'events').write_text(str(events()))
     code = forked(work)
     assert code in (0, -signal.SIGKILL), code
@@ -44,10 +46,8 @@ def train(phantom, folder, name, n=0):
 
 def results(run_dir):
     "Files of a run, byte by byte."
-    return {
-        f: (run_dir/f).read_bytes()
-        for f in ('checkpoints/best.safetensors', 'history.csv', 'predictions.csv')
-    }
+    files = ('checkpoints/best.safetensors', 'history.csv', 'predictions.csv')
+    return {f: (run_dir/f).read_bytes() for f in files}
 
 
 def weights(run_dir):
@@ -56,14 +56,13 @@ def weights(run_dir):
 
 
 def test_training_killed_at_five_random_events(phantom, tmp_path):
-    "Killed at a step or a renaming, in the first or second epoch of a session: resumes to the same bytes."
-    tensorize(
-        TensorConfig(data_root=str(phantom), run_dir=str(tmp_path),
-                     tensor_dir=str(tmp_path/'tensors'), image_size=32))
+    "Killed at a step or a renaming, in the first or second epoch of a session: the same bytes."
+    tensorize(TensorConfig(data_root=str(phantom), run_dir=str(tmp_path),
+                           tensor_dir=str(tmp_path/'tensors'), image_size=32))
     code, events = train(phantom, tmp_path, 'whole')
     assert code == 0
-    epoch, draw, kept = events // 6, random.Random(0), [
-    ] # each session stores at most one epoch, so five leave one of six
+    # each session stores at most one epoch, so five leave one of six
+    epoch, draw, kept = events // 6, random.Random(0), []
     for i in range(5):
         n = draw.randint(1, epoch) if i % 2 == 0 else draw.randint(3*epoch//2, 2*epoch)
         assert train(phantom, tmp_path, 'cut', n)[0] == -signal.SIGKILL, f'event {n} of {events}'
@@ -85,9 +84,8 @@ def test_every_ablation_trains(small, tmp_path, name):
 
 
 def test_run_folder_is_self_contained(tmp_path):
-    run = fit(
-        make_config(SMALL
-                    | dict(run_dir=str(tmp_path/'run'), protocol='clinical', phantom_patients=24)))
+    settings = dict(run_dir=str(tmp_path/'run'), protocol='clinical', phantom_patients=24)
+    run = fit(make_config(SMALL | settings))
     written = (tmp_path/'run'/'predictions.csv').read_text()
     shutil.rmtree(tmp_path/'run'/'phantom') # images, sheet, regions
     (tmp_path/'run').rename(tmp_path/'elsewhere')
@@ -101,8 +99,8 @@ def test_nan_loss_keeps_the_last_epoch(small, tmp_path):
     state = torch.load(tmp_path/'checkpoints'/'last'/'state.pt', weights_only=True)
     state['opt']['param_groups'][0]['lr'] = float('nan')
     torch.save(state, tmp_path/'checkpoints'/'last'/'state.pt')
-    with pytest.raises(FloatingPointError,
-                       match=r'loss is nan at epoch 2, batch \d+ of \d+.*epoch 1 is kept'):
+    message = r'loss is nan at epoch 2, batch \d+ of \d+.*epoch 1 is kept'
+    with pytest.raises(FloatingPointError, match=message):
         fit(replace(small, run_dir=str(tmp_path), epochs=2))
     after = weights(tmp_path)
     assert all(torch.equal(after[k], v) for k, v in kept.items())
@@ -110,19 +108,18 @@ def test_nan_loss_keeps_the_last_epoch(small, tmp_path):
 
 def test_excessive_learning_rate(small, tmp_path):
     "A step of 1e30 in each weight: the next batch overflows single precision on any machine."
-    with pytest.raises(
-            FloatingPointError, match=
-            r'loss is (nan|inf) at epoch 1, .*: lower lr \(1e\+30\) in another run_dir; no epoch is kept'
-    ):
+    message = (r'loss is (nan|inf) at epoch 1, .*: lower lr \(1e\+30\) in another run_dir; '
+               'no epoch is kept')
+    with pytest.raises(FloatingPointError, match=message):
         fit(replace(small, run_dir=str(tmp_path), lr=1e30, epochs=3))
 
 
 def with_split(small, folder, change):
     "Settings with an even split modified by `change`."
     manifest = pd.read_csv(Path(small.tensor_dir)/'manifest.csv')
-    split = manifest[['patient_id', 'side', 'label']].assign(
-        split=['train', 'train', 'val', 'test']*(len(manifest) // 4) + ['train']*(len(manifest) % 4)
-    )
+    n, rest = divmod(len(manifest), 4)
+    parts = ['train', 'train', 'val', 'test']*n + ['train']*rest
+    split = manifest[['patient_id', 'side', 'label']].assign(split=parts)
     change(split).to_csv(folder/'split.csv', index=False)
     return replace(small, run_dir=str(folder/'run'), splits_csv=str(folder/'split.csv'))
 
