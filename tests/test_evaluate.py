@@ -160,7 +160,7 @@ def test_without_tensors_or_data(runs, tmp_path):
 
 
 def test_renamed_run_keeps_its_maps(tmp_path):
-    "Tensors and data inside a run folder move with it; if absent, an error lists where."
+    "Tensors and data inside a run folder move with it; if absent, the places searched are listed."
     cfg = make_config(dict(
         run_dir=str(tmp_path/'run'), phantom_patients=24, phantom_signal=2., protocol='clinical',
         image_size=32, epochs=1, batch_size=8, mixed_precision='no', backbones='lcnet_035'))

@@ -447,7 +447,8 @@ def test_command_resumes_and_shares(phantom, tmp_path):
     fit(replace(plan[0].cfg, n_jobs=1)) # one run is finished already
     present = Path(plan[0].cfg.run_dir)/'predictions.csv'
     when = present.stat().st_mtime_ns
-    done = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill') # it takes seconds a run
+    # papermill costs seconds per run
+    done = command(tmp_path, phantom, '--n-jobs', 2, '--without-papermill')
     assert done.returncode == 0, done.stderr
     assert present.stat().st_mtime_ns == when
     made = list((tmp_path/'runs').glob('*/seed*-fold*/predictions.csv'))

@@ -46,16 +46,9 @@ def run(small, module_path):
 
 
 @pytest.mark.parametrize('change', [
-    dict(target='ordinal'),
-    dict(pooling='mean'),
-    dict(also_size=24),
-    dict(stretch_greys=True),
-    dict(train_share=.5),
-    dict(other_breast='pair'),
-    dict(view_fusion='max'),
-    dict(root_features=True),
-    dict(probe_order=.1)
-], ids=str)
+    dict(target='ordinal'), dict(pooling='mean'), dict(also_size=24), dict(stretch_greys=True),
+    dict(train_share=.5), dict(other_breast='pair'), dict(view_fusion='max'),
+    dict(root_features=True), dict(probe_order=.1)], ids=str)
 def test_each_setting_changes_only_predictions(small, tmp_path, change, plain):
     other = fit(make_config(small | dict(run_dir=str(tmp_path)) | change)).predictions
     pd.testing.assert_frame_equal(other.drop(columns=PROBS), plain.drop(columns=PROBS))
@@ -141,8 +134,8 @@ def test_maps_show_region_attention(run):
 
 @pytest.mark.parametrize('settings', [
     PROBE, PROBE | dict(fit_on='train+val'),
-    PROBE | dict(fit_on='train+val', region_teacher=True, image_size=128)
-], ids=['train', 'train and val', 'region attention'])
+    PROBE | dict(fit_on='train+val', region_teacher=True, image_size=128)],
+    ids=['train', 'train and val', 'region attention'])
 def test_labels_of_test_patients_do_not_change_predictions(small, data, tmp_path, plain,
                                                            module_path, settings):
     "Held-out patients listed in a file: changed labels give the same predictions."

@@ -1,4 +1,4 @@
-"Single cases: the predictions of the run again under each protocol, or an error that says why not."
+"Single cases: the same predictions as in the run under each protocol, or an error with the reason."
 import json
 import os
 import shutil
