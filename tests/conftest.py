@@ -10,22 +10,21 @@ from types import SimpleNamespace
 
 import pytest
 
-os.environ.setdefault(
-    'OMP_WAIT_POLICY',
-    'PASSIVE') # before torch is imported: idle threads would spin on cores that other tests need
+# before torch is imported: idle threads would spin on cores that other tests need
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 
 from cesm_nb.synthetic.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 1700 # seconds until a command counts as hanging; far above the time on a slow, busy machine
+PATIENCE = 1700 # seconds until a command counts as hanging: ample even on a slow, busy machine
 
 
 def folder_of(variable):
     "Return the folder named by an environment variable, or None."
-    named = os.environ.get(variable)
-    return Path(named).resolve() if named else None
+    name = os.environ.get(variable)
+    return Path(name).resolve() if name else None
 
 
 REAL, WEIGHTS = folder_of('CESM_DATA'), folder_of('CESM_WEIGHTS')
@@ -34,11 +33,12 @@ needs_data = pytest.mark.skipif(
 needs_weights = pytest.mark.skipif(
     not WEIGHTS, reason='set CESM_WEIGHTS to a folder with mobilenetv2_100.safetensors and '
     'efficientnet_lite0.safetensors')
-DEAR = 'grids', 'audit', 'audit_ladder', 'runs', 'train', 'results', 'evaluate', 'model', 'bad_input' # in CPU seconds
+SLOWEST = ('grids', 'audit', 'audit_ladder', 'runs', 'train', 'results', 'evaluate', 'model',
+           'bad_input') # by CPU time
 
 
 def pytest_configure():
-    "Stop with a sentence at a mistyped folder; the tests that need it would be skipped otherwise."
+    "Stop if a named folder does not exist; the tests that need it would be skipped otherwise."
     for variable, folder in dict(CESM_DATA=REAL, CESM_WEIGHTS=WEIGHTS).items():
         if folder and not folder.is_dir():
             raise pytest.UsageError(f'{variable}={folder} is no folder: correct it or unset it')
@@ -46,12 +46,12 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     "Run the slowest files first, so that two workers end at about the same time."
-    place = {f'test_{name}.py': i for i, name in enumerate(DEAR)}
-    items.sort(key=lambda item: place.get(item.path.name, len(DEAR)))
+    rank = {f'test_{name}.py': i for i, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(SLOWEST)))
 
 
 def call(command, *args):
-    "Run a command in this process, which has its imports; the result is that of `subprocess.run`."
+    "Run a command in this process, to save the imports; return what `subprocess.run` would."
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try: command(list(map(str, args)))
@@ -71,7 +71,7 @@ def forked(work, *args):
 
 @pytest.fixture(scope='session', autouse=True)
 def one_core():
-    "Use one thread in this process, and leave no setting of several threads to later tests."
+    "Use one thread in this process, so that no test leaves several threads to later ones."
     with pytest.MonkeyPatch.context() as m:
         m.setattr(os, 'cpu_count', lambda: 1)
         m.setenv('OMP_NUM_THREADS', '1')
@@ -90,9 +90,8 @@ def module_path():
 @pytest.fixture(scope='session')
 def phantom(tmp_path_factory):
     "A phantom of 40 patients, strong signal."
-    return make_phantom(
-        tmp_path_factory.mktemp('data')/'phantom', 40, seed=0, signal=2., size_px=200,
-        progress=False)
+    root = tmp_path_factory.mktemp('data')/'phantom'
+    return make_phantom(root, 40, seed=0, signal=2., size_px=200, progress=False)
 
 
 @pytest.fixture(scope='session')

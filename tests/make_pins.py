@@ -1,10 +1,10 @@
-"""Train a small phantom under both protocols; store predictions, one tensor and settings in `tests/pins/`.
+"""Train a small phantom under both protocols; write predictions, a tensor and settings to a folder.
 
 usage: python tests/make_pins.py [--out tests/pins]
-`tests/test_pins.py` compares the current code with these files. Remake them only if numerics are meant
-to change, and give the reason in the commit. The arithmetic is common to all x86-64 processors, in one
-thread; since not every library can be restricted to it, the test is exact on the kind of processor in
-`processor.txt` and has a tolerance elsewhere.
+`tests/test_pins.py` compares the current code with these files. Remake them only if numerics are
+meant to change, and give the reason in the commit. The arithmetic is common to all x86-64
+processors, in one thread; since not every library can be restricted to it, the test is exact on the
+kind of processor in `processor.txt` and has a tolerance elsewhere.
 """
 import argparse
 import os
@@ -20,16 +20,16 @@ SAME_EVERYWHERE = dict( # read when torch is imported
 
 
 def find_processor():
-    "Name the kind of processor; '' if the system does not report it."
+    "Return the kind of processor; '' if the system does not report it."
     info = Path('/proc/cpuinfo')
     lines = [line.partition(':') for line in info.read_text().splitlines()] if info.exists() else []
     facts = {k.strip(): v.strip() for k, _, v in lines}
-    return ', '.join(facts.get(k, '')
-                     for k in ('model name', 'cpu family', 'model', 'stepping')).strip(', ')
+    keys = 'model name', 'cpu family', 'model', 'stepping'
+    return ', '.join(facts.get(k, '') for k in keys).strip(', ')
 
 
 def make(out):
-    "Make both runs; store predictions, history, settings, splits and a tensor of each."
+    "Make both runs; store the predictions, history, settings, splits and one tensor of each."
     import torch
     from cesm_nb.synthetic.phantom import make_phantom
     from cesm_nb.core.settings import make_config
@@ -40,11 +40,10 @@ def make(out):
     root = make_phantom(out/'data', 20, seed=0, signal=2., size_px=96, progress=False)
     for protocol in ('paper', 'clinical'):
         run = out/'runs'/protocol
-        fit(
-            make_config(
-                dict(data_root=str(root), run_dir=str(run), protocol=protocol, image_size=32,
-                     epochs=2, batch_size=4, pretrained=False, device='cpu', mixed_precision='no',
-                     lr=1e-5)))
+        settings = dict(data_root=str(root), run_dir=str(run), protocol=protocol, image_size=32,
+                        epochs=2, batch_size=4, pretrained=False, device='cpu',
+                        mixed_precision='no', lr=1e-5)
+        fit(make_config(settings))
         kept = out/protocol
         kept.mkdir(parents=True, exist_ok=True)
         for name in ('predictions.csv', 'history.csv', 'splits.csv', 'manifest.csv'):
@@ -54,9 +53,9 @@ def make(out):
 
 
 def make_apart(out):
-    "Make them in a separate process, with that arithmetic."
-    done = subprocess.run([sys.executable, __file__, '--here', '--out',
-                           str(out)], env=os.environ | SAME_EVERYWHERE, timeout=900,
+    "Make both runs in a separate process, with the arithmetic `SAME_EVERYWHERE`."
+    command = [sys.executable, __file__, '--here', '--out', str(out)]
+    done = subprocess.run(command, env=os.environ | SAME_EVERYWHERE, timeout=900,
                           capture_output=True, text=True)
     if done.returncode: raise RuntimeError(done.stderr[-2000:])
 

@@ -1,4 +1,4 @@
-"A process that kills itself at an event of its own, whatever the speed of the machine."
+"Kill a process at a numbered event of its own, independent of the speed of the machine."
 import os
 import signal
 from itertools import count
@@ -10,20 +10,20 @@ def die_at(
     kill=lambda: os.kill(os.getpid(), signal.SIGKILL), # how the process is killed
     patch=setattr,
 ):
-    "Count events of some functions and kill the process at one; return a function that counts them."
-    events, seen = count(1), [0]
+    "Kill the process at event `n` of some functions; return a function that counts the events."
+    events, last = count(1), [0]
 
     def tick():
-        seen[0] = next(events)
-        if seen[0] == n: kill()
+        last[0] = next(events)
+        if last[0] == n: kill()
 
     def ticking(f):
-        def inner(*args, **more):
+        def inner(*args, **kwargs):
             tick()
-            out = f(*args, **more)
+            out = f(*args, **kwargs)
             tick()
             return out
         return inner
 
     for module, name in places: patch(module, name, ticking(getattr(module, name)))
-    return lambda: seen[0]
+    return lambda: last[0]

@@ -11,8 +11,8 @@ import pytest
 from cesm_nb.synthetic.phantom import make_phantom
 from conftest import PATIENCE, REAL, ROOT, needs_data
 
-BROWSER = next(
-    (b for b in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if b), None)
+BROWSERS = 'chromium', 'chromium-browser', 'google-chrome'
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def check(data, out):
@@ -25,18 +25,14 @@ def check(data, out):
 
 
 def counts_in_browser(page):
-    "Read from the browser: kind -> count, and the kinds whose names are listed."
+    "Read a page in the browser: kind -> count, kind -> number of names listed, and the page."
     if BROWSER is None: pytest.skip('no Chromium on PATH: install it to test the page in a browser')
-    command = [
-        BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom',
-        Path(page).as_uri()
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE,
-                         check=True).stdout
-    listed = {
-        m[1]: m[2].count('<li>')
-        for m in re.finditer(r'<summary>(.*?): \d+</summary>.*?<ul>(.*?)</ul>', dom, re.S)
-    }
+    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom',
+               Path(page).as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    dom = done.stdout
+    lists = re.finditer(r'<summary>(.*?): \d+</summary>.*?<ul>(.*?)</ul>', dom, re.S)
+    listed = {m[1]: m[2].count('<li>') for m in lists}
     return {k: int(n) for k, n in re.findall(r'data-kind="([^"]+)">(\d+)', dom)}, listed, dom
 
 
@@ -47,8 +43,8 @@ def test_phantom_page(tmp_path):
     printed = check(data, tmp_path/'out')
     assert printed.rstrip().splitlines()[-1].startswith('PHANTOM')
     shown, listed, dom = counts_in_browser(tmp_path/'out'/'index.html')
-    truth = pd.read_csv(tmp_path/'out'/'problems.csv').kind.value_counts().to_dict()
-    assert shown == listed == truth
+    expected = pd.read_csv(tmp_path/'out'/'problems.csv').kind.value_counts().to_dict()
+    assert shown == listed == expected
     assert shown['image cannot be used'] == 1 and image.stem.strip() in dom
     assert 'Looked for and not found: same pixels' in dom and 'PHANTOM' in dom
 
@@ -61,4 +57,6 @@ def test_real_page(tmp_path):
     expected = {'trailing blank in the name': 5, 'second copy of a view': 4}
     assert expected.items() <= shown.items()
     for name in ('P3_L_CM_CC', 'P99_L_CM_MLO_2', 'P281_L_DM_MLO2'): assert f'<li>{name}' in dom
-    assert 'not found: image cannot be used, same pixels under two names, same picture of two patients, breast on the other side' in dom
+    absent = ('image cannot be used, same pixels under two names, same picture of two patients, '
+              'breast on the other side')
+    assert f'not found: {absent}' in dom

@@ -34,6 +34,12 @@ PLACES = (cesm_nb.tensorize, 'make_tensor'), (os, 'replace') # calls at which a 
 def content(folder): return {f.name: f.read_bytes() for f in sorted(Path(folder).iterdir())}
 
 
+def tensorize_command(cfg, folder, n_jobs):
+    code = 'from cesm_nb.cli import cesm_tensorize; cesm_tensorize()'
+    return [sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', folder,
+            '--image-size', '224', '--n-jobs', str(n_jobs)]
+
+
 @pytest.fixture(scope='module')
 def cfg(module_path):
     "Settings for a phantom, the files of an uninterrupted run and its number of events."
@@ -54,20 +60,21 @@ def tensorize_until(cfg, n):
 
 
 def test_tensorize_killed_at_ten_random_events(cfg, tmp_path):
-    "Before, during or after making a tensor or renaming a file: drawn from the run's own events."
+    "Before, during or after making a tensor or renaming a file, drawn from events of the run."
     cfg, whole, events = cfg
     fork, left = multiprocessing.get_context('fork'), []
     for n in random.Random(0).sample(range(1, events + 1), 10):
-        mine, folder = replace(cfg, tensor_dir=str(tmp_path/str(n))), tmp_path/str(n)
-        child = fork.Process(target=tensorize_until, args=(mine, n))
+        folder = tmp_path/str(n)
+        settings = replace(cfg, tensor_dir=str(folder))
+        child = fork.Process(target=tensorize_until, args=(settings, n))
         child.start()
         child.join(PATIENCE)
         assert child.exitcode == -signal.SIGKILL, f'event {n} of {events}'
         left.append(len(list(folder.glob('*.pt'))))
         for f in folder.glob('*.pt'): read_tensor(f) # whole, or absent
-        (folder/f'.P1_Left.pt.{os.uname().nodename}-{child.pid}.part').write_bytes(
-            b'half') # as if in mid-write
-        tensorize(mine)
+        partial = f'.P1_Left.pt.{os.uname().nodename}-{child.pid}.part'
+        (folder/partial).write_bytes(b'half') # as if killed while writing
+        tensorize(settings)
         assert content(folder) == whole, f'killed at event {n} of {events}'
     assert len(set(left)) > 5 and events > 40, left # kills are spread over the run
 
@@ -87,18 +94,14 @@ sys.path.append({str(ROOT/'tests')!r})
 from mortal import die_at
 die_at(3, (os, 'replace'), kill=lambda: os.killpg(0, signal.SIGKILL))
 ''')
-    env = os.environ | dict(
-        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]))
-    code = 'from cesm_nb.cli import cesm_tensorize; cesm_tensorize()'
-    command = [
-        sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', tmp_path/'t',
-        '--image-size', '224', '--n-jobs', '2'
-    ]
+    paths = [str(tmp_path), os.environ.get('PYTHONPATH', '')]
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join(paths))
+    command = tensorize_command(cfg, tmp_path/'t', n_jobs=2)
     run = subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL,
                            stderr=subprocess.DEVNULL)
     assert run.wait(PATIENCE) == -signal.SIGKILL
-    dying = [p for p in psutil.process_iter()
-             if in_session(p, run.pid)] # a worker may outlive the command by a moment
+    # a worker may outlive the command by a moment
+    dying = [p for p in psutil.process_iter() if in_session(p, run.pid)]
     assert psutil.wait_procs(dying, timeout=PATIENCE)[1] == []
     left = content(tmp_path/'t')
     assert 0 < len(left) < len(whole) and 'manifest.csv' not in left
@@ -108,23 +111,19 @@ die_at(3, (os, 'replace'), kill=lambda: os.killpg(0, signal.SIGKILL))
 
 def test_damaged_tensor_is_remade(cfg, tmp_path):
     cfg, whole, _ = cfg
-    mine = replace(cfg, tensor_dir=str(tmp_path/'t'))
-    tensorize(mine)
+    settings = replace(cfg, tensor_dir=str(tmp_path/'t'))
+    tensorize(settings)
     first, second, *_ = sorted((tmp_path/'t').glob('*.pt'))
     first.write_bytes(b'') # power failure before the data reached the disk
     second.write_bytes(second.read_bytes()[:-9000])
-    tensorize(mine)
+    tensorize(settings)
     assert content(tmp_path/'t') == whole
 
 
 def run_full(cfg, folder, limit=None):
-    "Run the command on a full disk; return its one sentence."
-    code = 'from cesm_nb.cli import cesm_tensorize; cesm_tensorize()'
+    "Run the command on a full disk, or with a limit on file sizes; return its error message."
     small = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
-    command = [
-        sys.executable, '-c', code, '--data-root', cfg.data_root, '--tensor-dir', folder,
-        '--image-size', '224', '--n-jobs', '1'
-    ]
+    command = tensorize_command(cfg, folder, n_jobs=1)
     done = subprocess.run(command, preexec_fn=small, capture_output=True, text=True,
                           timeout=PATIENCE)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
@@ -133,9 +132,8 @@ def run_full(cfg, folder, limit=None):
 
 def test_file_size_limit(cfg, tmp_path):
     output = run_full(cfg[0], tmp_path/'t', limit=MB//4)
-    assert output.startswith(
-        'cesm_tensorize: cannot write'
-    ) and 'File too large' in output and 'run again once there is room' in output
+    assert output.startswith('cesm_tensorize: cannot write') and 'File too large' in output
+    assert 'run again once there is room' in output
     assert [f.name for f in (tmp_path/'t').iterdir()] == ['settings.json']
 
 
@@ -143,12 +141,13 @@ def test_disk_full(cfg, tmp_path):
     cfg, whole, _ = cfg
     disk = tmp_path/'small'
     disk.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk], capture_output=True,
-                      timeout=PATIENCE).returncode:
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk]
+    if subprocess.run(mount, capture_output=True, timeout=PATIENCE).returncode:
         pytest.skip('cannot mount a small tmpfs here: needs root')
     try:
         output = run_full(cfg, disk/'t')
-        assert 'cannot write' in output and 'No space left on device' in output and 'what was finished is kept' in output
+        assert 'cannot write' in output and 'No space left on device' in output
+        assert 'what was finished is kept' in output
         left = content(disk/'t')
         assert 4 < len(left) < len(whole) and all(whole[k] == v for k, v in left.items())
         shutil.copytree(disk/'t', tmp_path/'roomy')
@@ -170,8 +169,8 @@ def finished(module_path):
     return data, module_path/'finished'
 
 
-def export(words):
-    with one_way_out('cesm_export'): export_run(*words)
+def export(args):
+    with one_way_out('cesm_export'): export_run(*args)
 
 
 def options(settings):
@@ -179,47 +178,46 @@ def options(settings):
 
 
 OUT = ('--out', 'out')
+QUICK = '--n-repeats 1 --n-trees 2 --n-folds 3 --n-draws 9 --n-jobs 1'.split()
 WRITES = { # command -> (largest file in bytes, its arguments from the data, a run and an image)
-    'tensorize': (9_000,
-                  lambda d, r, i: ['--data-root', d, '--run-dir', 'out', '--image-size', '32']),
-    'check': (9_000, lambda d, r, i: [d, *OUT]), 'audit': (20_000, lambda d, r, i: [
-        d, *OUT, '--n-repeats', '1', '--n-trees', '2', '--n-folds', '3', '--n-draws', '9',
-        '--n-jobs', '1'
-    ]),
+    'tensorize': (
+        9_000, lambda d, r, i: ['--data-root', d, '--run-dir', 'out', '--image-size', '32']),
+    'check': (9_000, lambda d, r, i: [d, *OUT]),
+    'audit': (20_000, lambda d, r, i: [d, *OUT, *QUICK]),
     'phantom': (3_000, lambda d, r, i: ['--root', 'out', '--n-patients', '6', '--size-px', '64']),
     'train': (99_000, lambda d, r, i: ['--data-root', d, '--run-dir', 'out', *options(SMALL)]),
     'evaluate': (30_000, lambda d, r, i: [r, '--n-draws', '20', '--no-inside']),
     'predict': (20_000, lambda d, r, i: [i, '--run', r, *OUT, '--anyway']),
-    'export': (99_000, lambda d, r, i: [r, 'out'])
-}
+    'export': (99_000, lambda d, r, i: [r, 'out'])}
 
 
-def write_little(name, limit, words, ended):
-    "Run a command with a file size limit; return how it ended."
+def run_limited(name, limit, args, ended):
+    "Run a command with a file size limit; put its error message, or '', into the queue `ended`."
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    command = export if name == 'export' else getattr(commands, f'cesm_{name}')
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        try: (export if name == 'export' else getattr(commands, f'cesm_{name}'))(words)
+        try: command(args)
         except SystemExit as e: ended.put(str(e))
         else: ended.put('')
 
 
 @pytest.mark.parametrize('name', WRITES)
 def test_commands_leave_no_partial_file(finished, tmp_path, monkeypatch, name):
-    "A truncated file would have the size of the limit: there is none, and a sentence names the file."
+    "No file has the size of the limit, as a truncated one would; the message names the file."
     data, run = finished
     run = shutil.copytree(run, tmp_path/'run')
-    limit, words = WRITES[name]
+    limit, make_args = WRITES[name]
     image = next(f for f in sorted(data.glob('Subtracted*/*_CC.jpg')))
     monkeypatch.chdir(tmp_path)
     fork = multiprocessing.get_context('fork')
     ended = fork.SimpleQueue()
-    child = fork.Process(target=write_little,
-                         args=(name, limit, list(map(str, words(data, run, image))), ended))
+    args = [str(arg) for arg in make_args(data, run, image)]
+    child = fork.Process(target=run_limited, args=(name, limit, args, ended))
     child.start()
     child.join(PATIENCE)
     end = ended.get() if child.exitcode == 0 else f'exit code {child.exitcode}'
-    assert end.startswith(
-        f'cesm_{name}: ') and 'cannot write' in end and 'File too large' in end and '\n' not in end
+    assert end.startswith(f'cesm_{name}: ') and '\n' not in end
+    assert 'cannot write' in end and 'File too large' in end
     files = [f for f in tmp_path.rglob('*') if f.is_file()]
     assert [f for f in files if f.stat().st_size == limit or f.suffix == '.part'] == []
     assert not [f for f in files if 'run' not in f.parts and f.stat().st_size > limit]

@@ -53,11 +53,11 @@ from cesm_nb.stats.intervals import interval_table
 from cesm_nb.synthetic.predictions import simulate_predictions
 from cesm_nb.reporting.tables import compare_paired, write_table
 a, b = simulate_predictions(20), simulate_predictions(20, twin=1)
-label, prob, who = (a[k].to_numpy() for k in ('label', PROBS, 'patient_id'))
-table = interval_table(label, prob, who, 50)
+label, prob, patients = (a[k].to_numpy() for k in ('label', PROBS, 'patient_id'))
+table = interval_table(label, prob, patients, 50)
 row = table.loc['spherical']
 assert 0 < row.low < row.value < row.high < 1 and not row.note, row
-repeated = repeated_interval(label, prob[None], who, n_draws=50).loc['spherical']
+repeated = repeated_interval(label, prob[None], patients, n_draws=50).loc['spherical']
 assert repeated.low < repeated.value < repeated.high, repeated
 paired = compare_paired(dict(a=a, b=b), 50).loc[('b', 'spherical')]
 assert paired.low < paired.difference < paired.high, paired
@@ -70,14 +70,14 @@ def test_new_score_is_one_table_line(tmp_path):
     from nbdev.export import nb_export
     shutil.copytree(ROOT/'cesm_nb', tmp_path/'cesm_nb',
                     ignore=shutil.ignore_patterns('__pycache__'))
-    chapter = (ROOT/'nbs'/'api/stats.scores.ipynb').read_text()
+    notebook = Path('nbs')/'api'/'stats.scores.ipynb'
+    cells = (ROOT/notebook).read_text()
     old = ADDED.splitlines()[0] + '\n    '
     quoted = lambda text: text.replace('\n', '\\n",\n    "')
-    assert quoted(old) in chapter
-    (tmp_path/'nbs'/'api').mkdir(parents=True)
-    (tmp_path/'nbs'/'api/stats.scores.ipynb').write_text(
-        chapter.replace(quoted(old), quoted(ADDED), 1))
-    nb_export(tmp_path/'nbs'/'api/stats.scores.ipynb', tmp_path/'cesm_nb')
+    assert quoted(old) in cells
+    (tmp_path/notebook).parent.mkdir(parents=True)
+    (tmp_path/notebook).write_text(cells.replace(quoted(old), quoted(ADDED), 1))
+    nb_export(tmp_path/notebook, tmp_path/'cesm_nb')
     done = subprocess.run([sys.executable, '-c', TRY_SCORE], cwd=tmp_path, capture_output=True,
                           text=True, timeout=PATIENCE, env=path_first(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -90,8 +90,8 @@ def test_four_views_by_setting(phantom, tmp_path):
     model, config = load_run(run.run_dir)
     assert model.streams.views == BOTH and config['settings']['modality'] == 'DM+CM'
     manifest = pd.read_csv(run.run_dir/'manifest.csv')
-    assert [c for c in manifest
-            if c.startswith('has_')] == ['has_dm_cc', 'has_dm_mlo', 'has_cm_cc', 'has_cm_mlo']
+    has = [c for c in manifest if c.startswith('has_')]
+    assert has == ['has_dm_cc', 'has_dm_mlo', 'has_cm_cc', 'has_cm_mlo']
     tensor = read_tensor(run.run_dir/'tensors'/manifest.file[0])
     assert tensor['x'].shape == (5, 32, 32) and tensor['real'].shape == (4,)
 
@@ -106,20 +106,21 @@ def test_third_view_is_one_table_row(phantom, tmp_path, monkeypatch):
 
 
 def read_flat(root, regions='', with_images=True):
-    "A synthetic layout: files are called WOMAN-side-view.png, beside a JSON of diagnoses."
+    "A synthetic layout: files named PATIENT-side-view.png, beside a JSON of diagnoses."
     if not (root/'diagnoses.json').is_file():
         raise FileNotFoundError(f'{root} lacks diagnoses.json')
-    rows = []
+    diagnoses, rows = json.loads((root/'diagnoses.json').read_text()), []
     for path in sorted(root.glob('*.png')):
-        woman, side, view = path.stem.split('-')
-        label = data.CLASSES.index(json.loads((root/'diagnoses.json').read_text())[woman])
-        rows.append(
-            dict(image_name=path.stem, patient_id=int(woman), side=side, modality='CM', view=view,
-                 copy=1, age_years=50., density='B', birads='', pathology=data.CLASSES[label],
-                 label=label, machine='', findings='', trailing_blank=False, path=str(path),
-                 original_width_px=40, original_height_px=60, n_regions=0))
-    none = pd.DataFrame(columns=['image_name', 'shape', 'geometry'])
-    return DataSet(root, pd.DataFrame(rows), none, {}, False, 'made-up')
+        patient, side, view = path.stem.split('-')
+        label = data.CLASSES.index(diagnoses[patient])
+        row = dict(image_name=path.stem, patient_id=int(patient), side=side, modality='CM',
+                   view=view, copy=1, age_years=50., density='B', birads='',
+                   pathology=data.CLASSES[label], label=label, machine='', findings='',
+                   trailing_blank=False, path=str(path), original_width_px=40,
+                   original_height_px=60, n_regions=0)
+        rows.append(row)
+    no_regions = pd.DataFrame(columns=['image_name', 'shape', 'geometry'])
+    return DataSet(root, pd.DataFrame(rows), no_regions, {}, False, 'made-up')
 
 
 @pytest.fixture
@@ -130,8 +131,8 @@ def flat(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for i in range(24):
         for view in data.VIEWS:
-            cv2.imwrite(str(root/f'{i}-L-{view}.png'), rng.integers(0, 255, (60, 40),
-                                                                    dtype=np.uint8))
+            image = rng.integers(0, 255, (60, 40), dtype=np.uint8)
+            cv2.imwrite(str(root/f'{i}-L-{view}.png'), image)
     monkeypatch.setitem(data.READERS, 'flat', read_flat)
     return root
 
@@ -140,13 +141,12 @@ def test_new_data_set_is_one_reader(flat, tmp_path):
     assert len(read_dataset(flat).images) == 48
     assert Path(write_report(flat, tmp_path/'page')).is_file()
     run = train(flat, tmp_path, protocol='clinical', backbones='mobilenetv2_100')
-    assert (run.config['data_fingerprint'], run.config['phantom'],
-            len(run.predictions)) == ('made-up', False, 24)
+    assert len(run.predictions) == 24 and run.config['phantom'] is False
+    assert run.config['data_fingerprint'] == 'made-up'
 
 
 def test_unknown_folder_layout_is_rejected(flat, tmp_path):
     "Each reader reports what is missing."
-    with pytest.raises(FileNotFoundError,
-                       match='lacks the annotation sheet.*; or .*lacks diagnoses.json'):
-        read_dataset(tmp_path)
+    message = 'lacks the annotation sheet.*; or .*lacks diagnoses.json'
+    with pytest.raises(FileNotFoundError, match=message): read_dataset(tmp_path)
     with pytest.raises(ValueError, match='no region file'): train(flat, tmp_path, protocol='paper')
