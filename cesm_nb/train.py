@@ -38,7 +38,7 @@ from .core.errors import CesmError, NotFiniteError, one_way_out
 from .core.files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
 from .training.losses import (
     check_finite, epoch_batches, name_scores, tabulate, weigh_classes)
-from .networks.backbones import check_batch
+from .networks.backbones import check_batch, pick_views
 from .model import FourStream, check_model, count_parameters, model_settings
 from .networks.pretraining import check_pretraining_data
 from .core.recipes import Fitted, Job, Recipe, find_recipe
@@ -299,8 +299,7 @@ def check_network(
     check_model(model_settings(asdict(cfg)))
     if splits is None: return
     n_train = min(cfg.batch_size, int((splits.split == 'train').sum()))
-    used = [c for c in name_channels(cfg.modality) if cfg.views in ('both', c.split()[-1])]
-    n_views = len(used) if cfg.share_views else 1
+    n_views = len(pick_views(name_channels(cfg.modality), cfg.views)) if cfg.share_views else 1
     n_each = max(n_train//find_team(cfg.device == 'cpu').num_processes, 1) # per process
     check_batch(n_each*n_views, cfg.image_size)
     classes = splits.label[splits.split == 'val'].nunique()
