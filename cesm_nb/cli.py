@@ -65,6 +65,9 @@ def read_file(
 class Tensorize(TensorConfig):
     region_teacher:bool = False # keep the drawn regions in the tensors, for the linear probe
 
+    @property
+    def keeps_regions(self): return self.region_teacher
+
 @one_way_out('cesm_tensorize')
 def cesm_tensorize(
     args:Optional[list]=None, # options; None: those of the process
