@@ -38,9 +38,9 @@ from .core.errors import CesmError, NotFiniteError, one_way_out
 from .core.files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
 from .training.losses import (
     check_finite, epoch_batches, name_scores, tabulate, weigh_classes)
-from .networks.backbones import check_batch, pick_views
+from .networks.backbones import check_batch, pick_views, split_backbones
 from .model import FourStream, check_model, count_parameters, model_settings
-from .networks.pretraining import check_pretraining_data
+from .networks.weights import check_pretraining_data
 from .core.recipes import Fitted, Job, Recipe, find_recipe
 from .core.runs import (
     BEST, CHECKPOINTS, STATE, Run, clean_run, find_commit, find_run, run_file, seal_run)
@@ -295,7 +295,7 @@ def check_network(
     splits:Optional[pd.DataFrame]=None, # patient_id, side, split, label; None: not made yet
 ):
     "Raise ValueError if the paper's network cannot be built, trained or selected."
-    if cfg.pretrained: check_pretraining_data(cfg.backbones, cfg.weights_dir)
+    if cfg.pretrained: check_pretraining_data(split_backbones(cfg.backbones), cfg.weights_dir)
     check_model(model_settings(asdict(cfg)))
     if splits is None: return
     n_train = min(cfg.batch_size, int((splits.split == 'train').sum()))

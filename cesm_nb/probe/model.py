@@ -18,7 +18,7 @@ from ..core.terms import CLASSES
 from ..networks.backbones import Streams, make_streams, split_backbones
 from ..model import MODELS, FourStream, mean_visible
 from .region_attention import RegionAttention
-from ..networks.sharing import SharedModel
+from ..networks.weights import SharedModel
 from ..tensorize import decode_rows
 
 # %% ../../nbs/api/probe.model.ipynb #6d7c1535
