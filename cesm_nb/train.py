@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .training.augment import augment_views, draw_changes
-from .training.dataset import Breasts, assemble, digest_breasts, load_inputs
+from .training.dataset import (
+    Breasts, assemble, augment_views, digest_breasts, draw_changes, load_inputs)
 from .core.terms import CLASSES, name_channels
 from cesm_nb.training.distributed import (
     add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
