@@ -159,7 +159,7 @@ def cesm_check(
 ):
     "Console script `cesm_check`."
     options = read_options(Check, args)
-    from cesm_nb.cohort.check import main
+    from cesm_nb.cohort.quality import main
     main(**vars(options))
 
 @dataclass(frozen=True)
