@@ -20,7 +20,7 @@ from .networks.backbones import make_streams, split_backbones
 from .core.files import read_json
 from .core.recipes import find_recipe
 from .core.settings import PAPER_BACKBONES
-from .networks.sharing import SharedModel
+from .networks.weights import SharedModel
 from .tensorize import decode_rows
 from .core.terms import CLASSES, VIEWS, name_channels
 

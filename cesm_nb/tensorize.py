@@ -73,15 +73,13 @@ _TENSOR_FIELDS = (
     'clahe_tiles',
     'align_laterality')
 
-def _keeps_regions(cfg): return getattr(cfg, 'region_teacher', False) # a setting of the probe
-
 def tensor_settings(
     cfg:TensorConfig, # settings
     data:DataSet, # to make tensors of
 ) -> dict: # everything that a tensor's content depends on
     "Collect the settings that determine the content of a tensor."
     switches = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)
-    kept = dict(region_teacher=True) if _keeps_regions(cfg) else {}
+    kept = dict(region_teacher=True) if cfg.keeps_regions else {}
     return dict(format=3, data=data.fingerprint, phantom=data.phantom, **kept,
                 roi_source=switches['roi_source'], **{k: getattr(cfg, k) for k in _TENSOR_FIELDS})
 
@@ -335,7 +333,7 @@ def list_tasks(
     "List breasts as tasks; raise ValueError if there is none, or no region where one is required."
     root = cfg.data_root
     roi_source = resolve_protocol(cfg.protocol, roi_source=cfg.roi_source)['roi_source']
-    if roi_source == 'annotation' or _keeps_regions(cfg):
+    if roi_source == 'annotation' or cfg.keeps_regions:
         data.need_regions(cfg.modality, '' if roi_source == 'annotation' else 'region_teacher=True')
         lost = data.unmatched.image_name
         if cfg.strict and len(lost):

@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .training.augment import augment_views, draw_changes
-from .training.dataset import Breasts, assemble, digest_breasts, load_inputs
+from .training.dataset import (
+    Breasts, assemble, augment_views, digest_breasts, draw_changes, load_inputs)
 from .core.terms import CLASSES, name_channels
 from cesm_nb.training.distributed import (
     add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
@@ -38,9 +38,9 @@ from .core.errors import CesmError, NotFiniteError, one_way_out
 from .core.files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
 from .training.losses import (
     check_finite, epoch_batches, name_scores, tabulate, weigh_classes)
-from .networks.backbones import check_batch
+from .networks.backbones import check_batch, pick_views, split_backbones
 from .model import FourStream, check_model, count_parameters, model_settings
-from .networks.pretraining import check_pretraining_data
+from .networks.weights import check_pretraining_data
 from .core.recipes import Fitted, Job, Recipe, find_recipe
 from .core.runs import (
     BEST, CHECKPOINTS, STATE, Run, clean_run, find_commit, find_run, run_file, seal_run)
@@ -295,12 +295,11 @@ def check_network(
     splits:Optional[pd.DataFrame]=None, # patient_id, side, split, label; None: not made yet
 ):
     "Raise ValueError if the paper's network cannot be built, trained or selected."
-    if cfg.pretrained: check_pretraining_data(cfg.backbones, cfg.weights_dir)
+    if cfg.pretrained: check_pretraining_data(split_backbones(cfg.backbones), cfg.weights_dir)
     check_model(model_settings(asdict(cfg)))
     if splits is None: return
     n_train = min(cfg.batch_size, int((splits.split == 'train').sum()))
-    used = [c for c in name_channels(cfg.modality) if cfg.views in ('both', c.split()[-1])]
-    n_views = len(used) if cfg.share_views else 1
+    n_views = len(pick_views(name_channels(cfg.modality), cfg.views)) if cfg.share_views else 1
     n_each = max(n_train//find_team(cfg.device == 'cpu').num_processes, 1) # per process
     check_batch(n_each*n_views, cfg.image_size)
     classes = splits.label[splits.split == 'val'].nunique()

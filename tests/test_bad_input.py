@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cesm_nb.cohort.check import find_problems
+from cesm_nb.cohort.quality import find_problems
 from cesm_nb.data import read_dataset
 from cesm_nb.core.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
 from cesm_nb.synthetic.phantom import make_phantom

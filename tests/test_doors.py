@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from cesm_nb import data
-from cesm_nb.cohort.check import write_report
+from cesm_nb.cohort.quality import write_report
 from cesm_nb.data import DataSet, read_dataset
 from cesm_nb.core.terms import CHANNELS
 from cesm_nb.training.inference import load_run

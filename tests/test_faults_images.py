@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from cesm_nb import tensorize as tz
-from cesm_nb.cohort.check import inspect_image
-from cesm_nb.cohort.check import find_problems, write_report
-from cesm_nb.cohort.check import main as check
+from cesm_nb.cohort.quality import inspect_image
+from cesm_nb.cohort.quality import find_problems, write_report
+from cesm_nb.cohort.quality import main as check
 from cesm_nb.data import read_dataset
 from cesm_nb.core.terms import REGIONS_NAME
 from cesm_nb.imaging.decode import MAX_BYTES, image_problem, read_image

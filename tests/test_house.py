@@ -32,6 +32,23 @@ def test_globs_find_all_notebooks_and_modules():
         {p.parent for p in MODULES}) == 14
 
 
+def claim_of(source):
+    "Docstring of a module if it is one line, else ''."
+    text = ast.get_docstring(ast.parse(source)) or ''
+    return '' if '\n' in text else text
+
+
+@pytest.mark.parametrize('module', MODULES, ids=dotted)
+def test_module_has_a_one_line_docstring(module):
+    "The claim in the first cell of its notebook."
+    assert claim_of(module.read_text())
+
+
+def test_module_without_a_one_line_docstring_is_found():
+    assert claim_of('"One line"\nx = 1') == 'One line'
+    assert [claim_of(s) for s in ('x = 1', '', '"One line\\n\\nand more"')] == ['']*3
+
+
 def tracked():
     "List files under version control, or those that would be."
     listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=ROOT,

@@ -18,7 +18,7 @@ from cesm_nb.networks import backbones
 from cesm_nb.networks.backbones import split_backbones
 from cesm_nb.model import ABLATIONS, FourStream, load_model
 from cesm_nb.core.settings import PAPER_BACKBONES
-from cesm_nb.networks.sharing import export_model
+from cesm_nb.networks.weights import export_model
 from conftest import PATIENCE, ROOT, WEIGHTS, needs_weights
 
 FACTS = dict(phantom=True, image_size=32)

@@ -101,7 +101,7 @@ class Parsed(Exception): "Raised when a command has parsed its options and would
 
 
 MODULE = dict( # command -> module whose `main` does the work
-    cesm_phantom='synthetic.phantom', cesm_fetch='cohort.download', cesm_check='cohort.check',
+    cesm_phantom='synthetic.phantom', cesm_fetch='cohort.download', cesm_check='cohort.quality',
     cesm_tensorize='tensorize', cesm_train='train', cesm_evaluate='evaluate',
     cesm_audit='leakage.audit', cesm_reproduce='experiments.reproduce', cesm_grid='experiments.run',
     cesm_predict='cases.predict', cesm_app='cases.web')
@@ -298,7 +298,7 @@ def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):
 
 @pytest.mark.parametrize('kind, works', [
     (commands.Phantom, ('synthetic.phantom.make_phantom',)),
-    (commands.Check, ('cohort.check.main',)), (commands.Fetch, ('cohort.download.main',)),
+    (commands.Check, ('cohort.quality.main',)), (commands.Fetch, ('cohort.download.main',)),
     (commands.Reproduce, ('experiments.reproduce.reproduce',)),
     (commands.Grid, ('experiments.run.main',)), (commands.App, ('cases.web.main',)),
     (commands.Predict, ('imaging.dicom.read_case', 'cases.predict.main'))])

@@ -296,7 +296,7 @@ def on_paper(page): return page.replace('@media print', '@media all')
 def report_pages(folder, monkeypatch):
     "A small page each of `cesm_check`, `cesm_audit` and `cesm_evaluate`."
     from cesm_nb.leakage import audit
-    from cesm_nb.cohort.check import write_report as write_check
+    from cesm_nb.cohort.quality import write_report as write_check
     from cesm_nb.evaluate import write_report as write_scores
     from cesm_nb.synthetic.phantom import make_phantom
     data = make_phantom(folder/'phantom', 20, size_px=64, progress=False)

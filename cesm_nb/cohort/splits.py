@@ -119,13 +119,13 @@ def split_breasts(
     seed = cfg.seed if cfg.split_seed is None else cfg.split_seed
     if cfg.splits_csv: splits = _read_own(manifest, cfg, split_unit)
     else: splits = make_splits(manifest, split_unit, seed, cfg.n_folds, cfg.fold)
-    if getattr(cfg, 'fit_on', 'train') == 'train': return splits # only the probe has `fit_on`
+    if not cfg.fits_on_validation: return splits
     return splits.assign(split=splits.split.replace('val', 'train'))
 
 def _read_own(manifest, cfg, split_unit):
     "Read a split made elsewhere; raise ValueError if it is incomplete or violates the protocol."
     splits = read_splits(cfg.splits_csv, manifest)
-    needed = [s for s in SPLITS if s != 'val' or getattr(cfg, 'fit_on', 'train') == 'train']
+    needed = [s for s in SPLITS if s != 'val' or not cfg.fits_on_validation]
     empty = [s for s in needed if not (splits.split == s).any()]
     if empty:
         raise CesmError(

@@ -72,6 +72,9 @@ class TensorConfig:
     n_jobs:int = 0 # processes that make tensors; 0: one for small sets, else all cores
     strict:bool = False # stop where an image or a region cannot be used
 
+    @property
+    def keeps_regions(self): return False # whether tensors store the drawn regions too
+
 # %% ../../nbs/api/core.settings.ipynb #b6f9fc76
 PAPER_BACKBONES = 'mobilenetv2_100,efficientnet_b0' # names in timm
 
@@ -126,6 +129,9 @@ class TrainConfig(ModelConfig):
     split_seed:Optional[int] = None # of the split alone; None: `seed`
     resume:bool = True # resume a run in the same folder that was interrupted
 
+    @property
+    def fits_on_validation(self): return False # whether validation breasts are fitted on too
+
 # %% ../../nbs/api/core.settings.ipynb #19fa6041
 @dataclass(frozen=True)
 class ProbeConfig(TrainConfig):
@@ -146,6 +152,12 @@ class ProbeConfig(TrainConfig):
     train_share:float = 1.0 # probe: share of the training patients that is used, in (0, 1]
     probe_strength:float = 3.0 # probe: inverse of the penalty on the weights
     probe_order:float = 1.0 # probe: share of that for benign against both others, in (0, 1]
+
+    @property
+    def keeps_regions(self): return self.region_teacher
+
+    @property
+    def fits_on_validation(self): return self.fit_on == 'train+val'
 
 # %% ../../nbs/api/core.settings.ipynb #6249a7bf
 def _fits(value, kind):

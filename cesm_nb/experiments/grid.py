@@ -32,7 +32,8 @@ from ..core.terms import KEYS
 from ..core.files import write_atomic, write_csv
 from ..training.inference import predict_run
 from ..core.files import reading
-from ..networks.backbones import find_weights, split_backbones
+from ..networks.backbones import split_backbones
+from ..networks.weights import find_weights
 from cesm_nb.core.runs import (
     Run, check_digests, compare_rows, pool_tests, read_config, read_predictions, run_file,
     seal_run)
@@ -240,7 +241,7 @@ def _digest(content):
 def digest_weights(
     cfg:TrainConfig, # settings
 ) -> str|dict: # 'scratch', 'timm', or file name -> digest of its content
-    "Describe the initial weights of the backbones; raise as `model.find_weights`."
+    "Describe the initial weights of the backbones; raise as `find_weights`."
     if not cfg.pretrained: return 'scratch'
     if not cfg.weights_dir: return 'timm'
     files = [find_weights(n, cfg.weights_dir) for n in split_backbones(cfg.backbones)]

@@ -399,7 +399,7 @@ def _rows_alike():
             *median, _cell('`fill_density`', '04_train_colab_t4.ipynb')],
         'L1.3 feature selection on training and test data': [
             *both('no: none is selected'), _cell('chapter 03', '03_model.ipynb')],
-        'L1.4 duplicates': [*both('no: none found'), _cell(alike, 'api/cohort.check.ipynb#all-images')],
+        'L1.4 duplicates': [*both('no: none found'), _cell(alike, 'api/cohort.quality.ipynb#all-images')],
         'L3.1 temporal leakage': [*both(undated), _cell('columns of the sheet', '00_data.ipynb')],
         'L3.3 test data are not of the population of interest': [
             *both('**yes**: one hospital, far more cancers than in screening'),

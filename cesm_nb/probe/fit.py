@@ -25,7 +25,7 @@ from ..core.terms import CLASSES, name_channels
 from ..core.files import write_atomic
 from ..training.losses import check_finite, name_scores, weigh_classes
 from ..networks.backbones import split_backbones
-from ..networks.pretraining import check_pretraining_data
+from ..networks.weights import check_pretraining_data
 from .model import LinearProbe, pair_logits
 from ..core.recipes import Fitted, Job, Recipe
 from .region_attention import RegionAttention, fit_attention
@@ -238,7 +238,7 @@ def check_probe(
     splits:Optional[pd.DataFrame]=None, # any split
 ):
     "Raise ValueError if a linear probe cannot be built or would use test breasts."
-    if cfg.pretrained: check_pretraining_data(cfg.backbones, cfg.weights_dir)
+    if cfg.pretrained: check_pretraining_data(split_backbones(cfg.backbones), cfg.weights_dir)
     if len(split_backbones(cfg.backbones)) > 1 or not cfg.share_views:
         raise CesmError('the linear probe has one backbone, shared by the views: name one instead '
                         f'of {cfg.backbones!r}, with share_views=True')

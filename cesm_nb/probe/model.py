@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from ..core.errors import CesmError
 from ..core.terms import CLASSES
-from ..networks.backbones import Streams, make_backbones, name_streams, split_backbones
+from ..networks.backbones import Streams, make_streams, split_backbones
 from ..model import MODELS, FourStream, mean_visible
 from .region_attention import RegionAttention
-from ..networks.sharing import SharedModel
+from ..networks.weights import SharedModel
 from ..tensorize import decode_rows
 
 # %% ../../nbs/api/probe.model.ipynb #6d7c1535
@@ -60,6 +60,9 @@ class PooledBackbone(nn.Module):
     "A frozen backbone and the statistics of its last maps: views in, features out; for `Streams`."
     def __init__(self, backbone:nn.Module, settings:dict): # without classifier; of `LinearProbe`
         super().__init__()
+        if not hasattr(backbone, 'prune_intermediate_layers'):
+            raise CesmError(f"backbones={settings['backbones']!r} gives no maps: use another, "
+                            "or model='four_stream'")
         info, self.pretrained_cfg = [*backbone.feature_info], backbone.pretrained_cfg
         self.stages = list(range(len(info)))[-LAST:]
         is_net = info[0]['reduction'] < info[-1]['reduction'] # a transformer's blocks have one size
@@ -109,18 +112,12 @@ def make_pooled_streams(
     allow_scratch:bool=False, # see `make_backbones`
 ) -> tuple: # (`Streams`, sentence on the source of their weights)
     "Make the stream; raise ValueError if the backbone is unavailable or has no maps."
-    s, channels = settings, settings['channels'].split(',')
-    views = tuple(c for c in channels if s['views'] in ('both', c.split()[-1]))
-    names = name_streams(True, views, split_backbones(s['backbones']))
-    nets, source = make_backbones(
-        names, 0, pretrained, weights_dir, 3 if s['normalise_input'] else 1, allow_scratch)
-    for k, net in nets.items():
-        if hasattr(net, 'prune_intermediate_layers'): continue
-        raise CesmError(
-            f"backbones={names[k]!r} gives no maps: use another, or model='four_stream'")
-    nets = {k: PooledBackbone(net, s) for k, net in nets.items()}
-    kind = StretchedStreams if s['stretch_greys'] else Streams
-    return kind(nets, views, True, next(iter(nets.values())).width, s['normalise_input']), source
+    kind = StretchedStreams if settings['stretch_greys'] else Streams
+    def pool(nets, views, share_views, _, normalise_input): # their width follows from the maps
+        nets = {k: PooledBackbone(net, settings) for k, net in nets.items()}
+        return kind(nets, views, share_views, next(iter(nets.values())).width, normalise_input)
+    bare = settings | dict(share_views=True, width=0) # width 0: no classifier
+    return make_streams(bare, pretrained, weights_dir, allow_scratch, pool)
 
 # %% ../../nbs/api/probe.model.ipynb #9877632b
 class Standardise(nn.Module):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'IN_BREAST', 'HOW', 'TRIES', 'Site', 'read_site', 'find_places', 'put_elsewhere', 'put_fake', 'alter_regions',
-           'count_changes', 'write_view', 'plot_regions']
+           'count_changes', 'write_view']
 
 # %% ../../nbs/api/synthetic.altered_regions.ipynb #b02109ae
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -232,18 +231,3 @@ def write_view(
     write_atomic(out/'altered.json', f'{json.dumps(summary, indent=1)}\n'.encode())
     write_atomic(out/REGIONS_NAME, via.to_csv(index=False).encode())
     return out
-
-# %% ../../nbs/api/synthetic.altered_regions.ipynb #aac6e163
-def plot_regions(
-    image:np.ndarray, # (H, W) uint8
-    geometries:list, # VIA regions, in pixels of `image`
-    ax:Optional[plt.Axes]=None, # None makes one, 2 inches wide
-) -> plt.Axes:
-    "Plot an image and the outlines of its regions."
-    ax = ax or plt.subplots(figsize=(2, 3))[1]
-    ax.imshow(image, cmap='gray', vmin=0, vmax=255)
-    for g in geometries:
-        x, y = outline(g).T
-        ax.plot([*x, x[0]], [*y, y[0]], color='#56B4E9', lw=1.5)
-    ax.set(xticks=[], yticks=[], xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
-    return ax

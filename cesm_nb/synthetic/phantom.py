@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'KINDS', 'CONTRAST', 'RADIUS', 'MISSING_DENSITY', 'LEAKS', 'PEN', 'BIRADS', 'REGION_COLUMNS', 'plan_phantom',
-           'pen_regions', 'list_images', 'make_sheet', 'make_phantom', 'plot_image', 'plot_phantom', 'plot_spectrum',
-           'main']
+           'pen_regions', 'list_images', 'make_sheet', 'make_phantom', 'main']
 
 # %% ../../nbs/api/synthetic.phantom.ipynb #86be3a2d
 import io
@@ -22,10 +21,10 @@ from scipy.special import ndtri
 from tqdm import tqdm
 
 from ..core.errors import CesmError
-from .anatomy import breast_key, draw_image, radial_spectrum, stream, tissue_maps
-from ..core.terms import (
-    CLASSES, CLASS_COLORS, FOLDERS, MODALITIES, PHANTOM_NAME, REGIONS_NAME, SHEET_COLUMNS,
-    SHEET_NAME, SIDES, VIEWS)
+from .anatomy import breast_key, draw_image, stream, tissue_maps
+from cesm_nb.core.terms import (
+    CLASSES, FOLDERS, MODALITIES, PHANTOM_NAME, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIDES,
+    VIEWS)
 from ..core.files import remove_leftovers, write_atomic
 
 # %% ../../nbs/api/synthetic.phantom.ipynb #4bcba4f1
@@ -373,56 +372,6 @@ def make_phantom(
     _write_new(root/SHEET_NAME, _sheet_bytes(make_sheet(plan, images, seed)))
     _write_new(root/'truth.csv', plan.to_csv(index=False).encode())
     return root
-
-# %% ../../nbs/api/synthetic.phantom.ipynb #25de4ec8
-def plot_image(
-    image:np.ndarray, # (height, width) uint8
-    ax, # axes to draw on
-    title:str='', # above the image
-    outlines:list=(), # (n_points, 2) float x, y in pixels, drawn as lines
-    color:str='#56B4E9', # of the outlines
-): # `ax`
-    "Plot one image with black background and equal aspect."
-    ax.imshow(image, cmap='gray', vmin=0, vmax=255)
-    for o in outlines: ax.plot(*np.vstack([o, o[:1]]).T, color=color, lw=.8)
-    ax.set_title(title, fontsize=8)
-    ax.set_axis_off()
-    return ax
-
-def plot_phantom(
-    breast, # row of `plan_phantom` with both views
-    axes, # 4 axes: low-energy CC, MLO, then subtracted CC, MLO
-    seed:int=0, # seed of the phantom
-    signal:float=1.0, # visibility of the lesions
-    size_px:int=400, # mean image height in pixels
-    outlined:bool=False, # draw the outlines of the lesions too
-): # `axes`
-    "Plot both views of both kinds of image of one breast."
-    names = {'DM': 'low energy', 'CM': 'subtracted'}
-    for ax, (modality, view) in zip(axes, [(m, v) for m in MODALITIES for v in VIEWS], strict=True):
-        image, outlines = draw_image(breast, view, modality, 1, seed, signal, size_px)
-        title = f'{breast.side} {view} {names[modality]}, {breast.pathology}'
-        plot_image(image, ax, title, outlines if outlined else (), CLASS_COLORS[breast.pathology])
-    return axes
-
-# %% ../../nbs/api/synthetic.phantom.ipynb #7eb5892b
-def plot_spectrum(
-    image:np.ndarray, # (height, width) float, any scale
-    ax, # axes to draw on
-    label:str='', # for the legend
-    color:str|None=None, # of the line
-    reference:float|None=None, # exponent of a dashed reference line; None for no line
-): # `ax`
-    "Plot the radial power spectrum on logarithmic axes, scaled to 1 near 0.05 cycles/pixel."
-    f, power = radial_spectrum(image)
-    near = (f > .03) & (f < .08)
-    ax.loglog(f, power/power[near].mean(), color=color, label=label)
-    if reference is not None:
-        line = f**reference/(f[near]**reference).mean()
-        ax.loglog(f, line, 'k--', lw=1, label=f'$f^{{{reference:g}}}$')
-    ax.set(xlabel='spatial frequency (cycles/pixel)', ylabel='power (relative)')
-    ax.legend(frameon=False)
-    return ax
 
 # %% ../../nbs/api/synthetic.phantom.ipynb #f1a00191
 def main(

@@ -22,7 +22,7 @@ from ..core.recipes import find_recipe
 from ..core.runs import (
     BEST, CHECKPOINTS, RUN_FILES, check_digests, find_folder, read_config, read_parts, run_file)
 from ..core.settings import with_defaults
-from ..networks.sharing import export_model
+from ..networks.weights import export_model
 from ..tensorize import read_manifest
 from .losses import tabulate
 

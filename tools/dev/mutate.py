@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cesm_nb.cohort.check import main as check
+from cesm_nb.cohort.quality import main as check
 from cesm_nb.core.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME, SIZES_NAME
 from cesm_nb.core.errors import one_way_out
 from cesm_nb.synthetic.phantom import make_phantom
