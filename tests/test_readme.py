@@ -54,6 +54,7 @@ PARSED = dict( # program -> why its lines are not run here
     python='tests that run anyway, and tools',
     docker='needs a daemon and downloads',
     git='needs GitHub',
+    cd='stands after git clone',
     mkdir='stands before papermill',
     cesm_app='serves until it is stopped; test_app.py serves it',
     cesm_fetch='its answer depends on the folder; cohort.download runs it',

@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 from cesm_nb.reporting.figures import save_figure
-from cesm_nb.experiments.front_page import (MORE, confirmation_table, lead_scores, lead_table,
-                                            plot_lead, phrase_composition, phrase_confirmation,
-                                            phrase_finding, phrase_outcome, phrase_power,
-                                            phrase_references, phrase_replication)
-from cesm_nb.experiments.publish import read_results
+from cesm_nb.experiments.front_page import (lead_scores, lead_table, plot_lead,
+                                            phrase_confirmation, phrase_finding, phrase_outcome,
+                                            phrase_references)
 from cesm_nb.reporting.tables import to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,21 +22,13 @@ MARKS = ('finding', 'results')
 def make_blocks(
     root:Path, # folder with `results/`
 ) -> dict: # mark -> what stands between its two comments
-    "Word the finding and its confirmation; put the tables, the primary outcome and its power under each other."
+    "Word the finding and its confirmation; put the primary outcome under the table."
     found = '\n\n'.join(
         filter(None, (phrase_finding((root, )), phrase_confirmation(
             (root, )), phrase_references((root, )))))
-    words = ' '.join(
-        filter(None, (phrase_outcome((root, )), phrase_power((root, )), phrase_replication(
-            (root, )))))
-    tables = [lead_table((root,), *which) for which in ((), (MORE,))]
-    if read_results('confirmation', (root,)):
-        tables.append(
-            confirmation_table((root, ),
-                               ('auc', 'auc_malignant', 'auc_abnormal')).reset_index(level=1))
-    tables = '\n\n'.join(map(to_markdown, tables))
-    words = '\n\n'.join(filter(None, (words, phrase_composition((root,)))))
-    return dict(finding=f'\n\n{found}\n\n', results=f'\n\n{tables}\n\n{words}\n\n')
+    table = to_markdown(lead_table((root, )))
+    return dict(finding=f'\n\n{found}\n\n',
+                results=f'\n\n{table}\n\n{phrase_outcome((root, ))}\n\n')
 
 
 def fill(
