@@ -1,19 +1,19 @@
-"""Write what the README and the first page take from the files in `results/`: the finding, its figure, and the table.
+"""Write the parts of the README and the first page that come from `results/`: finding and tables.
 
 usage: python tools/make_readme.py [--check]
-`--check` writes nothing and fails where the README differs from the files. Give the command after every change of
-`results/replication`, `results/primary`, `results/best_grid`, `results/confirmation` or `results/audit`; a row whose folder is
-absent says `not yet run`.
+`--check` writes nothing and fails if the README differs from the files. Run it after each change of
+`results/replication`, `results/primary`, `results/best_grid`, `results/confirmation` or
+`results/audit`; a row without its folder reads `not yet run`.
 """
 import argparse
 import sys
 from pathlib import Path
 
 from cesm_nb.reporting.figures import save_figure
-from cesm_nb.experiments.front_page import (MORE, confirmation_table, lead_scores, lead_table,
-                                            plot_lead, phrase_composition, phrase_confirmation,
-                                            phrase_finding, phrase_outcome, phrase_power,
-                                            phrase_references, phrase_replication)
+from cesm_nb.experiments.front_page import (
+    MORE, confirmation_table, lead_scores, lead_table, plot_lead, phrase_composition,
+    phrase_confirmation, phrase_finding, phrase_outcome, phrase_power, phrase_references,
+    phrase_replication)
 from cesm_nb.experiments.publish import read_results
 from cesm_nb.reporting.tables import to_markdown
 
@@ -24,20 +24,17 @@ MARKS = ('finding', 'results')
 def make_blocks(
     root:Path, # folder with `results/`
 ) -> dict: # mark -> what stands between its two comments
-    "Word the finding and its confirmation; put the tables, the primary outcome and its power under each other."
-    found = '\n\n'.join(
-        filter(None, (phrase_finding((root, )), phrase_confirmation(
-            (root, )), phrase_references((root, )))))
-    words = ' '.join(
-        filter(None, (phrase_outcome((root, )), phrase_power((root, )), phrase_replication(
-            (root, )))))
-    tables = [lead_table((root,), *which) for which in ((), (MORE,))]
-    if read_results('confirmation', (root,)):
-        tables.append(
-            confirmation_table((root, ),
-                               ('auc', 'auc_malignant', 'auc_abnormal')).reset_index(level=1))
+    "Phrase the finding and its confirmation; list tables, primary outcome and power."
+    roots = (root,)
+    join = lambda between, *phrases: between.join(filter(None, (p(roots) for p in phrases)))
+    found = join('\n\n', phrase_finding, phrase_confirmation, phrase_references)
+    words = join(' ', phrase_outcome, phrase_power, phrase_replication)
+    words = '\n\n'.join(filter(None, (words, phrase_composition(roots))))
+    tables = [lead_table(roots, *which) for which in ((), (MORE,))]
+    if read_results('confirmation', roots):
+        confirmed = confirmation_table(roots, ('auc', 'auc_malignant', 'auc_abnormal'))
+        tables.append(confirmed.reset_index(level=1))
     tables = '\n\n'.join(map(to_markdown, tables))
-    words = '\n\n'.join(filter(None, (words, phrase_composition((root,)))))
     return dict(finding=f'\n\n{found}\n\n', results=f'\n\n{tables}\n\n{words}\n\n')
 
 
@@ -46,11 +43,11 @@ def fill(
     mark:str, # one of `MARKS`
     block:str, # from `make_blocks`
 ) -> str: # with the block between its comments
-    "Replace what stands between the comments; raise ValueError where they are not there once each, in this order."
+    "Replace the text between the comments; raise ValueError without one of each, in this order."
     start, end = f'<!-- {mark} -->', f'<!-- /{mark} -->'
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
-        raise ValueError(
-            f'README.md needs one {start} and one {end} after it, to put the {mark} between them')
+        raise ValueError(f'README.md needs one {start} and one {end} after it, to put the {mark} '
+                         'between them')
     return text[:text.index(start) + len(start)] + block + text[text.index(end):]
 
 
@@ -58,15 +55,14 @@ def main():
     "Write, or compare."
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('--check', action='store_true',
-                    help='write nothing; fail where the README differs from the files')
+                    help='write nothing; fail if the README differs from the files')
     a, path = ap.parse_args(), ROOT/'README.md'
     try:
-        there = text = path.read_text()
+        stored = text = path.read_text()
         for mark, block in make_blocks(ROOT).items(): text = fill(text, mark, block)
     except (ValueError, OSError) as e: sys.exit(f'make_readme: {e}')
-    if not a.check:
-        save_figure(plot_lead(lead_scores((ROOT, ))).figure, ROOT/'results'/'lead', False)
-    if there == text: return
+    if not a.check: save_figure(plot_lead(lead_scores((ROOT,))).figure, ROOT/'results'/'lead', False)
+    if stored == text: return
     if a.check:
         sys.exit('make_readme: README.md differs from results/: run python tools/make_readme.py')
     path.write_text(text)
