@@ -1,9 +1,10 @@
 """Count, for public splits of CDD-CESM, the test patients that are in the training part too.
 
-    python tools/count_public_splits.py DATA [--list NAME=FILE ...] [--out results/public_splits.csv]
+    python tools/count_public_splits.py DATA [--list NAME=FILE ...] [--out CSV]
 
 NAME is one of `PUBLIC_SPLITS` in leakage.split_audit, FILE its list of images; the split that is
-defined by a rule needs none. The table holds counts, and nothing of a single patient."""
+defined by a rule needs none. The table, such as results/public_splits.csv, holds counts, and
+nothing of a single patient."""
 import argparse
 from pathlib import Path
 

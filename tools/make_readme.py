@@ -61,7 +61,8 @@ def main():
         stored = text = path.read_text()
         for mark, block in make_blocks(ROOT).items(): text = fill(text, mark, block)
     except (ValueError, OSError) as e: sys.exit(f'make_readme: {e}')
-    if not a.check: save_figure(plot_lead(lead_scores((ROOT,))).figure, ROOT/'results'/'lead', False)
+    if not a.check:
+        save_figure(plot_lead(lead_scores((ROOT,))).figure, ROOT/'results'/'lead', False)
     if stored == text: return
     if a.check:
         sys.exit('make_readme: README.md differs from results/: run python tools/make_readme.py')
