@@ -98,7 +98,8 @@ def _are_counts(given): return isinstance(given, (list, tuple)) and all(map(_is_
 def _check_form(content):
     "Raise ValueError if a grid does not have the form of `Grid`."
     _check_names('the grid', content, Grid.__dataclass_fields__, ('base', 'variants'))
-    ways = [k for k in inspect.signature(alter_regions).parameters if k in ('how', 'amount', 'seed')]
+    parameters = inspect.signature(alter_regions).parameters
+    ways = [k for k in parameters if k in ('how', 'amount', 'seed')]
     rescore = ['of', 'roi_source', 'data']
     kinds = dict(variants=((), ()), data=(ways, ['how']), rescore=(rescore, ['of']))
     _check_names('base', content['base'], ())

@@ -115,7 +115,7 @@ def score_control(
     who = label.index.get_level_values('patient_id').to_numpy()
     table = repeated_interval(
         label.to_numpy(), np.stack(probs), who, None, cfg.n_draws, cfg.seed, SCORED,
-        np.stack(folds), dealt=cfg.n_folds if len(repeats) > 1 else 0) # one seed: no variance between seeds
+        np.stack(folds), dealt=cfg.n_folds if len(repeats) > 1 else 0) # no variance with one seed
     kept = table[_COUNTS + [c for c in table if c.startswith('seed ')]].reset_index()
     about = dict(control=control.name, label=control.label, split_unit=split_unit)
     return pd.DataFrame(about, kept.index).join(kept)
@@ -205,8 +205,8 @@ def _word_subtracted(auc):
              f'{with_interval(rows.loc["CM rows"])}')
     if ON_DISK not in rows.index: return words
     own = rows.loc[ON_DISK]
-    return (f'{words}, and {with_interval(own)} on the {own.breasts:.0f} breasts that have an image '
-            'on disk')
+    return (f'{words}, and {with_interval(own)} on the {own.breasts:.0f} breasts that have an '
+            'image on disk')
 
 def verdict(
     table:pd.DataFrame, # from `run_controls`
