@@ -1,4 +1,4 @@
-"Package `cesm_nb` from what `settings.ini` says: one source of truth for name, version, dependencies and commands."
+"Package `cesm_nb` as described in `settings.ini`: name, version, dependencies and commands."
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -20,7 +20,9 @@ setup(
     packages=find_packages(include=['cesm_nb', 'cesm_nb.*']),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')},
+    extras_require={
+        k.removesuffix('_requirements'): v.split()
+        for k, v in cfg.items() if k.endswith('_requirements')},
     long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     entry_points={

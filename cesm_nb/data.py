@@ -29,19 +29,22 @@ from .io.tables import find_named, list_folder, only_one, read_table, spell, wal
 
 # %% ../nbs/00_data.ipynb #a213c051
 _NAME = re.compile(r'P(\d{1,9})_([LR])_(DM|CM)_(CC|MLO)(?:_?([2-9]))?')
-_SUFFIXES = ('.jpeg', '.jpg', '.png', '.jpe', '.jfif', '.tif', '.tiff', '.bmp', '.webp', '.dcm', '.dicom') # of images, in order of preference
+_SUFFIXES = ( # of images, in order of preference
+    '.jpeg', '.jpg', '.png', '.jpe', '.jfif', '.tif', '.tiff', '.bmp', '.webp', '.dcm', '.dicom')
 _ENDING = re.compile(rf'({"|".join(map(re.escape, _SUFFIXES))})+$', re.IGNORECASE)
 _SIZE_ENDING = re.compile(r'[-_ ]\d{2,5}(x\d{2,5})?(px)?$', re.IGNORECASE)
+
+_FORM = 'P<number>_<L or R>_<DM or CM>_<CC or MLO>[copy]'
 
 def parse_name(
     name:str, # as in the sheet or of a file without its suffix; blanks around it are ignored
 ) -> dict: # patient_id (int), side, modality, view, copy (1, or 2 for a second copy)
-    "Split an image name into parts; raise ValueError unless it is `P<number>_<L or R>_<DM or CM>_<CC or MLO>[copy]`."
+    "Split an image name into parts; raise ValueError if it does not have the published form."
     m = _NAME.fullmatch(str(name).strip())
-    if not m:
-        raise CesmError(f'image name {name!r} is not of the form P<number>_<L or R>_<DM or CM>_<CC or MLO>[copy]')
+    if not m: raise CesmError(f'image name {name!r} is not of the form {_FORM}')
     patient, side, modality, view, copy = m.groups()
-    return dict(patient_id=int(patient), side=side, modality=modality, view=view, copy=int(copy or 1))
+    return dict(
+        patient_id=int(patient), side=side, modality=modality, view=view, copy=int(copy or 1))
 
 def image_key(
     name:str, # of an image, as written by any program: with folders, a URL, a suffix, in any case
@@ -54,9 +57,10 @@ def image_key(
 
 # %% ../nbs/00_data.ipynb #92eaa023
 _PACKAGE = ('cdd cesm', 'pkg cdd cesm') # folders of the archive's package, which may be absent
-_OUTPUT = ('runs', 'tensors', 'checkpoints', 'figures', 'tables', 'results', 'out', 'phantom') # folders that are not searched
-_TABLES = ('.xlsx', '.xlsm', '.csv', '.tsv', '.txt') # others are found, then rejected with a message on reading:
-_OTHERS = ('.xls', '.ods', '.numbers')
+_OUTPUT = ( # folders that are not searched
+    'runs', 'tensors', 'checkpoints', 'figures', 'tables', 'results', 'out', 'phantom')
+_TABLES = ('.xlsx', '.xlsm', '.csv', '.tsv', '.txt')
+_OTHERS = ('.xls', '.ods', '.numbers') # found too, then rejected with a message on reading
 
 def _is_sheet(path):
     try: return len(read_table(path, SHEET_COLUMNS)) > 0
@@ -67,43 +71,58 @@ def _find_sheet(near, far):
     for folders in (near, far()):
         found = find_named(folders, SHEET_NAME, _TABLES) or find_named(folders, SHEET_NAME, _OTHERS)
         if found: return only_one(found, 'the annotation sheet')
-    return only_one([f for p in far() for f in list_folder(p) if f.suffix.lower() in _TABLES[:4] and f.is_file() and _is_sheet(f)], 'the annotation sheet')
+    is_table = lambda f: f.suffix.lower() in _TABLES[:4] and f.is_file()
+    found = [f for p in far() for f in list_folder(p) if is_table(f) and _is_sheet(f)]
+    return only_one(found, 'the annotation sheet')
 
 def _find_regions(near, far):
     "Find the region file by its name, else by its content; None if there is none."
     kinds = (*_TABLES, '.json')
     found = find_named(near, REGIONS_NAME, kinds) or find_named(far(), REGIONS_NAME, kinds)
-    found = found or [f for p in near for f in list_folder(p) if f.suffix.lower() in kinds and f.is_file() and looks_like_regions(f)]
+    fits = lambda f: f.suffix.lower() in kinds and f.is_file() and looks_like_regions(f)
+    found = found or [f for p in near for f in list_folder(p) if fits(f)]
     return only_one(found, 'the region file')
 
 # %% ../nbs/00_data.ipynb #809292d4
+def _list_keys(folder): # keys of the image files directly in a folder; '' is the key of no image
+    names = [f.name for f in list_folder(folder) if f.suffix.lower() in _SUFFIXES]
+    return set(map(image_key, names)) - {''}
+
 def _image_keys(folder):
-    return {image_key(f.name) for p in walk_folders(folder, 3, lambda d: True) for f in list_folder(p) if f.suffix.lower() in _SUFFIXES} - {''}
+    return set().union(*map(_list_keys, walk_folders(folder, 3, lambda d: True)))
+
+def _folders_named(folders, names):
+    names = [*map(spell, names)]
+    return [d for p in folders for d in list_folder(p) if spell(d.name) in names and d.is_dir()]
 
 def _refuse_second_half(chosen, name, folders):
     "Raise ValueError if images are split over several folders of this name."
-    others = [d for p in folders for d in list_folder(p) if spell(d.name) == spell(name) and d.is_dir() and d.resolve() != chosen.resolve()]
+    others = [d for d in _folders_named(folders, [name]) if d.resolve() != chosen.resolve()]
     held = _image_keys(chosen) if others else set()
     for d in others:
         if more := _image_keys(d) - held:
-            raise CesmError(f'folder {name!r} is there more than once: {d} holds {len(more)} images that {chosen} lacks; '
-                            'move all of them into one, or remove or rename the other')
+            raise CesmError(
+                f'folder {name!r} is there more than once: {d} holds {len(more)} images that '
+                f'{chosen} lacks; move all of them into one, or remove or rename the other')
 
 def _find_folders(near, far):
     "Find the folders of low-energy and subtracted images, or one that holds both."
-    short = {'DM': ('low energy', 'low energy images', 'dm'), 'CM': ('subtracted', 'subtracted images', 'cm', 'cesm', 'recombined')}
+    short = {'DM': ('low energy', 'low energy images', 'dm'),
+             'CM': ('subtracted', 'subtracted images', 'cm', 'cesm', 'recombined')}
     out = dict(DM=None, CM=None, images=None)
     for m in MODALITIES:
         for folders, names in ((near, (FOLDERS[m],)), (far(), (FOLDERS[m],)), (far(), short[m])):
-            found = [d for p in folders for d in list_folder(p) if spell(d.name) in map(spell, names) and d.is_dir()]
+            found = _folders_named(folders, names)
             if out[m] or not found: continue
             level = [d for d in found if len(d.parts) == len(found[0].parts)]
-            if len(level) > 1: raise CesmError(f'folder {FOLDERS[m]!r} is there more than once: {", ".join(map(str, level[:4]))}; remove or rename all but one')
+            if len(level) > 1:
+                raise CesmError(f'folder {FOLDERS[m]!r} is there more than once: '
+                                f'{", ".join(map(str, level[:4]))}; remove or rename all but one')
             out[m] = found[0]
     for m in MODALITIES:
         if out[m]: _refuse_second_half(out[m], FOLDERS[m], far())
     if not (out['DM'] or out['CM']):
-        holds = [p for p in far() if any(f.suffix.lower() in _SUFFIXES and image_key(f.name) for f in list_folder(p))]
+        holds = [p for p in far() if _list_keys(p)]
         if holds: out['images'] = Path(os.path.commonpath(holds))
     return out
 
@@ -120,14 +139,16 @@ def find_layout(
     sheet = root if root.is_file() else _find_sheet(near, far)
     near = list(dict.fromkeys([*near, *([sheet.parent] if sheet else [])]))
     find = lambda name: only_one(find_named(near, name, (Path(name).suffix,)), name)
-    out = dict(sheet=sheet, regions=Path(regions).expanduser() if regions else _find_regions(near, far), sizes=find(SIZES_NAME), phantom=find(PHANTOM_NAME))
+    regions = Path(regions).expanduser() if regions else _find_regions(near, far)
+    out = dict(sheet=sheet, regions=regions, sizes=find(SIZES_NAME), phantom=find(PHANTOM_NAME))
     out |= _find_folders(near, far) if with_images else dict(DM=None, CM=None, images=None)
     if out['sheet'] is None or with_images and not (out['DM'] or out['CM'] or out['images']):
         held = 'no such folder'
         if base.is_dir(): held = [f.name + '/'*f.is_dir() for f in list_folder(base)][:12]
+        absent = 'the annotation sheet' if out['sheet'] is None else 'both image folders'
         raise AbsentError(
-            f'{root} lacks ' + ('the annotation sheet' if out['sheet'] is None else 'both image folders') +
-            f': looked for {SHEET_NAME} (or .csv) and folders {list(FOLDERS.values())} there and below, found {held}; '
+            f'{root} lacks {absent}: looked for {SHEET_NAME} (or .csv) and folders '
+            f'{list(FOLDERS.values())} there and below, found {held}; '
             'data/README.md says what to download and where to put it')
     return out
 
@@ -137,22 +158,23 @@ def _files(
 ) -> dict: # stripped stem -> path; a .jpg comes before a .png of the same name
     "Index the image files directly in `folder`."
     if folder is None: return {}
-    files = [f for f in sorted(folder.iterdir(), reverse=True) if f.suffix.lower() in ('.jpg', '.jpeg', '.png')]
-    return {f.stem.strip(): f for f in files}
+    kinds, files = ('.jpg', '.jpeg', '.png'), sorted(folder.iterdir(), reverse=True)
+    return {f.stem.strip(): f for f in files if f.suffix.lower() in kinds}
 
 def find_images(
     layout:dict, # from `find_layout`
 ) -> dict: # `image_key` -> path
     "Index all image files, in subfolders too; raise ValueError if a name is ambiguous."
-    found = {}
+    found, rank = {}, lambda f: (
+        len(f.parts), bool(_SIZE_ENDING.search(f.stem)), _SUFFIXES.index(f.suffix.lower()))
     for home in dict.fromkeys(filter(None, (layout['DM'], layout['CM'], layout['images']))):
         for folder in walk_folders(home, 3, lambda d: spell(d.name) not in _OUTPUT):
             for f in list_folder(folder):
                 key = image_key(f.name) if f.suffix.lower() in _SUFFIXES else ''
                 if key and f.is_file():
                     own = layout[key.split('_')[2]] in (None, home)
-                    found.setdefault(key, []).append(((not own, len(f.parts), bool(_SIZE_ENDING.search(f.stem)), _SUFFIXES.index(f.suffix.lower())), f))
-    best = {k: [f for rank, f in some if rank == min(some)[0]] for k, some in found.items()}
+                    found.setdefault(key, []).append(((not own, *rank(f)), f))
+    best = {k: [f for r, f in some if r == min(some)[0]] for k, some in found.items()}
     return {k: only_one(some, f'image {k[:-2]}') for k, some in best.items()}
 
 # %% ../nbs/00_data.ipynb #a9513bfc
@@ -168,14 +190,17 @@ def _refuse_rows(
     more = f' and {bad.sum()-10} more' if bad.sum() > 10 else ''
     raise CesmError(f'{file}: {what}: {rows}{more}; correct these cells or remove the rows')
 
+_DENSITY = 'Breast density (ACR)'
 _ALIASES = {
-    'image': 'Image_name', 'image id': 'Image_name', 'file name': 'Image_name', 'filename': 'Image_name', 'imagename': 'Image_name', 'patient': 'Patient_ID',
-    'patientid': 'Patient_ID', 'laterality': 'Side', 'breast density': 'Breast density (ACR)', 'density': 'Breast density (ACR)', 'acr': 'Breast density (ACR)',
-    'density acr': 'Breast density (ACR)', 'acr density': 'Breast density (ACR)', 'bi rads': 'BIRADS', 'age years': 'Age', 'finding': 'Findings', 'tag': 'Tags',
-    **dict.fromkeys(('pathology', 'pathology classification', 'pathology classification followup', 'classification'), SHEET_COLUMNS[-1])}
+    **dict.fromkeys(('image', 'image id', 'file name', 'filename', 'imagename'), 'Image_name'),
+    'patient': 'Patient_ID', 'patientid': 'Patient_ID', 'laterality': 'Side',
+    **dict.fromkeys(('breast density', 'density', 'acr', 'density acr', 'acr density'), _DENSITY),
+    'bi rads': 'BIRADS', 'age years': 'Age', 'finding': 'Findings', 'tag': 'Tags',
+    **dict.fromkeys(('pathology', 'pathology classification', 'pathology classification followup',
+                     'classification'), SHEET_COLUMNS[-1])}
 
 def read_sheet(
-    path:str|Path, # annotation workbook (.xlsx, sheet 'all' or the one that has the columns) or the same as text
+    path:str|Path, # annotation workbook (.xlsx, sheet 'all' or that with the columns), or as text
 ) -> pd.DataFrame: # the 12 published columns as text, no blank rows; index + 2 = spreadsheet row
     "Read the annotation sheet; raise ValueError if it is unreadable, lacks a column or is empty."
     sheet = read_table(path, SHEET_COLUMNS, _ALIASES)
@@ -183,7 +208,8 @@ def read_sheet(
     rows = np.flatnonzero(filled > 1) # a row with a single filled cell is a note
     last = rows[-1] + 1 if len(rows) else 0
     sheet = sheet.iloc[:last][filled.iloc[:last] > 0]
-    if sheet.empty: raise CesmError(f'{path} has no rows; expected one per image, download it again')
+    if sheet.empty:
+        raise CesmError(f'{path} has no rows; expected one per image, download it again')
     sheet.index -= 2
     sheet.attrs['file'] = str(path)
     return sheet
@@ -194,37 +220,49 @@ _WRITTEN = { # column -> {spelling, in capitals: value}
     'Side': {'L': 'L', 'R': 'R', 'LEFT': 'L', 'RIGHT': 'R'}, 'View': {v: v for v in VIEWS},
     'Type': {'DM': 'DM', 'CM': 'CM', 'CESM': 'CM', 'LOW ENERGY': 'DM', 'SUBTRACTED': 'CM'},
     SHEET_COLUMNS[-1]: {c.upper(): c for c in CLASSES},
-    'Breast density (ACR)': {**{d: d for d in DENSITY}, **{f'ACR {d}': d for d in DENSITY}, **dict(zip('1234', DENSITY)), **dict.fromkeys(_NO_DENSITY, '')}}
+    _DENSITY: {
+        **{d: d for d in DENSITY}, **{f'ACR {d}': d for d in DENSITY},
+        **dict(zip('1234', DENSITY)), **dict.fromkeys(_NO_DENSITY, '')}}
 
 def _number(text): # '41,0' -> 41.0; NaN if it is not a number
-    return pd.to_numeric(text.str.replace(r'^(\d+),(\d{1,2})$', r'\1.\2', regex=True), errors='coerce')
+    text = text.str.replace(r'^(\d+),(\d{1,2})$', r'\1.\2', regex=True)
+    return pd.to_numeric(text, errors='coerce')
 
 def _patient(text): # '0012', 'P12', '12.0' -> '12'; unchanged if not a number
     return text.str.replace(r'^[Pp]?[-_ ]?0*(\d+)(?:[.,]0+)?$', r'\1', regex=True)
 
 def check_sheet(
     sheet:pd.DataFrame, # from `read_sheet`
-) -> pd.DataFrame: # one row per image: image_name, patient_id, side, modality, view, copy, age_years, density, label, ...
+) -> pd.DataFrame: # per image: image_name, patient_id, side, modality, view, copy, age_years, ...
     "Convert text to values and check each row against its name; raise ValueError listing bad rows."
     s, file = sheet.apply(lambda c: c.str.strip()), sheet.attrs.get('file', 'sheet')
     refuse = lambda bad, what, column: _refuse_rows(bad, what, s[column], file)
-    value = {c: s[c].str.upper().str.replace(r'\.0$', '', regex=True).map(known) for c, known in _WRITTEN.items()}
-    name = s.Image_name.map(lambda n: n if _NAME.fullmatch(n) else _ENDING.sub('', n).strip().upper())
-    refuse(~name.map(lambda n: bool(_NAME.fullmatch(n))), 'no image name of the published form', 'Image_name')
+    upper = lambda text: text.str.upper().str.replace(r'\.0$', '', regex=True)
+    value = {c: upper(s[c]).map(known) for c, known in _WRITTEN.items()}
+    is_name = lambda n: bool(_NAME.fullmatch(n))
+    name = s.Image_name.map(lambda n: n if is_name(n) else _ENDING.sub('', n).strip().upper())
+    refuse(~name.map(is_name), 'no image name of the published form', 'Image_name')
     refuse(name.map(image_key).duplicated(), 'image named twice', 'Image_name')
-    for column, what in {'Side': 'side is not L or R', 'View': f'view is not one of {VIEWS}', 'Type': 'type is not DM or CESM',
-                         SHEET_COLUMNS[-1]: f'pathology is not one of {CLASSES}',
-                         'Breast density (ACR)': 'density is not A, B, C, D (or 1 to 4) or _ (missing)'}.items(): refuse(value[column].isna(), what, column)
-    refuse(s.Age.str.match(r'\d{4}-\d\d-\d\d'), 'age is a date, expected years (set the format of the column to number)', 'Age')
+    faults = {
+        'Side': 'side is not L or R', 'View': f'view is not one of {VIEWS}',
+        'Type': 'type is not DM or CESM', SHEET_COLUMNS[-1]: f'pathology is not one of {CLASSES}',
+        _DENSITY: 'density is not A, B, C, D (or 1 to 4) or _ (missing)'}
+    for column, what in faults.items(): refuse(value[column].isna(), what, column)
+    refuse(s.Age.str.match(r'\d{4}-\d\d-\d\d'),
+           'age is a date, expected years (set the format of the column to number)', 'Age')
     age = _number(s.Age)
     refuse(~age.between(10, 120), 'age is not between 10 and 120 years', 'Age')
-    label, density = value[SHEET_COLUMNS[-1]], value['Breast density (ACR)']
+    label, density = value[SHEET_COLUMNS[-1]], value[_DENSITY]
     out = pd.DataFrame(name.map(parse_name).tolist(), s.index).assign(
-        image_name=name, trailing_blank=sheet.Image_name != s.Image_name, age_years=age.astype(float),
-        density=density.where(density != ''), birads=s.BIRADS, pathology=label,
+        image_name=name, trailing_blank=sheet.Image_name != s.Image_name,
+        age_years=age.astype(float), density=density.where(density != ''), birads=s.BIRADS,
+        pathology=label,
         label=label.map(CLASSES.index), machine=s.Machine, findings=s.Findings)
-    columns = pd.DataFrame({'patient_id': _patient(s.Patient_ID), 'side': value['Side'], 'modality': value['Type'], 'view': value['View']})
-    for c in columns: refuse(out[c].astype(str) != columns[c], f'image name says another {c} than the sheet', 'Image_name')
+    columns = dict(patient_id=_patient(s.Patient_ID), side=value['Side'], modality=value['Type'],
+                   view=value['View'])
+    for c, own in columns.items():
+        refuse(out[c].astype(str) != own, f'image name says another {c} than the sheet',
+               'Image_name')
     return out.reset_index(drop=True)
 
 # %% ../nbs/00_data.ipynb #78f635e2
@@ -247,23 +285,29 @@ def _size_px(path):
 def _original_sizes(images, layout):
     "Image sizes that region coordinates refer to: from `image_sizes.csv`, else from the files."
     if layout['sizes'] is None:
-        return pd.DataFrame([(np.nan, np.nan) if pd.isna(p) else _size_px(p) for p in images.path], images.index)
+        found = [(np.nan, np.nan) if pd.isna(p) else _size_px(p) for p in images.path]
+        return pd.DataFrame(found, images.index)
     sizes = read_table(layout['sizes'], ('filename', 'width', 'height'))
     sizes.index = sizes.filename.map(image_key)
     sizes = sizes.loc[~sizes.index.duplicated(), ['width', 'height']].apply(_number)
-    return pd.DataFrame(sizes.where((sizes >= 1) & (sizes <= 1e5)).reindex(images.image_name.map(image_key)).to_numpy(), images.index)
+    sizes = sizes.where((sizes >= 1) & (sizes <= 1e5)).reindex(images.image_name.map(image_key))
+    return pd.DataFrame(sizes.to_numpy(), images.index)
 
 def _join_images(layout, regions, files):
     "Join sheet, regions and image files; return the image table and the regions, renamed as in it."
     images = check_sheet(read_sheet(layout['sheet']))
     keys = images.image_name.map(image_key)
     found = keys.map(files)
-    images['path'] = pd.Series([str(f) if isinstance(f, Path) else None for f in found], dtype=object)
+    paths = [str(f) if isinstance(f, Path) else None for f in found]
+    images['path'] = pd.Series(paths, dtype=object)
     images[SIZE] = _original_sizes(images, layout)
-    names, size = dict(zip(keys, images.image_name)), dict(zip(images.image_name, images[SIZE].to_numpy()))
+    names = dict(zip(keys, images.image_name))
+    size = dict(zip(images.image_name, images[SIZE].to_numpy()))
     regions = regions.assign(image_name=[names.get(image_key(n), n) for n in regions.image_name])
-    drawable = [n for n, g in zip(regions.image_name, regions.geometry) if n in size and can_draw(g, size[n])]
-    images['n_regions'] = images.image_name.map(pd.Series(drawable, dtype=object).value_counts()).fillna(0).astype(int)
+    drawable = [n for n, g in zip(regions.image_name, regions.geometry)
+                if n in size and can_draw(g, size[n])]
+    counts = pd.Series(drawable, dtype=object).value_counts()
+    images['n_regions'] = images.image_name.map(counts).fillna(0).astype(int)
     return images, regions
 
 # %% ../nbs/00_data.ipynb #9881e953
@@ -276,10 +320,13 @@ class DataSet(NamedTuple):
     phantom: bool # synthetic data
     fingerprint: str # 16 hex digits: hash of annotation files and of all image names and sizes
 
-    def __repr__(self): return f'DataSet({self.root.name}: {len(self.images)} images, {len(self.regions)} regions)'
+    def __repr__(self):
+        counts = f'{len(self.images)} images, {len(self.regions)} regions'
+        return f'DataSet({self.root.name}: {counts})'
 
     @property
-    def unmatched(self): return self.regions[~self.regions.image_name.isin(self.images.image_name)] # rows of `regions`
+    def unmatched(self): # rows of `regions`
+        return self.regions[~self.regions.image_name.isin(self.images.image_name)]
 
     def need_regions(
         self,
@@ -289,15 +336,19 @@ class DataSet(NamedTuple):
         "Raise ValueError, with counts, if no image of the modality has a drawable region."
         used = self.images[self.images.modality.isin([m for m, _ in CHANNELS[modality]])]
         if used.n_regions.any(): return
-        use, file = "use roi_source 'breast' or 'none' (protocol clinical)", self.files.get('regions')
+        use = "use roi_source 'breast' or 'none' (protocol clinical)"
+        file = self.files.get('regions')
         need = setting or "roi_source 'annotation'"
         if setting: use = f'leave {setting} out'
-        if file is None and self.regions.empty: raise CesmError(f"{self.root} has no region file, which {need} needs: add it or {use}")
+        if file is None and self.regions.empty:
+            raise CesmError(f'{self.root} has no region file, which {need} needs: add it or {use}')
         lost, on = self.unmatched.image_name, self.regions.image_name.isin(used.image_name).sum()
         named = f' (such as {lost.iloc[0]!r})' if len(lost) else ''
-        raise CesmError(f"{file} has no region that can be drawn on an image of modality {modality!r}, which {need} needs: of "
-                        f'{len(self.regions)} regions {len(lost)} are on images that the sheet does not name{named}, {on} cannot be drawn and '
-                        f'{len(self.regions)-len(lost)-on} are on other images; correct the file or {use}')
+        raise CesmError(
+            f'{file} has no region that can be drawn on an image of modality {modality!r}, which '
+            f'{need} needs: of {len(self.regions)} regions {len(lost)} are on images that the '
+            f'sheet does not name{named}, {on} cannot be drawn and '
+            f'{len(self.regions)-len(lost)-on} are on other images; correct the file or {use}')
 
 # %% ../nbs/00_data.ipynb #5a865b73
 def _fingerprint(layout, images):
@@ -305,10 +356,11 @@ def _fingerprint(layout, images):
     h = hashlib.sha256()
     for k in ('sheet', 'regions', 'sizes'): h.update(layout[k].read_bytes() if layout[k] else b'-')
     direct = {m: _files(layout[m]) for m in MODALITIES}
+    about = lambda name, f: f'{name}{f.suffix}:{f.stat().st_size};'.encode()
     for m, files in direct.items():
-        for n, f in sorted(files.items()): h.update(f'{m}/{n}{f.suffix}:{f.stat().st_size};'.encode())
+        for n, f in sorted(files.items()): h.update(about(f'{m}/{n}', f))
     hashed = {f for files in direct.values() for f in files.values()}
-    for k, f in sorted(images.items()): h.update(b'' if f in hashed else f'{k}{f.suffix}:{f.stat().st_size};'.encode())
+    for k, f in sorted(images.items()): h.update(b'' if f in hashed else about(k, f))
     return h.hexdigest()[:16]
 
 def read_cdd_cesm(
@@ -322,7 +374,8 @@ def read_cdd_cesm(
         raise AbsentError(f'{regions} is absent: name the region file (VIA export, CSV or JSON)')
     files = find_images(layout)
     images, matched = _join_images(layout, read_regions(layout['regions']), files)
-    phantom = layout['phantom'] is not None or (images.machine == 'phantom').all() # the sheet shows it if the phantom's note is missing
+    in_sheet = (images.machine == 'phantom').all() # also without the phantom's note
+    phantom = layout['phantom'] is not None or in_sheet
     return DataSet(root, images, matched, layout, bool(phantom), _fingerprint(layout, files))
 
 # %% ../nbs/00_data.ipynb #ac1614d9
@@ -355,7 +408,8 @@ def _density(images):
 def _views(used, modality, view, view_copy):
     "Name, path and regions of the copy to use: an existing file, if possible `view_copy`."
     rows = used[(used['view'] == view) & (used.modality == modality)]
-    order = rows.assign(absent=rows.path.isna(), other=rows['copy'] != view_copy).sort_values([*KEYS, 'absent', 'other', 'copy'])
+    order = rows.assign(absent=rows.path.isna(), other=rows['copy'] != view_copy)
+    order = order.sort_values([*KEYS, 'absent', 'other', 'copy'])
     return order.drop_duplicates(KEYS).set_index(KEYS)[['image_name', 'path', 'n_regions']]
 
 # %% ../nbs/00_data.ipynb #96079adc
@@ -364,18 +418,23 @@ def breasts(
     modality:str='CM', # images that make up a breast, a key of `CHANNELS`
     label_scope:str='modality', # rows that give the label: 'modality' or 'breast' (all rows)
     view_copy:int=1, # copy to use of a view that has two
-) -> pd.DataFrame: # one row per breast: patient_id, side, label, age_years, density, ..., cc_name, cc_path, ..., n_views
+) -> pd.DataFrame: # per breast: patient_id, side, label, ..., cc_name, cc_path, ..., n_views
     "Make one row per breast; a breast without any file is kept, with `n_views` 0."
     columns, channels = list(map(to_column, name_channels(modality))), CHANNELS[modality]
-    if label_scope not in ('modality', 'breast'): raise CesmError(f"label_scope {label_scope!r}: use 'modality' or 'breast'")
+    if label_scope not in ('modality', 'breast'):
+        raise CesmError(f"label_scope {label_scope!r}: use 'modality' or 'breast'")
     used = images[images.modality.isin([m for m, _ in channels])]
     scope = (used if label_scope == 'modality' else images).groupby(KEYS).label
     by = used.groupby(KEYS)
     table = by.age_years.first().to_frame()
-    found = {c: _views(used, m, v, view_copy).reindex(table.index) for c, (m, v) in zip(columns, channels)}
+    found = {c: _views(used, m, v, view_copy).reindex(table.index)
+             for c, (m, v) in zip(columns, channels)}
+    only_text = lambda values: [v if isinstance(v, str) else None for v in values]
     for k, column in (('name', 'image_name'), ('path', 'path')):
-        for c, rows in found.items(): table[f'{c}_{k}'] = pd.Series([v if isinstance(v, str) else None for v in rows[column]], table.index)
-    table['n_annotated_views'] = used.drop_duplicates([*KEYS, 'modality', 'view']).groupby(KEYS).size()
+        for c, rows in found.items():
+            table[f'{c}_{k}'] = pd.Series(only_text(rows[column]), table.index)
+    annotated = used.drop_duplicates([*KEYS, 'modality', 'view'])
+    table['n_annotated_views'] = annotated.groupby(KEYS).size()
     table['n_views'] = sum(rows.path.notna().astype(int) for rows in found.values())
     table['n_regions'] = sum(rows.n_regions.fillna(0).astype(int) for rows in found.values())
     table['label'], table['label_conflict'] = scope.max(), scope.nunique() > 1
@@ -389,7 +448,9 @@ def plot_breast(
     "Plot the views of one breast; a missing view is an empty frame."
     for ax, column in zip(axs, [k for k in breast.index if k.endswith('_path')]):
         path, view = breast[column], column.removesuffix('_path').upper().replace('_', ' ')
-        if isinstance(path, str): ax.imshow(cv2.imread(path, cv2.IMREAD_GRAYSCALE), cmap='gray', vmin=0, vmax=255)
+        if isinstance(path, str):
+            image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+            ax.imshow(image, cmap='gray', vmin=0, vmax=255)
         else:
             ax.text(.5, .5, 'no image', ha='center', va='center', transform=ax.transAxes)
             ax.set_box_aspect(1)
@@ -404,7 +465,8 @@ def plot_contact_sheet(
 ): # the figure
     "Plot examples of each class, both views of each breast side by side."
     import matplotlib.pyplot as plt # not needed for training
-    fig, axs = plt.subplots(len(CLASSES), 2*n_per_class, figsize=(2.2*n_per_class, 5.5), squeeze=False)
+    shape, size = (len(CLASSES), 2*n_per_class), (2.2*n_per_class, 5.5)
+    fig, axs = plt.subplots(*shape, figsize=size, squeeze=False)
     for row, (i, c) in zip(axs, enumerate(CLASSES)):
         cases = table[(table.label == i) & (table.n_views > 0)]
         cases = cases.sample(min(n_per_class, len(cases)), random_state=seed)

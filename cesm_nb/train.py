@@ -35,7 +35,8 @@ from cesm_nb.training.distributed import (
     add_up, find_team, join_team, keep_freed_memory, pick_device, speed_up_depthwise, take_share,
     broadcast)
 from .core.errors import CesmError, NotFiniteError, one_way_out
-from .core.files import digest_file, lock_folder, reading, write_atomic, write_csv, write_json
+from .core.files import (
+    digest_file, lock_folder, reading, write_atomic, write_csv, write_json)
 from .training.losses import (
     check_finite, epoch_batches, name_scores, tabulate, weigh_classes)
 from .networks.backbones import check_batch, pick_views, split_backbones

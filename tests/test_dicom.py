@@ -555,7 +555,7 @@ def test_mutation_tool_detects_wrong_outcomes(monkeypatch):
     ds, buffer = make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))), io.BytesIO()
     ds.save_as(buffer, enforce_file_format=True)
     whole = usual(tool.dicom.Upload('a.dcm', buffer.getvalue()), crop=False)
-    for reader, message in [(inverted, 'another picture without a word'), (broken, 'KeyError'),
+    for reader, message in [(inverted, 'another picture without a note'), (broken, 'KeyError'),
                             (endless, 'more than'), (usual, 'the same picture')]:
         monkeypatch.setattr(tool.dicom, 'read_view', reader)
         verdict = tool.judge(buffer.getvalue(), whole)

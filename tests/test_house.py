@@ -1,10 +1,12 @@
 "Notebooks and modules agree, modules import downwards, no patient data is tracked."
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -85,22 +87,43 @@ def test_notebook_runs_no_hidden_training(path):
     assert not re.search(r'#\|\s*(eval: false|notest)|skip_exec', source)
 
 
-LONG = { # modules that still have exported lines over 100 columns; the list only shrinks
-    'data', 'leakage.audit', 'experiments.grid'}
+RUFF = shutil.which('ruff', path=f'{BIN}{os.pathsep}{os.environ["PATH"]}')
 
 
-def long_lines(module):
-    "Exported lines over 100 columns, without the head that nbdev writes (docstring, `__all__`)."
-    _, *cells = re.split(r'^# %% \.\./(?:\.\./)?nbs/.*$', module.read_text(), flags=re.M)
-    return [line for cell in cells for line in cell.splitlines() if len(line) > 100]
+def lint(*args, source=None):
+    "Return file, row and code of each fault that ruff finds by the rules in pyproject.toml."
+    command = [RUFF, 'check', '--no-cache', '--output-format', 'json', *args]
+    done = subprocess.run(command, cwd=ROOT, input=source, capture_output=True, text=True,
+                          timeout=PATIENCE)
+    assert done.returncode in (0, 1), done.stderr
+    return [(os.path.relpath(fault['filename'], ROOT), fault['location']['row'], fault['code'])
+            for fault in json.loads(done.stdout)]
 
 
-@pytest.mark.parametrize('module', MODULES, ids=dotted)
-def test_exported_lines_are_short(module):
-    found = long_lines(module)
-    if dotted(module) in LONG:
-        assert found, f'{dotted(module)} has no line over 100 columns any more: take it off LONG'
-    else: assert found == [], f'{dotted(module)}: wrap these lines at 100 columns'
+def test_ruff_finds_no_fault():
+    assert lint('cesm_nb', 'tests', 'tools', 'nbs', 'setup.py') == []
+
+
+@pytest.mark.parametrize('name', ['tests/x.py', 'nbs/x.ipynb'])
+def test_ruff_finds_planted_faults(name):
+    lines = 'import os', f'wide = "{"x"*93}"', 'print(wide, absent)', 'def two(): pass'
+    source = '\n'.join([*lines, lines[-1]])
+    if name.endswith('.ipynb'): # names hold across cells
+        cells = [nbformat.v4.new_code_cell(text) for text in ('!ls\n_exit_code', *lines, lines[-1])]
+        source = nbformat.writes(nbformat.v4.new_notebook(cells=cells))
+    found = lint('--stdin-filename', name, '-', source=source)
+    assert {code for *_, code in found} == {'F401', 'E501', 'F821', 'F811'}, found
+
+
+def test_exported_lines_are_short():
+    "The head that nbdev writes does not count; pyproject.toml lists the other exceptions."
+    settings = tomllib.loads((ROOT/'pyproject.toml').read_text())['tool']['ruff']['lint']
+    found = lint('--config', 'lint.per-file-ignores={}', 'cesm_nb', 'nbs')
+    notebooks = {file for file, *_ in found if file.endswith('.ipynb')}
+    assert {f for f in settings['per-file-ignores'] if f.endswith('.ipynb')} == notebooks
+    text = {str(m.relative_to(ROOT)): m.read_text() for m in MODULES}
+    head = {file: t[:t.index('\n# %% ../')].count('\n') for file, t in text.items()}
+    assert [(file, row) for file, row, _ in found if row > head.get(file, row)] == []
 
 
 ONCE = { # defined in one place only: text -> module

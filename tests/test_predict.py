@@ -212,7 +212,7 @@ def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatc
     assert (found.flagged >= reasons.max(axis=1)).all()
     assert (found.flagged <= reasons.sum(axis=1)).all()
     with pytest.raises(SystemExit, match="is of modality 'DM.CM': name runs of one energy"):
-        tool.judge(runs['paper'].run_dir, '')
+        tool.flag_breasts(runs['paper'].run_dir, '')
     published = pd.read_csv(ROOT/'results'/'ood.csv')
     for t in (found, published):
         assert (t.low <= t.share).all() and (t.share <= t.high).all()

@@ -1,7 +1,8 @@
-"""Time the bootstrap of all scores against a plain loop over scikit-learn, in processor time on one core and on the same draws.
+"""Time the bootstrap of all scores against a loop over scikit-learn, in processor time on one core.
 
 usage: OMP_NUM_THREADS=1 python tools/bench_evaluate.py [--patients 283] [--draws 2000] [--loop 100]
-The loop runs `--loop` of the draws and is scaled up; both give the same scores, which is checked first.
+Both use the same draws. The loop runs `--loop` of them and its time is scaled up; that both give
+the same scores is checked.
 """
 import os
 os.environ.setdefault('OMP_NUM_THREADS', '1') # before numpy is imported
@@ -16,10 +17,11 @@ from cesm_nb.stats.scores import weighted_scores
 
 
 def main():
+    "Print seconds and their ratio."
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    ap.add_argument('--patients', type=int, default=283, help='women, two breasts each')
+    ap.add_argument('--patients', type=int, default=283, help='patients, two breasts each')
     ap.add_argument('--draws', type=int, default=2000)
-    ap.add_argument('--loop', type=int, default=100, help='draws that the loop really computes')
+    ap.add_argument('--loop', type=int, default=100, help='draws that the loop actually computes')
     a = ap.parse_args()
     s = simulate(a.patients)
     flags = {'sens90': s.prob[:, 2] > .2, 'spec90': s.prob[:, 2] > .6}

@@ -1,11 +1,12 @@
-"""Hand in test breasts of runs as what they are not, and count how many the checks of cases.ood flag, beside false rejections.
+"""Count how many altered test breasts the checks of cases.ood flag, beside false rejections.
 
     python tools/count_ood.py RUN [RUN ...] [--data FOLDER] [--sample N] [--out results/ood.csv]
 
-Each test breast is read from its files like a case and handed in as it is (a flag is a false rejection), with its images of the other
-energy where they are there, and altered in each way of `KINDS`; with --sample, N random breasts of the first run are altered. Several
-runs of one setting, such as the folds of a cross-validation, count together. With --out the rows of that model and data are written, or
-written anew, among those of others: counts of breasts and patients, and nothing of a single one."""
+Each test breast is read from its files like a case and checked as it is (a flag is a false
+rejection), with its images of the other energy if they exist, and altered in each way of `KINDS`.
+With --sample only N random breasts of the first run are altered. Runs with the same settings, such
+as the folds of a cross-validation, are pooled. --out adds the rows of this model and data to the
+file, in place of earlier ones: counts of breasts and patients, and nothing of a single one."""
 import argparse
 from pathlib import Path
 
@@ -34,18 +35,19 @@ def pairs(change): return lambda own: change(own) if len(own) == 2 else None
 
 
 def swap(own):
+    "The images of two views, exchanged."
     one, two = own
     return {one: own[two], two: own[one]}
 
 
 def crop(image, share):
-    "The middle of an image, as one who zooms in keeps it."
+    "The middle of an image, as after zooming in."
     h, w = image.shape
     y, x = int(h*(1 - share)/2), int(w*(1 - share)/2)
     return image[y:h - y, x:w - x]
 
 
-KINDS = { # what is handed in -> function of the images by view; None where it does not apply
+KINDS = { # alteration -> function of the images by view; None where it does not apply
     AS_IT_IS: each(lambda v: v), 'mirrored left to right': each(lambda v: v[:, ::-1]),
     'upside down': each(lambda v: v[::-1]), 'on its side': each(lambda v: np.rot90(v)),
     'CC and MLO swapped': pairs(swap),
@@ -53,21 +55,21 @@ KINDS = { # what is handed in -> function of the images by view; None where it d
     'upper half alone': each(lambda v: v[:v.shape[0] // 2]),
     'middle 70 % of each side': each(lambda v: crop(v, .7)),
     'grey levels inverted': each(lambda v: 255 - v),
-    'twice as bright': each(lambda v: cv2.convertScaleAbs(v, alpha=2))
-}
+    'twice as bright': each(lambda v: cv2.convertScaleAbs(v, alpha=2))}
 
 
 def list_paths(images, modality):
-    "(patient_id, side) -> view -> path of the images that are there, the first copy of each."
+    "(patient_id, side) -> view -> path of the existing images, the first copy of each."
     t = images[(images.modality == modality) & images.path.notna()].sort_values('copy')
     return {k: dict(zip(g.view[::-1], g.path[::-1])) for k, g in t.groupby(['patient_id', 'side'])}
 
 
 def read_images(paths):
+    "View -> image."
     return {v.view: v.image for v in read_case([*paths.values()]).views.values()}
 
 
-def hand_in(case, images):
+def replace_images(case, images):
     "The case with other images: view -> image."
     return case._replace(views={k: v._replace(image=images[v.view]) for k, v in case.views.items()})
 
@@ -77,73 +79,64 @@ def alter(case, other):
     own = {v.view: v.image for v in case.views.values()}
     found = {k: change(own) for k, change in KINDS.items()}
     if set(own) <= set(other): found[OTHER_ENERGY] = read_images({v: other[v] for v in own})
-    return {k: hand_in(case, images) for k, images in found.items() if images is not None}
+    return {k: replace_images(case, images) for k, images in found.items() if images is not None}
 
 
-def judge(run, data_root, sample=None):
-    "A row per test breast and kind of a run: kind, patient_id, and a bool for each of `REASONS`; `sample`: breasts that are altered."
+def flag_breasts(run, data_root, sample=None):
+    "A row per test breast (`sample` of them altered) and kind: patient_id, flag of each reason."
     member = open_member(run)
     modality = member.preparation['tensors']['modality']
     if modality not in NAMES:
         raise SystemExit(f'{run} is of modality {modality!r}: name runs of one energy')
     own = read_own(member)
-    about, images = fit_training(member, own), read_dataset(
-        data_root or read_config(run)['settings']['data_root']).images
-    of_run, others = (list_paths(images, m) for m in (modality, 'CM' if modality == 'DM' else 'DM'))
-    table, rows = breasts(images, modality).merge(
-        own.table.query("split == 'test'")[['patient_id', 'side']]), []
-    altered = set(
-        table.sample(min(len(table),
-                         len(table) if sample is None else sample), random_state=0).index)
+    training = fit_training(member, own)
+    images = read_dataset(data_root or read_config(run)['settings']['data_root']).images
+    paths, other_paths = (list_paths(images, m) for m in (modality, *(NAMES.keys() - {modality})))
+    test = own.table.query("split == 'test'")[['patient_id', 'side']]
+    table, rows = breasts(images, modality).merge(test), []
+    n_altered = len(table) if sample is None else min(len(table), sample)
+    altered = set(table.sample(n_altered, random_state=0).index)
     for i, b in enumerate(tqdm(table.to_dict('records'), Path(run).name, unit='breast')):
-        key, density = (b['patient_id'],
-                        b['side']), b['density'] if isinstance(b['density'], str) else ''
-        case = read_case([*of_run[key].values()], age_years=b['age_years'], density=density)
-        cases = {
-            k: c
-            for k, c in alter(case, others.get(key, {})).items()
-            if i in altered or k in (AS_IT_IS, OTHER_ENERGY)
-        }
+        key, density = (b['patient_id'], b['side']), b['density']
+        case = read_case([*paths[key].values()], age_years=b['age_years'],
+                         density=density if isinstance(density, str) else '')
+        cases = alter(case, other_paths.get(key, {}))
+        if i not in altered: cases = {k: cases[k] for k in (AS_IT_IS, OTHER_ENERGY) if k in cases}
         prepared = [prepare_case(c, member) for c in cases.values()]
-        for kind, (said, _) in zip(cases, doubts(member, about, prepared, [case.side]*len(cases))):
-            found = {k: any(words in s for s in said) for k, words in REASONS.items()}
-            rows.append(
-                dict(kind=NAMES[modality] if kind == OTHER_ENERGY else kind, patient_id=key[0])
-                | found)
+        found = doubts(member, training, prepared, [case.side]*len(cases))
+        for kind, (sentences, _) in zip(cases, found):
+            flags = {k: any(words in s for s in sentences) for k, words in REASONS.items()}
+            name = NAMES[modality] if kind == OTHER_ENERGY else kind
+            rows.append(dict(kind=name, patient_id=key[0]) | flags)
     return pd.DataFrame(rows)
 
 
-def count(judged):
-    "Kind -> breasts, patients, how many were flagged with an interval by patient, and by which check."
+def count(flags):
+    "Kind -> breasts, patients, number flagged with an interval by patient, number by each check."
     out = {}
-    for kind, t in judged.groupby('kind', sort=False):
+    for kind, t in flags.groupby('kind', sort=False):
         flagged = t[[*REASONS]].any(axis=1)
         share, low, high = patient_share(flagged.to_numpy(), t.patient_id)
         out[kind] = dict(breasts=len(t), patients=t.patient_id.nunique(),
                          flagged=int(flagged.sum()), share=share, low=low, high=high)
         out[kind] |= {k: int(t[k].sum()) for k in REASONS}
-    kinds = dict.fromkeys(('breasts', 'patients', 'flagged', *REASONS), int) | dict.fromkeys(
-        ('share', 'low', 'high'), float)
-    return pd.DataFrame(out).T.rename_axis('kind').astype(kinds)
+    types = dict.fromkeys(('breasts', 'patients', 'flagged', *REASONS), int)
+    types |= dict.fromkeys(('share', 'low', 'high'), float)
+    return pd.DataFrame(out).T.rename_axis('kind').astype(types)
 
 
 def main():
+    "Print the counts, and write them."
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument('runs', nargs='+', type=Path, help='run folders, their tensors in place')
-    ap.add_argument('--data', default='', help='data set; by default the one of each run')
-    ap.add_argument(
-        '--sample', type=int,
-        help='how many random test breasts of the first run are altered; by default all of all runs'
-    )
+    ap.add_argument('--data', default='', help='data set; default: that of each run')
+    ap.add_argument('--sample', type=int, help='number of random test breasts of the first run '
+                    'that are altered; default: all breasts of all runs')
     ap.add_argument('--out', type=Path, help='CSV file')
     o = ap.parse_args()
-    found = describe(
-        o.runs,
-        count(
-            pd.concat([
-                judge(r, o.data, 0 if i and o.sample is not None else o.sample)
-                for i, r in enumerate(o.runs)
-            ])))
+    samples = [o.sample if not i or o.sample is None else 0 for i in range(len(o.runs))]
+    flags = [flag_breasts(run, o.data, sample) for run, sample in zip(o.runs, samples)]
+    found = describe(o.runs, count(pd.concat(flags)))
     print(found.to_string(index=False))
     if o.out: write(found, o.out)
 

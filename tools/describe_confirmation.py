@@ -1,10 +1,12 @@
-"""What published predictions are worth beside the mix of labels they were tested on, and beside the radiologist's BI-RADS.
+"""Compare published scores with those under another mix of labels, and with the BI-RADS category.
 
 usage: python tools/describe_confirmation.py results/confirmation DATA [--write]
-`--write` writes composition.csv, strata.csv and reader.csv beside the predictions. DATA is a copy of the data set, whose sheet holds the labels. A breast belongs to a stratum by its own label and the label of its
-contralateral breast (or that there is none). The test breasts of the results are weighted so that the strata have the shares that
-they have among all other breasts of DATA; beside it stands the unweighted score. Intervals are 95 %, over test patients.
-The comparison with BI-RADS is paired, on the same breasts, and circular: reader and reference standard share information.
+`--write` writes composition.csv, strata.csv and reader.csv beside the predictions. DATA is a copy
+of the data set, whose sheet holds the labels. The stratum of a breast is its own label and that of
+the contralateral breast, if there is one. The test breasts of the results are weighted so that the
+strata have the shares that they have among all other breasts of DATA; the unweighted score is
+listed too. Intervals are 95 %, over test patients. The comparison with the radiologist's BI-RADS is
+paired, on the same breasts, and circular: reader and reference standard share information.
 """
 import argparse
 import json
@@ -18,6 +20,7 @@ from cesm_nb.data import breasts, read_dataset
 from cesm_nb.core.terms import CLASSES, KEYS, PROBS
 from cesm_nb.stats.intervals import bootstrap_weights, interval_ends
 from cesm_nb.experiments.publish import PREDICTIONS, read_predictions_of_grid
+from cesm_nb.reporting.tables import with_interval
 from cesm_nb.stats.scores import weighted_scores
 
 READ = ('best', 'best, each breast by itself') # variants that are compared with the radiologist
@@ -39,17 +42,17 @@ def weigh(
     tested:pd.Series, # strata of the test breasts
     others:pd.Series, # strata of the breasts whose mix is wanted
 ) -> np.ndarray: # (n,) weights of the test breasts, mean 1; 0 in strata that the others lack
-    "Weight test breasts to the mix of the others; a stratum without a test breast cannot be made up for."
+    "Weight test breasts to the mix of the others; strata without test breasts stay unrepresented."
     share = others.value_counts(normalize=True)/tested.value_counts(normalize=True)
     weights = tested.map(share).fillna(0).to_numpy()
     return weights/weights.mean()
 
 
 def compare(folder, data, n_draws=2000):
-    "A row per variant and score: value, low and high as it is, and weighted to the mix of the other breasts."
+    "A row per variant and score: value, low and high, unweighted and weighted to the others' mix."
     facts = json.loads((folder/'settings.json').read_text())
-    tests, out = read_predictions_of_grid(folder, data, facts), []
-    table = breasts(data.images, facts['settings']['modality'], facts['settings']['label_scope'])
+    tests, out, s = read_predictions_of_grid(folder, data, facts), [], facts['settings']
+    table = breasts(data.images, s['modality'], s['label_scope'])
     strata = name_strata(table[table.n_annotated_views > 0])
     first = next(iter(next(iter(tests.values())).values()))
     keys = pd.MultiIndex.from_frame(first[KEYS])
@@ -59,20 +62,18 @@ def compare(folder, data, n_draws=2000):
     ends = interval_ends(first.patient_id.nunique())
     for variant, seeds in tests.items():
         for way, w in (('as it is', np.ones(len(first))), ('weighted', mix)):
-            found = [
-                weighted_scores(t.label.to_numpy(), t[PROBS].to_numpy(),
-                                np.r_[[np.ones(len(t))], draws]*w, names=SCORES)
-                for t in seeds.values()
-            ]
+            weights = np.r_[[np.ones(len(first))], draws]*w
+            score = lambda t: weighted_scores(t.label.to_numpy(), t[PROBS].to_numpy(), weights,
+                                              names=SCORES)
+            found = [score(t) for t in seeds.values()]
             for k in SCORES:
-                each = np.mean([f[k] for f in found], 0)
-                low, high = np.nanpercentile(each[1:], ends)
-                out.append(
-                    dict(variant=variant, mix=way, score=k, value=each[0], low=low, high=high,
-                         seeds=len(seeds)))
-    shares = pd.DataFrame({'tested': tested.value_counts(),
-                           'others': others.value_counts()}).fillna(0).astype(int)
-    return pd.DataFrame(out), shares.rename_axis('own label, contralateral label')
+                value, *drawn = np.mean([f[k] for f in found], 0)
+                low, high = np.nanpercentile(drawn, ends)
+                out.append(dict(variant=variant, mix=way, score=k, value=value, low=low, high=high,
+                                seeds=len(seeds)))
+    counts = pd.DataFrame({'tested': tested.value_counts(), 'others': others.value_counts()})
+    counts = counts.fillna(0).astype(int).rename_axis('own label, contralateral label')
+    return pd.DataFrame(out), counts
 
 
 def main():
@@ -82,20 +83,18 @@ def main():
     ap.add_argument('data', type=Path)
     ap.add_argument('--write', action='store_true', help='write the tables beside the predictions')
     a = ap.parse_args()
-    table, shares = compare(a.folder, read_dataset(a.data))
-    print(shares.to_string(), '\n')
-    text = table.assign(
-        text=table.apply(lambda r: f'{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]', axis=1))
-    print(
-        text.pivot(index=['variant', 'mix'], columns='score',
-                   values='text')[list(SCORES)].to_string(), '\n')
-    reader = pd.concat(
-        [beside_reader(a.folder/PREDICTIONS, a.data, v).assign(variant=v) for v in READ])
+    table, counts = compare(a.folder, read_dataset(a.data))
+    print(counts.to_string(), '\n')
+    text = table.assign(text=table.apply(with_interval, axis=1))
+    wide = text.pivot(index=['variant', 'mix'], columns='score', values='text')
+    print(wide[list(SCORES)].to_string(), '\n')
+    read = lambda variant: beside_reader(a.folder/PREDICTIONS, a.data, variant)
+    reader = pd.concat([read(v).assign(variant=v) for v in READ])
     reader = reader.reset_index().set_index(['variant', 'score'])
     print(reader.to_string())
     if not a.write: return
     (a.folder/'composition.csv').write_text(table.round(6).to_csv(index=False))
-    shares.to_csv(a.folder/'strata.csv')
+    counts.to_csv(a.folder/'strata.csv')
     reader.to_csv(a.folder/'reader.csv')
 
 

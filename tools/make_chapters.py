@@ -3,7 +3,7 @@
 usage: python tools/make_chapters.py [--check]
 The list holds the sections, the order and each page's title in a few words; what a notebook claims
 is read from the line `> ...` of its first cell. `--check` writes nothing and fails where a file
-differs. Give the command after a notebook is added, moved or renamed, or its claim is changed.
+differs. Run it after a notebook is added, moved or renamed, or its claim is changed.
 """
 import argparse
 import json
@@ -37,8 +37,8 @@ def read_list(
     rows = []
     for item in items:
         if not isinstance(item, dict) or len(item) != 1:
-            raise ValueError(
-                f'nbs/chapters.yml: {item!r} is not one `page: title` or `section: list`')
+            raise ValueError(f'nbs/chapters.yml: {item!r} is not one `page: title` or '
+                             '`section: list`')
         (name, content), = item.items()
         if isinstance(content, list): rows += read_list(content, (*sections, name))
         elif isinstance(content, str): rows.append((sections, name, content))
@@ -49,7 +49,7 @@ def read_list(
 def read_chapters(
     nbs:Path, # folder with `chapters.yml` and the notebooks, in folders too
 ) -> list: # (sections, page, title)
-    "Read the list; raise ValueError where it does not hold each notebook exactly once."
+    "Read the list; raise ValueError if it does not hold each notebook exactly once."
     rows = read_list(yaml.safe_load((nbs/'chapters.yml').read_text(encoding='utf-8')))
     listed = Counter(page for _, page, _ in rows)
     there = {p.relative_to(nbs).with_suffix('').as_posix() for p in nbs.rglob('*.ipynb')}
@@ -73,7 +73,7 @@ def name_of(
 def read_claim(
     notebook:Path,
 ) -> str: # one sentence
-    "Read a notebook's claim; raise ValueError where its first cell is not `# name` and `> claim`."
+    "Read a notebook's claim; raise ValueError if its first cell is not `# name` and `> claim`."
     first = ''.join(json.loads(notebook.read_text(encoding='utf-8'))['cells'][0]['source'])
     found = re.fullmatch(r'# .+\n\n> ([^|\n]+)\n?', first)
     if not found:
@@ -86,7 +86,7 @@ def make_sidebar(
     rows:list, # of `read_chapters`
     folder:str='', # before the name of a notebook, such as nbs/
 ) -> str: # YAML
-    "Word a sidebar."
+    "Make a sidebar."
     other = 'nbs/sidebar.yml (nbdev)' if folder else 'sidebar.yml (`quarto render` at the root)'
     lines, before = [HEAD.format(folder=folder, other=other)], ()
     for sections, page, title in rows:
@@ -104,7 +104,7 @@ def make_tables(
     rows:list, # of `read_chapters`
     nbs:Path, # folder with the notebooks
 ) -> str: # Markdown
-    "Word the chapters of the first page: a table per section, with what each notebook claims."
+    "Make the chapters of the first page: a table per section, with the claim of each notebook."
     lines, before = [CHAPTERS], ()
     for sections, page, _ in rows:
         if not sections: continue # the first page itself
@@ -133,7 +133,7 @@ def fill_index(
 def make_files(
     root:Path, # of the checkout
 ) -> dict: # path -> text as it should be
-    "Make all that is written from the list."
+    "Make all files that are written from the list."
     nbs, index = root/'nbs', root/'nbs'/'index.ipynb'
     rows = read_chapters(nbs)
     return {root/'sidebar.yml': make_sidebar(rows, 'nbs/'), nbs/'sidebar.yml': make_sidebar(rows),

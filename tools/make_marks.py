@@ -1,7 +1,7 @@
-"""Write the two marks of the site: the icon in the browser's tab and the picture that a shared link shows.
+"""Write the icon of the site in browser tabs, and the picture that is shown with a shared link.
 
 usage: python tools/make_marks.py
-Give the command after `results/` has changed, as `tools/make_readme.py`: the picture is the first figure.
+Run it after `results/` has changed, like `tools/make_readme.py`: the picture is the first figure.
 """
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"Quarto's `ipynb-filters` hook: let a plain `quarto render` at the root read our notebooks, and tidy what nbdev makes of them."
+"Quarto's `ipynb-filters` hook: apply nbdev's filters in a plain `quarto render`, and tidy pages."
 import ast
 import os
 import re
@@ -24,13 +24,13 @@ def processed(
     from nbdev.process import NBProcessor
     from nbdev.processors import FilterDefaults, exec_show_docs
     nb = dict2nb(loads(text))
-    nb.path_ = 'page.ipynb' # Quarto does not tell the name, nbdev's front matter wants one ...
-    # as nbdev does: an `nbdev_export()` cell must not write
+    nb.path_ = 'page.ipynb' # Quarto does not pass the name; nbdev's front matter requires one ...
+    # as in nbdev: an `nbdev_export()` cell must not write
     with redirect_stdout(sys.stderr), patch.dict(os.environ, IN_TEST='1'):
         procs = [p for p in FilterDefaults().procs() if execute or p is not exec_show_docs]
         NBProcessor(nb=nb, procs=procs).process()
     front = nb.cells[0]
-    front.source = front.source.replace('output-file: page.html\n', '') # ... and writes it down
+    front.source = front.source.replace('output-file: page.html\n', '') # ... and stores it
     return nb2str(nb)
 
 
@@ -40,34 +40,34 @@ def joined(text) -> str:
 
 
 def in_lines(text) -> list:
-    "Text of a notebook as Quarto expects it: a list of lines, since it drops the line ends of a single string."
+    "Text of a notebook as a list of lines: Quarto drops the line ends of a single string."
     return joined(text).splitlines(keepends=True)
 
 
 def unlink(text:str) -> str:
-    "Take the links out of code blocks, where they show as they are written."
+    "Remove links from code blocks, where their Markdown would be shown."
     return fence_re.sub(lambda block: link_re.sub(r'\1', block[0]), text)
 
 
 def is_test(cell:dict) -> bool:
-    "Does a cell end in an assertion and show nothing?"
+    "Does a cell end in an assertion and have no output?"
     try: body = ast.parse(joined(cell['source'])).body
     except SyntaxError: return False # a cell with magics
     if cell.get('outputs') or not body: return False
     last = body[-1]
     if isinstance(last, (ast.With, ast.For)): last = last.body[-1]
-    call = last.value.func if isinstance(last, ast.Expr) and isinstance(last.value,
-                                                                        ast.Call) else None
-    return isinstance(last, ast.Assert) or bool(
-        test_re.match(getattr(call, 'id', getattr(call, 'attr', ''))))
+    if isinstance(last, ast.Assert): return True
+    if not (isinstance(last, ast.Expr) and isinstance(last.value, ast.Call)): return False
+    call = last.value.func
+    return bool(test_re.match(getattr(call, 'id', getattr(call, 'attr', ''))))
 
 
 def fold(cell:dict):
-    "Fold the code of a test or a figure, unless the cell says how to show it."
+    "Fold the code of a test or a figure, unless the cell has an option for it."
     source = joined(cell['source'])
     if re.search(r'^#\|\s*(echo|code-fold|include)\s*:', source, re.M): return
-    what = 'Code of the figure' if re.search(r'^#\|\s*label:\s*fig-', source,
-                                             re.M) else 'Test' if is_test(cell) else ''
+    if re.search(r'^#\|\s*label:\s*fig-', source, re.M): what = 'Code of the figure'
+    else: what = 'Test' if is_test(cell) else ''
     if what: cell['source'] = f'#| code-fold: true\n#| code-summary: "{what}"\n{source}'
 
 
@@ -76,15 +76,15 @@ def name_in_full(
 ) -> str: # with the title that the sidebar gives the page: its number, its name, a sentence
     "Give a page the title by which the sidebar names it."
     name = re.search(r'^title: (.*)$', front, re.M)
-    full = name and re.search(rf'^ *text: "(\d\w* {re.escape(name[1])}: [^"]*)"$',
-                              SIDEBAR.read_text(encoding='utf-8'), re.M)
+    entry = name and rf'^ *text: "(\d\w* {re.escape(name[1])}: [^"]*)"$'
+    full = name and re.search(entry, SIDEBAR.read_text(encoding='utf-8'), re.M)
     return front.replace(name[0], f'title: "{full[1]}"') if full else front
 
 
 def tidied(
     text:str, # notebook as JSON, after nbdev's filters
 ) -> str: # as Quarto should have it
-    "Name the page in full, take links out of signatures, fold tests and plots, keep a badge from becoming a figure."
+    "Title the page, unlink signatures, fold tests and plots, keep a badge from becoming a figure."
     nb = loads(text)
     front = nb['cells'][0]
     if front['cell_type'] == 'raw': front['source'] = name_in_full(joined(front['source']))
@@ -92,9 +92,8 @@ def tidied(
         if cell['cell_type'] == 'code': fold(cell)
         elif badge_re.fullmatch(joined(cell['source']).strip()):
             cell['source'] = joined(cell['source']).strip() + '&nbsp;'
-        for data in [
-                o['data'] for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})
-        ]:
+        for data in (o.get('data', {}) for o in cell.get('outputs', [])):
+            if 'text/markdown' not in data: continue
             data['text/markdown'] = in_lines(unlink(joined(data['text/markdown'])))
         cell['source'] = in_lines(cell['source'])
     return dumps(nb, ensure_ascii=False)
@@ -102,5 +101,5 @@ def tidied(
 
 if __name__ == '__main__':
     text = sys.stdin.read()
-    in_proc = '_proc' in Path.cwd().parts # nbdev has been here already
+    in_proc = '_proc' in Path.cwd().parts # already processed by nbdev
     sys.stdout.write(tidied(text if in_proc else processed(text)))

@@ -19,8 +19,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .subgroups import ALIKE_FORM, describe_subgroups, name_groups_of, predict_held, read_own
-from .prepare import Member, predict_prepared, export_for_cases, open_member, prepare_case
+from .subgroups import (
+    ALIKE_FORM, describe_subgroups, name_groups_of, predict_held, read_own)
+from .prepare import (
+    Member, predict_prepared, export_for_cases, open_member, prepare_case)
 from .page import make_dicom, need_highdicom, page_of, to_bytes
 from ..core.errors import CesmError, FileError
 from ..data import read_regions

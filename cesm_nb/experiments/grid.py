@@ -37,9 +37,9 @@ from ..networks.weights import find_weights
 from cesm_nb.core.runs import (
     Run, check_digests, compare_rows, pool_tests, read_config, read_predictions, run_file,
     seal_run)
-from cesm_nb.core.settings import (
-    SWITCHES, ProbeConfig, TrainConfig, check_parameters, make_config, read_yaml, settings_that_count,
-    with_defaults)
+from ..core.settings import (
+    SWITCHES, ProbeConfig, TrainConfig, check_parameters, make_config, read_yaml,
+    settings_that_count, with_defaults)
 from ..cohort.splits import hold_out
 from ..tensorize import read_manifest, tensor_settings, tensorize
 from ..train import check_config, fit
@@ -65,8 +65,8 @@ def _check_repeats(g):
     if not g.seeds or len(set(g.seeds)) < len(g.seeds):
         raise CesmError(f'seeds={list(g.seeds)}: name at least one, and each once')
     if g.test_patients and g.n_folds:
-        raise CesmError(f'test_patients with n_folds={g.n_folds}: the named patients are the test set of every run, '
-                        'so set n_folds to 0')
+        raise CesmError(f'test_patients with n_folds={g.n_folds}: the named patients are the test '
+                        'set of every run, so set n_folds to 0')
     fixed = [v for v in (g.base, *g.variants.values()) if v.get('split_seed') is not None]
     if g.n_folds == 0 and fixed and not g.test_patients:
         raise CesmError(f"split_seed={fixed[0]['split_seed']} with n_folds=0 makes the same split "
@@ -85,41 +85,56 @@ def _check_folds(g, name, n):
 # %% ../../nbs/api/experiments.grid.ipynb #3161087b
 def _check_names(what, given, known, needed=()):
     "Raise ValueError if keys are unknown or absent."
-    if not isinstance(given, dict): raise CesmError(f'{what} is {given!r:.60}: write a mapping, {{}} where nothing differs')
-    odd, absent = [k for k in given if known and k not in known], [k for k in needed if k not in given]
+    if not isinstance(given, dict):
+        raise CesmError(f'{what} is {given!r:.60}: write a mapping, {{}} where nothing differs')
+    odd = [k for k in given if known and k not in known]
+    absent = [k for k in needed if k not in given]
     if odd: raise CesmError(f'{what} has keys {odd}: use {list(known)}')
     if absent: raise CesmError(f'{what} has no {absent}')
 
 def _is_count(n): return type(n) is int and n >= 0
 
+def _are_counts(given): return isinstance(given, (list, tuple)) and all(map(_is_count, given))
+
 def _check_form(content):
     "Raise ValueError if a grid does not have the form of `Grid`."
     _check_names('the grid', content, Grid.__dataclass_fields__, ('base', 'variants'))
-    ways = [k for k in inspect.signature(alter_regions).parameters if k in ('how', 'amount', 'seed')]
-    kinds = dict(variants=((), ()), data=(ways, ['how']), rescore=(['of', 'roi_source', 'data'], ['of']))
+    parameters = inspect.signature(alter_regions).parameters
+    ways = [k for k in parameters if k in ('how', 'amount', 'seed')]
+    rescore = ['of', 'roi_source', 'data']
+    kinds = dict(variants=((), ()), data=(ways, ['how']), rescore=(rescore, ['of']))
     _check_names('base', content['base'], ())
     for k, (known, needed) in kinds.items():
         _check_names(k, content.get(k) or {}, ())
-        for name, given in (content.get(k) or {}).items(): _check_names(f'{k}: {name}', given, known, needed)
+        for name, given in (content.get(k) or {}).items():
+            _check_names(f'{k}: {name}', given, known, needed)
     if not content['variants']: raise CesmError('the grid has no variants: name at least one')
     for name, way in (content.get('data') or {}).items():
-        if way['how'] not in HOW or not isinstance(way.get('amount', 1), (int, float)) or not _is_count(way.get('seed', 0)):
-            raise CesmError(f'data: {name} is {way}: use how, one of {HOW}, a number amount and a whole number seed')
+        is_number = isinstance(way.get('amount', 1), (int, float))
+        if way['how'] not in HOW or not is_number or not _is_count(way.get('seed', 0)):
+            raise CesmError(f'data: {name} is {way}: use how, one of {HOW}, a number amount and a '
+                            'whole number seed')
     for name, way in (content.get('rescore') or {}).items():
-        if way.get('roi_source', 'none') not in SWITCHES['roi_source']:
-            raise CesmError(f'rescore: {name} has roi_source {way["roi_source"]!r}: use one of {SWITCHES["roi_source"]}')
-    folds, seeds, pairs = (content.get(k, d) for k, d in [('n_folds', 0), ('seeds', (0,)), ('pairs', ())])
-    if not _is_count(folds): raise CesmError(f'n_folds is {folds!r}: use 0 or a whole number from 3')
-    if not isinstance(seeds, (list, tuple)) or not all(map(_is_count, seeds)):
+        source, known = way.get('roi_source', 'none'), SWITCHES['roi_source']
+        if source not in known:
+            raise CesmError(f'rescore: {name} has roi_source {source!r}: use one of {known}')
+    folds, seeds = content.get('n_folds', 0), content.get('seeds', (0,))
+    pairs = content.get('pairs', ())
+    if not _is_count(folds):
+        raise CesmError(f'n_folds is {folds!r}: use 0 or a whole number from 3')
+    if not _are_counts(seeds):
         raise CesmError(f'seeds is {seeds!r}: use a list of whole numbers from 0')
     test = content.get('test_patients', ())
-    if not isinstance(test, (list, tuple)) or not all(map(_is_count, test)):
-        raise CesmError(f'test_patients is {test!r:.60}: use a list of patient numbers, such as [12, 45]')
+    if not _are_counts(test):
+        raise CesmError(f'test_patients is {test!r:.60}: use a list of patient numbers, such as '
+                        '[12, 45]')
     for name, change in content['variants'].items():
         own = change.get('seeds', [0])
-        if not isinstance(own, (list, tuple)) or not own or not all(map(_is_count, own)):
-            raise CesmError(f'variants: {name} has seeds {own!r}: use a list of whole numbers from 0')
-    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        if not own or not _are_counts(own):
+            raise CesmError(f'variants: {name} has seeds {own!r}: use a list of whole numbers '
+                            'from 0')
+    is_list = lambda given: isinstance(given, (list, tuple))
+    if not is_list(pairs) or not all(is_list(p) and len(p) == 2 for p in pairs):
         raise CesmError(f'pairs is {pairs!r:.60}: use a list of pairs of names')
 
 # %% ../../nbs/api/experiments.grid.ipynb #5e9ab95d
@@ -282,7 +297,8 @@ def plan_runs(
         where = str(Path(cfg.weights_dir).expanduser().resolve()) if cfg.weights_dir else ''
         cfg = replace(cfg, tensor_dir=_tensor_dir(cfg, read[which], runs), weights_dir=where)
         cfg = replace(cfg, **check_config(cfg)[0])
-        if grid.test_patients: cfg = replace(cfg, splits_csv=_write_split(grid, cfg, read[which], runs))
+        if grid.test_patients:
+            cfg = replace(cfg, splits_csv=_write_split(grid, cfg, read[which], runs))
         what = dict(tensors=Path(cfg.tensor_dir).name, weights=digest_weights(cfg))
         folder = Path(runs)/_digest(_changed(cfg) | what)
         out += [
@@ -365,7 +381,9 @@ def run_notebook(
     out.parent.mkdir(parents=True, exist_ok=True)
     asked = dict(kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'])
     try: pm.execute_notebook(run_section(notebook), str(out), asdict(cfg), **asked)
-    except DeadKernelError: raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a signal; see {out}') from None
+    except DeadKernelError:
+        raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a '
+                        f'signal; see {out}') from None
     except PapermillExecutionError as e:
         raise CesmError(f'{e.ename}: {e.evalue}; see {out}') from None
 
@@ -387,7 +405,8 @@ def _threads(n):
     try: yield
     finally:
         torch.set_num_threads(before)
-        os.environ.pop('OMP_NUM_THREADS') if inherited is None else os.environ.update(OMP_NUM_THREADS=inherited)
+        if inherited is None: os.environ.pop('OMP_NUM_THREADS')
+        else: os.environ.update(OMP_NUM_THREADS=inherited)
 
 def run_one(
     cfg:TrainConfig, # settings with all folders
@@ -504,7 +523,8 @@ def _read_rescored(run, tensor_dir):
     path = rescored_path(run.run_dir, tensor_dir)
     check_digests(run.run_dir, path.name)
     table = read_predictions(path)
-    compare_rows(table, run.predictions, ['split', 'label'], path, run_file(run.run_dir, 'predictions'))
+    stored = run_file(run.run_dir, 'predictions')
+    compare_rows(table, run.predictions, ['split', 'label'], path, stored)
     return table
 
 def _read_seed(cfgs, other):

@@ -19,7 +19,8 @@ import numpy as np
 
 from ..core.errors import CesmError
 from ..core.terms import DENSITY, MODALITIES, SIDES, VIEWS
-from .dicom_pixels import Refused, crop_breast, grey_levels, number_of, text_of, wall_side
+from .dicom_pixels import (
+    Refused, crop_breast, grey_levels, number_of, text_of, wall_side)
 from .decode import MAX_PIXELS, decode_image
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c00009

@@ -114,8 +114,8 @@ def score_control(
     folds, probs = zip(*((f, p[control.name]) for f, p in repeats))
     who = label.index.get_level_values('patient_id').to_numpy()
     table = repeated_interval(
-        label.to_numpy(), np.stack(probs), who, None, cfg.n_draws, cfg.seed, SCORED, np.stack(folds),
-        dealt=cfg.n_folds if len(repeats) > 1 else 0) # one seed: no variance between seeds
+        label.to_numpy(), np.stack(probs), who, None, cfg.n_draws, cfg.seed, SCORED,
+        np.stack(folds), dealt=cfg.n_folds if len(repeats) > 1 else 0) # no variance with one seed
     kept = table[_COUNTS + [c for c in table if c.startswith('seed ')]].reset_index()
     about = dict(control=control.name, label=control.label, split_unit=split_unit)
     return pd.DataFrame(about, kept.index).join(kept)
@@ -145,10 +145,10 @@ def run_controls(
     found = dict(zip(asked, _queue([
         delayed(run_repeat)(of[k, u], labels[k], u, s, cfg) for k, u, s in asked],
         cfg.n_jobs, 'forests', progress)))
-    return pd.concat(_queue([
+    scores = [
         delayed(score_control)(c, u, labels[c.label], [found[c.label, u, s] for s in seeds], cfg)
-        for c in controls if c.label in labels for u in c.units], cfg.n_jobs, 'intervals', progress),
-        ignore_index=True)
+        for c in controls if c.label in labels for u in c.units]
+    return pd.concat(_queue(scores, cfg.n_jobs, 'intervals', progress), ignore_index=True)
 
 # %% ../../nbs/06_leakage_audit.ipynb #4d84393a
 HEADS = dict(
@@ -205,7 +205,8 @@ def _word_subtracted(auc):
              f'{with_interval(rows.loc["CM rows"])}')
     if ON_DISK not in rows.index: return words
     own = rows.loc[ON_DISK]
-    return f'{words}, and {with_interval(own)} on the {own.breasts:.0f} breasts that have an image on disk'
+    return (f'{words}, and {with_interval(own)} on the {own.breasts:.0f} breasts that have an '
+            'image on disk')
 
 def verdict(
     table:pd.DataFrame, # from `run_controls`
@@ -223,34 +224,46 @@ def verdict(
     mark = 'PHANTOM, evidence of nothing. ' if phantom else ''
     used = shapes.control.removeprefix('mask shapes, ')
     return (
-        f'{mark}{words}. Without a pixel, a random forest on {len(MASK_NUMBERS)} numbers of the drawn '
-        f'masks reaches an accuracy of {at("accuracy"):.3f} and a macro AUC of {with_interval(shapes)} '
-        f'on held-out patients, with all regions and all rows ({used}, {shapes.breasts:.0f} breasts)'
+        f'{mark}{words}. Without a pixel, a random forest on {len(MASK_NUMBERS)} numbers of the '
+        f'drawn masks reaches an accuracy of {at("accuracy"):.3f} and a macro AUC of '
+        f'{with_interval(shapes)} on held-out patients, with all regions and all rows '
+        f'({used}, {shapes.breasts:.0f} breasts)'
         f'{_word_subtracted(auc)}; permuted labels give {with_interval(chance)}.')
 
 # %% ../../nbs/06_leakage_audit.ipynb #e9ad4d4d
 _BODY = '''<p class="lead" id="verdict"><b>{{ verdict }}</b></p>
 <p id="prices">{{ prices }}</p>
-<p>If contrast is enhanced, or anything else is done, inside drawn regions, their place and shape are in the image. A network
-can then score about this well without using tissue, and a new patient has no regions. {{ name }}: {{ facts }}.</p>
+<p>If contrast is enhanced, or anything else is done, inside drawn regions, their place and shape
+are in the image. A network can then score about this well without using tissue, and a new patient
+has no regions. {{ name }}: {{ facts }}.</p>
 <img alt="Macro AUC of each control with intervals" src="{{ figure }}">
 {% for unit, table in tables.items() %}<h2>Controls, split by {{ unit }}</h2>
-<p>Value [95 % interval, over patients and seeds]; {{ cfg.n_repeats }} seeds of {{ cfg.n_folds }} folds each.
-{% if cfg.n_repeats > 1 %}Intervals allow for the training breasts that folds share (Nadeau and Bengio 2003).{% endif %}
-Label: the worst over all rows of a breast, or over the rows of one modality. DM is low energy, CM subtracted.
-{% if on_disk %}Rows with the label <i>{{ on_disk }}</i> count only the breasts that have a subtracted image here: these are the ones
-to set beside a network that was tested on these images.{% endif %}</p>
-<div class="wide"><table><tr><th>what the forest is given<th>label{% for c in table.columns %}<th>{{ c }}{% endfor %}
+<p>Value [95 % interval, over patients and seeds];
+{{ cfg.n_repeats }} seeds of {{ cfg.n_folds }} folds each.
+{% if cfg.n_repeats > 1 %}Intervals allow for the training breasts that folds share
+(Nadeau and Bengio 2003).{% endif %}
+Label: the worst over all rows of a breast, or over the rows of one modality.
+DM is low energy, CM subtracted.
+{% if on_disk %}Rows with the label <i>{{ on_disk }}</i> count only the breasts that have a
+subtracted image here: these are the ones to set beside a network that was tested on these
+images.{% endif %}</p>
+<div class="wide"><table><tr><th>what the forest is given<th>label
+{% for c in table.columns %}<th>{{ c }}{% endfor %}
 
-{% for (control, label), cells in table.iterrows() %}<tr><td data-control="{{ control }}|{{ label }}|{{ unit }}">{{ control }}<td>{{ label }}
+{% for (control, label), cells in table.iterrows() %}
+<tr><td data-control="{{ control }}|{{ label }}|{{ unit }}">{{ control }}<td>{{ label }}
 {% for c in cells %}<td class="n">{{ c }}{% endfor %}{% endfor %}</table></div>
 {% endfor %}<h2>How to read it</h2><ul>
 <li>Chance: macro AUC 0.5; accuracy of the row of permuted labels; log loss of the class shares.
-<li>Macro AUC pools the folds. A fold with more of a class leaves fewer to train on, so a control without information comes out a little below 0.5; the mean of folds does not.
+<li>Macro AUC pools the folds. A fold with more of a class leaves fewer to train on, so a control
+without information comes out a little below 0.5; the mean of folds does not.
 <li>A log loss above that of the class shares means that a forest is overconfident.
-<li>A region's shape is partly true signal, drawn by an expert. It still comes from the truth, not from the image at hand.
-<li>BI-RADS is what a radiologist concluded from the same images: circular, and no score for a system to be measured by.
-<li>The contralateral breast's label is worth something only where patients have a breast in both parts: split by patient.
+<li>A region's shape is partly true signal, drawn by an expert. It still comes from the truth, not
+from the image at hand.
+<li>BI-RADS is what a radiologist concluded from the same images: circular, and no score for a
+system to be measured by.
+<li>The contralateral breast's label is worth something only where patients have a breast in both
+parts: split by patient.
 <li>A missing value that gives the label away should be hidden, or its cause removed.</ul>
 <p>{{ made }}</p>'''
 
@@ -399,7 +412,8 @@ def _rows_alike():
             *median, _cell('`fill_density`', '04_train_colab_t4.ipynb')],
         'L1.3 feature selection on training and test data': [
             *both('no: none is selected'), _cell('chapter 03', '03_model.ipynb')],
-        'L1.4 duplicates': [*both('no: none found'), _cell(alike, 'api/cohort.quality.ipynb#all-images')],
+        'L1.4 duplicates': [
+            *both('no: none found'), _cell(alike, 'api/cohort.quality.ipynb#all-images')],
         'L3.1 temporal leakage': [*both(undated), _cell('columns of the sheet', '00_data.ipynb')],
         'L3.3 test data are not of the population of interest': [
             *both('**yes**: one hospital, far more cancers than in screening'),
@@ -414,7 +428,8 @@ def info_sheet(
     at = real[real.score == 'auc'].set_index(['control', 'label', 'split_unit']).value
     masks, missing, views = (at[k, 'all rows', 'patient'] for k in (
         'mask shapes, DM + CM', 'density missing or not', 'number of views'))
-    trial = lambda leak: _cell(f'trial, leak `{leak}`', 'api/leakage.ladder.ipynb#the-ladder-on-phantoms')
+    trials = 'api/leakage.ladder.ipynb#the-ladder-on-phantoms'
+    trial = lambda leak: _cell(f'trial, leak `{leak}`', trials)
     here = _cell('controls', '06_leakage_audit.ipynb#what-the-annotations-of-cdd-cesm-reveal')
     rows = _rows_alike() | {
         'L2 features that are not legitimate: regions': [*_does(

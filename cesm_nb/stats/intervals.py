@@ -13,7 +13,8 @@ from scipy.stats import binomtest, norm, t as student
 
 from ..core.errors import CesmError
 from ..core.terms import CLASSES
-from .scores import FIRST_SCORES, calibration_line, debiased_ece, list_shares, weighted_scores
+from .scores import (
+    FIRST_SCORES, calibration_line, debiased_ece, list_shares, weighted_scores)
 
 # %% ../../nbs/api/stats.intervals.ipynb #5b99fcc3
 def bootstrap_weights(

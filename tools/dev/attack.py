@@ -1,8 +1,9 @@
-"""Attack run and tensor folders of a small phantom, read them, and count what came of it.
+"""Alter files in run and tensor folders of a small phantom, read them, and count the outcomes.
 
 usage: python tools/dev/attack.py [--n 300] [--seed 1]
-Each attack alters one file of a copy: rows, values, keys, bytes, or a file of another run. Then the run is read by the functions that
-commands read with. `TRACEBACK`, `HANG` and `WRONG` (another result without a word) must stay at zero.
+Each attack alters one file of a copy: rows, values, keys, bytes, or a file of another run. Then the
+run is read with the functions that the commands use. `TRACEBACK`, `HANG` and `WRONG` (another
+result without a message) must stay at zero.
 """
 import argparse
 import json
@@ -28,34 +29,32 @@ from cesm_nb.tensorize import read_manifest
 from cesm_nb.train import fit
 
 TABLES = ('predictions.csv', 'history.csv', 'splits.csv', 'manifest.csv')
-CPU_S = 20 # seconds of processor time after which a reader hangs
+CPU_S = 20 # seconds of processor time after which a reader counts as hanging
 
 
 class Hang(BaseException): "A reader that does not end."
 
 
 def make_runs(folder):
-    "Two runs of one phantom, which share nothing but their settings."
+    "Two runs of one phantom with the same settings but for the seed."
     root = make_phantom(folder/'data', 24, size_px=80, progress=False)
     for name, seed in (('a', 0), ('b', 1)):
-        fit(
-            make_config(
-                dict(data_root=str(root), run_dir=str(folder/name), image_size=32, epochs=1,
-                     batch_size=16, backbones='lcnet_035', device='cpu', mixed_precision='no',
-                     seed=seed, n_jobs=1)))
+        fit(make_config(dict(
+            data_root=str(root), run_dir=str(folder/name), image_size=32, epochs=1, batch_size=16,
+            backbones='lcnet_035', device='cpu', mixed_precision='no', seed=seed, n_jobs=1)))
     return folder/'a', folder/'b'
 
 
 def alter_table(path, rng):
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    how, column = rng.choice(['drop', 'double', 'rotate', 'value', 'column',
-                              'empty']), rng.choice(list(table))
+    how = rng.choice(['drop', 'double', 'rotate', 'value', 'column', 'empty'])
+    column = rng.choice(list(table))
     if how == 'drop': table = table.drop(rng.randrange(len(table)))
     if how == 'double': table = pd.concat([table, table.iloc[[rng.randrange(len(table))]]])
     if how == 'rotate': table[column] = [*table[column][1:], table[column][0]]
     if how == 'value':
-        table.loc[rng.randrange(len(table)),
-                  column] = rng.choice(['', 'nan', '-1', 'tset', '1e30', '../x'])
+        value = rng.choice(['', 'nan', '-1', 'tset', '1e30', '../x'])
+        table.loc[rng.randrange(len(table)), column] = value
     if how == 'column': table = table.drop(columns=column)
     if how == 'empty': table = table[:0]
     table.to_csv(path, index=False)
@@ -87,66 +86,62 @@ def alter_tensor(path, rng):
 def alter_weights(path, rng):
     weights = load_file(path)
     key = rng.choice(list(weights))
-    weights[key] = rng.choice(
-        [lambda w: w.to(torch.int8), lambda w: w*2, lambda w: w[None].contiguous()])(weights[key])
+    kinds = [lambda w: w.to(torch.int8), lambda w: w*2, lambda w: w[None].contiguous()]
+    weights[key] = rng.choice(kinds)(weights[key])
     save_file(weights, path)
     return key
 
 
 def attack(run, other, rng):
-    "Alter one file of `run`; say which and how."
-    tensors = sorted((run/'tensors').glob('*.pt'))
-    files = [
-        *(run/t for t in TABLES), run/'config.json', run/'status.json',
-        run/'checkpoints'/'best.safetensors',
-        rng.choice(tensors), run/'tensors'/'settings.json', run/'tensors'/'manifest.csv'
-    ]
-    path = rng.choice(files)
+    "Alter one file of `run`; return which and how."
+    tensor = rng.choice(sorted((run/'tensors').glob('*.pt')))
+    names = (*TABLES, 'config.json', 'status.json', 'checkpoints/best.safetensors',
+             tensor.relative_to(run), 'tensors/settings.json', 'tensors/manifest.csv')
+    path = run/rng.choice(names)
     how = rng.choice(['alter', 'alter', 'alter', 'swap', 'cut', 'delete'])
     if how == 'swap': shutil.copy(other/path.relative_to(run), path)
     if how == 'cut': path.write_bytes(path.read_bytes()[:rng.randrange(path.stat().st_size)])
     if how == 'delete': path.unlink()
-    kinds = {
-        '.csv': alter_table, '.json': alter_json, '.pt': alter_tensor, '.safetensors': alter_weights
-    }
-    return f'{path.relative_to(run)}: {how} {kinds[path.suffix](path, rng) if how == "alter" else ""}'
+    alter = {'.csv': alter_table, '.json': alter_json, '.pt': alter_tensor,
+             '.safetensors': alter_weights}[path.suffix]
+    return f'{path.relative_to(run)}: {how} {alter(path, rng) if how == "alter" else ""}'
 
 
 def read(run):
-    """What evaluate, grid and predict read of a run: predictions as kept and as predicted again, lists, what cases need.
-    All is read in each attack, even where an earlier reader refuses; `refused` is what any reader refused."""
-    out, refused = [], None
+    "Read a run with all `READERS`, even if one rejects it: (tables of each, last rejection)."
+    out, rejection = [], None
     for reader in READERS:
         try: out.append([pd.json_normalize(r) if isinstance(r, dict) else r for r in reader(run)])
         except Exception as e:
             if not is_refusal(e): raise
             out.append([])
-            refused = e
-    return out, refused
+            rejection = e
+    return out, rejection
 
 
 def read_tensors(run):
-    "The list of a tensor folder is made anew before each use: it may differ, not end in a traceback."
+    "Read the list of a tensor folder; it is made anew before each use, so it may differ."
     read_manifest(run/'tensors')
     return []
 
 
-READERS = (lambda run: Run.open(run)[1:], lambda run: [predict_run(run, device='cpu')],
-           lambda run: [read_parts(run)], lambda run: [read_manifest(run)],
-           lambda run: [open_member(run).preparation], read_tensors)
+READERS = ( # what evaluate, grid and predict read of a run
+    lambda run: Run.open(run)[1:], lambda run: [predict_run(run, device='cpu')],
+    lambda run: [read_parts(run)], lambda run: [read_manifest(run)],
+    lambda run: [open_member(run).preparation], read_tensors)
 
 
 def judge(run, before):
-    "The kind of what reading gives, and the words."
+    "Read an altered run: the outcome, and its message."
     def hang(*_): raise Hang
     old = signal.signal(signal.SIGVTALRM, hang)
     signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S)
     try:
-        results, refused = read(run)
-        for tables, kept in zip(results, before): # empty where the reader refused
+        results, rejection = read(run)
+        for tables, kept in zip(results, before): # no table where the reader rejects
             for now, was in zip(tables, kept):
                 pd.testing.assert_frame_equal(now, was, rtol=1e-5, check_dtype=False)
-        return ('refused', str(refused)) if refused else ('same', '')
+        return ('refused', str(rejection)) if rejection else ('same', '')
     except Hang: return 'HANG', ''
     except AssertionError as e: return 'WRONG', str(e).splitlines()[0]
     except Exception as e:
@@ -157,25 +152,26 @@ def judge(run, before):
 
 
 def run_attacks(folder, n, seed):
-    "Counts by kind, and what must not be."
+    "Count the outcomes, and list the bad ones."
     os.environ['TQDM_DISABLE'] = '1'
     torch.set_num_threads(1)
     one, other = make_runs(folder)
     shutil.move(one, folder/'kept')
     shutil.copytree(folder/'kept', one)
-    (before, refused), counts, bad = read(one), Counter(), []
-    assert refused is None, refused
+    (before, rejection), counts, bad = read(one), Counter(), []
+    assert rejection is None, rejection
     for i in range(n):
         shutil.rmtree(one)
         shutil.copytree(folder/'kept', one, ignore=shutil.ignore_patterns('last'))
         what = attack(one, other, random.Random(f'{seed} {i}'))
-        kind, words = judge(one, before)
-        counts[kind] += 1
-        if kind.isupper(): bad.append(f'{kind}: attack {i} of seed {seed}, {what}: {words}')
+        outcome, message = judge(one, before)
+        counts[outcome] += 1
+        if outcome.isupper(): bad.append(f'{outcome}: attack {i} of seed {seed}, {what}: {message}')
     return counts, bad
 
 
 def main():
+    "Print the bad outcomes and the counts."
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('--n', type=int, default=300)
     ap.add_argument('--seed', type=int, default=random.randrange(10**6),
@@ -183,10 +179,8 @@ def main():
     o = ap.parse_args()
     print(f'seed {o.seed}', flush=True)
     with tempfile.TemporaryDirectory() as d: counts, bad = run_attacks(Path(d), o.n, o.seed)
-    print('\n'.join([
-        *bad, ', '.join(f'{k} {counts[k]}'
-                        for k in ('refused', 'same', 'TRACEBACK', 'HANG', 'WRONG'))
-    ]))
+    outcomes = 'refused', 'same', 'TRACEBACK', 'HANG', 'WRONG'
+    print(*bad, ', '.join(f'{k} {counts[k]}' for k in outcomes), sep='\n')
     raise SystemExit(1 if bad else 0)
 
 

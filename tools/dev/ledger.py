@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2]/'cesm_nb'
 
 
 class DropImports(ast.NodeTransformer):
-    "Imports change with the place of a module, those inside a function too."
+    "Drop imports, also inside functions: they change when a module moves."
     def visit_Import(self, node): return None
     visit_ImportFrom = visit_Import
 
@@ -23,7 +23,7 @@ class DropImports(ast.NodeTransformer):
 def name_of(
     node:ast.stmt, # a top-level statement
 ) -> str: # what it defines, else the beginning of its text
-    "Name a statement for the reader."
+    "Name a statement."
     if hasattr(node, 'name'): return node.name
     targets = getattr(node, 'targets', None) or [getattr(node, 'target', node)]
     return ', '.join(map(ast.unparse, targets)).split('\n')[0][:60]
@@ -32,7 +32,7 @@ def name_of(
 def ledger(
     package:Path, # folder with modules, in folders too
 ) -> list: # `hash name`, sorted; the same line twice where something stands twice
-    "List the top-level statements of all modules; nbdev's index `_modidx` is none."
+    "List the top-level statements of all modules but nbdev's index `_modidx`."
     lines = []
     for path in package.rglob('*.py'):
         if path.name == '_modidx.py': continue
@@ -58,7 +58,7 @@ def main(
     stored:str=None, # a file with the lines of before
     package:Path=PACKAGE,
 ) -> int: # exit code
-    "Print the lines, or what differs from those stored."
+    "Print the lines, or the differences from those stored."
     lines = ledger(package)
     if not lines: sys.exit(f'ledger: no module with a definition in {package}')
     if stored is None: print('\n'.join(lines))

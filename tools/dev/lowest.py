@@ -7,13 +7,13 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SETS = 'requirements', 'dev_requirements', 'dicom_requirements', 'notebooks_requirements', 'dask_requirements'
+SETS = ['requirements', *(f'{x}_requirements' for x in ('dev', 'dicom', 'notebooks', 'dask'))]
 
 
 def lowest(
     words:list, # requirements, such as numpy>=2
 ) -> list: # such as numpy~=2.0: the lowest series
-    "Turn floors into constraints; what has no floor, or an exact pin, is left as it is or out."
+    "Turn floors into constraints; requirements without a floor are left out."
     found = [re.fullmatch(r'([\w.-]+)>=(\d[\d.]*)', w) for w in words]
     floor = lambda v: v if v.count('.') > 1 else f'{v}.0' if '.' in v else f'{v}.0.0'
     return [f'{m[1]}~={floor(m[2])}' for m in found if m]

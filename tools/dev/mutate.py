@@ -1,10 +1,12 @@
-"""Damage a small phantom at random, run `cesm_check` and `cesm_tensorize` on it, and count what comes of it.
+"""Damage a small phantom at random, run `cesm_check` and `cesm_tensorize`, and count the outcomes.
 
 usage: python tools/dev/mutate.py [--n 500] [--seed 123] [--only 17]
-Each mutation is one fault that happens to data: image bytes, sizes, turns, kinds of grey, files that are no files, names,
-regions, sheet cells. An outcome is `same` (every tensor as without it), `named` (another tensor, and the page of the check
-or problems.csv says why), `refused` (in one sentence), or bad: TRACEBACK, HANG (over 20 CPU seconds in one command) or
-WRONG (another tensor without a word). The seed is printed; `--seed S --only I` repeats one. Exits with 1 where any is bad.
+Each mutation is one fault as it occurs in data: image bytes, sizes, orientation, grey levels, files
+that are no files, names, regions, sheet cells. An outcome is `same` (all tensors unchanged),
+`named` (a tensor differs, and the page of the check or problems.csv gives the reason), `refused`
+(in one sentence), or bad: TRACEBACK, HANG (over 20 CPU seconds in one command) or WRONG (a tensor
+differs without a message). The seed is printed; `--seed S --only I` repeats one mutation. Exits
+with 1 if any outcome is bad.
 """
 import argparse
 import io
@@ -31,7 +33,7 @@ from cesm_nb.core.settings import TensorConfig
 from cesm_nb.tensorize import main as tensorize
 from cesm_nb.tensorize import read_tensor
 
-CPU_S, WALL_S = 20, 300 # of one command: what a fault may cost, and when a wait counts as a hang
+CPU_S, WALL_S = 20, 300 # of one command: longest computation, and wait after which it hangs
 BAD = ('TRACEBACK', 'HANG', 'WRONG')
 SHEET = SHEET_NAME.replace('.xlsx', '.csv')
 
@@ -39,21 +41,21 @@ SHEET = SHEET_NAME.replace('.xlsx', '.csv')
 def make_base(
     folder:Path, # scratch
 ) -> dict: # name -> bytes
-    "A phantom of subtracted images, its sheet as CSV, all images as PNG (under their old names): no loss on writing."
+    "A phantom of subtracted images with its sheet as CSV."
     root = make_phantom(folder, n_patients=6, size_px=72, progress=False)
     files = {str(f.relative_to(root)): f.read_bytes() for f in root.rglob('*') if f.is_file()}
-    sheet = pd.read_excel(io.BytesIO(files.pop(SHEET_NAME)), sheet_name='all', dtype=str,
-                          keep_default_na=False)
+    book = io.BytesIO(files.pop(SHEET_NAME))
+    sheet = pd.read_excel(book, sheet_name='all', dtype=str, keep_default_na=False)
     files = {k: v for k, v in files.items() if not k.startswith(FOLDERS['DM'])}
-    return files | {
-        SHEET: to_csv(sheet[sheet.Type == 'CESM']), REGIONS_NAME: to_csv(cm_regions(files))
-    }
+    files[SHEET] = to_csv(sheet[sheet.Type == 'CESM'])
+    return files | {REGIONS_NAME: to_csv(cm_regions(files))}
 
 
 def to_csv(table): return table.to_csv(index=False).encode()
 
 
 def cm_regions(files):
+    "The regions of subtracted images."
     via = pd.read_csv(io.BytesIO(files[REGIONS_NAME]), dtype=str)
     return via[via['#filename'].str.contains('_CM_')].reset_index(drop=True)
 
@@ -74,8 +76,8 @@ def saved(image, kind='PNG', **more):
 
 def damage_bytes(files, rng):
     name = rng.choice(images_of(files))
-    b, how = bytearray(files[name]), rng.choice(
-        ['cut', 'zeroed', 'empty', 'text', 'PNG bit', 'tail'])
+    b = bytearray(files[name])
+    how = rng.choice(['cut', 'zeroed', 'empty', 'text', 'PNG bit', 'tail'])
     at = rng.randrange(len(b))
     if how == 'cut': b = b[:at]
     elif how == 'zeroed': b[at:at+200] = bytes(len(b[at:at+200]))
@@ -88,8 +90,8 @@ def damage_bytes(files, rng):
 
 def change_size(files, rng):
     name = rng.choice(images_of(files))
-    h, w = rng.choice([(1, 1), (8, 8), (1, 20_000), (20_000, 1), (30, 390), (7000, 600), (23, 200),
-                       (200, 12)])
+    sizes = (1, 1), (8, 8), (1, 20_000), (20_000, 1), (30, 390), (7000, 600), (23, 200), (200, 12)
+    h, w = rng.choice(sizes)
     image = cv2.resize(pixels(files[name]), (w, h), interpolation=cv2.INTER_AREA)
     return f'{w} x {h}', files | {name: png(image)}
 
@@ -121,23 +123,20 @@ def change_grey(files, rng):
         'float TIFF': lambda: saved(Image.fromarray(g.astype(np.float32)), 'TIFF'),
         'one bit': lambda: png((g > 60)*np.uint8(2)),
         'palette': lambda: saved(Image.fromarray(g).convert('P')), 'negative': lambda: png(255 - g),
-        'black': lambda: png(g*0), 'white': lambda: png(full), 'dull': lambda: png(g // 100 + 100)
-    }
+        'black': lambda: png(g*0), 'white': lambda: png(full), 'dull': lambda: png(g // 100 + 100)}
     how = rng.choice(list(kinds))
     return how, files | {name: kinds[how]()}
 
 
 def replace_file(files, rng):
     name = rng.choice(images_of(files))
+    makers = {'folder': os.mkdir, 'pipe': os.mkfifo, 'link to itself': lambda p: os.symlink(p, p),
+              'link to /dev/zero': lambda p: os.symlink('/dev/zero', p)}
     how = rng.choice(
         ['absent', 'folder', 'pipe', 'link to /dev/zero', 'link to itself', 'copy of another'])
-    make = dict(
-        zip(('folder', 'pipe', 'link to /dev/zero', 'link to itself'),
-            (os.mkdir, os.mkfifo, lambda p: os.symlink('/dev/zero', p),
-             lambda p: os.symlink(p, p)))).get(how)
     other = rng.choice([f for f in images_of(files) if f != name])
     files = {k: v for k, v in files.items() if k != name}
-    return how, files if how == 'absent' else files | {name: make or files[other]}
+    return how, files if how == 'absent' else files | {name: makers.get(how) or files[other]}
 
 
 def rename(files, rng):
@@ -146,8 +145,7 @@ def rename(files, rng):
     odd = rng.choice([
         f'{path.stem}.JPG', f'{path.stem.lower()}.jpg', f'{path.stem} .jpg', f' {path.name}',
         f'{path.name}.jpg', f'sub/{path.name}', f'{path.stem}_224.jpg', f'{path.stem}.jpeg',
-        f'\u202e{path.name}', f'{path.stem}\n.jpg'
-    ])
+        f'\u202e{path.name}', f'{path.stem}\n.jpg'])
     files = dict(files)
     data = files.pop(name)
     return repr(odd), files | {str(path.parent/odd): data}
@@ -159,18 +157,14 @@ def damage_region(files, rng):
     text = via.loc[row, 'region_shape_attributes']
     n = rng.choice([7000, 200_000]) # more than are kept
     t = np.linspace(0, 6.28, n)
-    ring = dict(name='polygon', all_points_x=(20 + 9*np.cos(t)).tolist(),
-                all_points_y=(30 + 9*np.sin(t)).tolist())
-    scribble = dict(name='polygon', all_points_x=[rng.randrange(40) for _ in range(5000)],
-                    all_points_y=[rng.randrange(60) for _ in range(5000)])
+    polygon = lambda x, y: json.dumps(dict(name='polygon', all_points_x=x, all_points_y=y))
+    ring = polygon((20 + 9*np.cos(t)).tolist(), (30 + 9*np.sin(t)).tolist())
+    scribble = polygon(*([rng.randrange(k) for _ in range(5000)] for k in (40, 60)))
     kinds = {
-        'cut': text[:rng.randrange(1, len(text))],
-        'huge': json.dumps({k: 1e300
-                            for k in json.loads(text)}), 'formula': '=1+1',
-        'no colons': text.replace(':', ''), f'{n} points': json.dumps(ring),
-        'scribble': json.dumps(scribble), 'list': '[1, 2]', 'deep': '['*9999,
-        'nan': text.replace(':', ':NaN,"x":', 1), 'star': '{"name":"star","cx":1}', 'null': 'null'
-    }
+        'cut': text[:rng.randrange(1, len(text))], 'no colons': text.replace(':', ''),
+        'huge': json.dumps(dict.fromkeys(json.loads(text), 1e300)), 'formula': '=1+1',
+        f'{n} points': ring, 'scribble': scribble, 'list': '[1, 2]', 'deep': '['*9999,
+        'nan': text.replace(':', ':NaN,"x":', 1), 'star': '{"name":"star","cx":1}', 'null': 'null'}
     how = rng.choice(list(kinds))
     if rng.random() < .25:
         how, column, value = 'name', '#filename', rng.choice(['P9_L_CM_CC.jpg', 'C:\\x\\y.jpg', ''])
@@ -190,17 +184,17 @@ def damage_sheet(files, rng):
         data = files[SHEET]
         return how, files | {SHEET: data[:rng.randrange(len(data))]}
     if how == 'cell':
-        sheet.loc[row, column] = rng.choice(
-            ['text', '1e308', '9'*400, '=1+1', '-1', '=HYPERLINK("x")', '\0', '../x'])
+        odd = ['text', '1e308', '9'*400, '=1+1', '-1', '=HYPERLINK("x")', '\0', '../x']
+        sheet.loc[row, column] = rng.choice(odd)
     elif how == 'row twice': sheet = pd.concat([sheet, sheet.iloc[[row]]])
     elif how == 'row lost': sheet = sheet.drop(index=row)
     else: sheet = sheet.drop(columns=column)
-    return f'{how} {column}' if how in ('cell',
-                                        'no column') else how, files | {SHEET: to_csv(sheet)}
+    if how in ('cell', 'no column'): how = f'{how} {column}'
+    return how, files | {SHEET: to_csv(sheet)}
 
 
-MUTATIONS = (damage_bytes, change_size, turn, change_grey, replace_file, rename, damage_region,
-             damage_sheet)
+MUTATIONS = (
+    damage_bytes, change_size, turn, change_grey, replace_file, rename, damage_region, damage_sheet)
 
 
 class Hang(BaseException): pass
@@ -208,7 +202,7 @@ class Hang(BaseException): pass
 
 @contextmanager
 def bounded():
-    "Raise `Hang` after `CPU_S` of this process, or where it waits for ever."
+    "Raise `Hang` after `CPU_S` of processor time, or `WALL_S` of waiting."
     def stop(*_): raise Hang
     before = [(s, signal.signal(s, stop)) for s in (signal.SIGPROF, signal.SIGALRM)]
     timers = (signal.ITIMER_PROF, CPU_S), (signal.ITIMER_REAL, WALL_S)
@@ -220,11 +214,10 @@ def bounded():
 
 
 def attempt(command):
-    "Run one command as its user would: '' where it works, or what ended it."
+    "Run one command as its user would; return '' if it works, or what ended it."
+    out, err = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
     try:
-        with bounded(), redirect_stdout(io.StringIO()), redirect_stderr(
-                io.StringIO()), one_way_out('cesm_x'):
-            command()
+        with bounded(), out, err, one_way_out('cesm_x'): command()
     except SystemExit as e:
         foreseen = isinstance(e.code, str) and '\n' not in e.code and 'unforeseen' not in e.code
         return f'refused: {e}' if foreseen else f'TRACEBACK: {e!r}'
@@ -238,47 +231,44 @@ def observe(
     root:Path, # scratch
     protocol:str, # 'paper' or 'clinical'
 ) -> tuple: # (ends of check and tensorize, breast -> tensor, breast -> problems, rows of the check)
-    "Lay a data set out, run both commands and read what they leave."
+    "Write a data set, run both commands and read their files."
     data = root/'data'
     for name, content in files.items():
         path = data/name
         path.parent.mkdir(parents=True, exist_ok=True)
         if callable(content): content(path)
         else: path.write_bytes(content)
-    cfg = TensorConfig(data_root=str(data), run_dir=str(root), image_size=16, n_jobs=1,
-                       protocol=protocol)
+    cfg = TensorConfig(
+        data_root=str(data), run_dir=str(root), image_size=16, n_jobs=1, protocol=protocol)
     ends = attempt(lambda: check(data, root/'check')), attempt(lambda: tensorize(cfg))
-    tables = [pd.read_csv(p, keep_default_na=False) if p.exists() else pd.DataFrame()
-              for p in (root/'check'/'problems.csv', root/'tensors'/'problems.csv')]
+    paths = [root/k/'problems.csv' for k in ('check', 'tensors')]
+    read = lambda p: pd.read_csv(p, keep_default_na=False) if p.exists() else pd.DataFrame()
+    checked, problems = map(read, paths)
     tensors = {f.stem: read_tensor(f) for f in (root/'tensors').glob('*.pt')}
-    named = {
-        f'P{o.patient_id}_{dict(L="Left", R="Right")[o.side]}': o.problems
-        for o in tables[1].itertuples()
-    }
-    return ends, tensors, named, set(tables[0].itertuples(index=False, name=None))
+    sides = dict(L='Left', R='Right')
+    named = {f'P{o.patient_id}_{sides[o.side]}': o.problems for o in problems.itertuples()}
+    return ends, tensors, named, set(checked.itertuples(index=False, name=None))
 
 
 def judge(got, whole, still=()):
-    "Outcome of a mutation, and what shows it; `still`: words of kinds that count though they stood there before."
+    "Outcome of a mutation, with the evidence; `still`: kinds of problems that count if not new."
     (ends, tensors, named, rows), (_, before, _, old) = got, whole
     for end in ends:
         if end.startswith(BAD): return end.split(':')[0], end
     if ends[1]: return 'refused', ends[1]
-    told = [
-        f'{r[1]}' if 'not in the sheet' not in r[0] else '*'
-        for r in rows - old | {r
-                               for r in rows if any(w in r[0] for w in still)}
-    ]
-    changed = [
-        b for b in before if b not in tensors or any(
-            (tensors[b][k] != before[b][k]).any()
-            for k in ('x', 'real')) or tensors[b]['label'] != before[b]['label']
-    ]
-    silent = [
-        b for b in changed if b not in named and '*' not in told and not any(
-            t.startswith(f'{b[:b.index("_")+2]}_') for t in told)
-    ]
-    if silent: return 'WRONG', f'{silent} differ without a word'
+    counted = rows - old | {r for r in rows if any(w in r[0] for w in still)}
+    reported = ['*' if 'not in the sheet' in kind else str(name) for kind, name, *_ in counted]
+
+    def differs(b):
+        if b not in tensors or tensors[b]['label'] != before[b]['label']: return True
+        return any((tensors[b][k] != before[b][k]).any() for k in ('x', 'real'))
+
+    def is_reported(b):
+        start = f'{b[:b.index("_") + 2]}_' # such as P12_L_
+        return b in named or '*' in reported or any(r.startswith(start) for r in reported)
+
+    silent = [b for b in before if differs(b) and not is_reported(b)]
+    if silent: return 'WRONG', f'{silent} differ without a message'
     return ('named' if named or rows - old else 'same'), ''
 
 
@@ -287,7 +277,7 @@ def mutate(
     seed:int, # the same mutations again
     only:int=-1, # run this one alone; -1: all
 ) -> pd.DataFrame: # fault, how, protocol, outcome, detail; one row per mutation
-    "Damage, run and judge."
+    "Damage, run and rate the outcomes."
     rows = []
     with tempfile.TemporaryDirectory(prefix='cesm_mutate_') as d:
         base = make_base(Path(d)/'phantom')
@@ -296,19 +286,20 @@ def mutate(
             rng = random.Random(f'{seed}-{i}')
             fault, protocol = MUTATIONS[i % len(MUTATIONS)], rng.choice(list(whole))
             how, files = fault(base, rng)
+            # a scribble may replace an outline that crosses itself, which was reported already
+            still = ('used as drawn',) if how == 'scribble' else ()
             with tempfile.TemporaryDirectory(dir=d) as scratch:
-                # an outline of the phantom that crosses itself may be scribbled over: it is named as before
-                still = ('used as drawn',) if how == 'scribble' else ()
-                outcome, detail = judge(observe(files, Path(scratch), protocol), whole[protocol],
-                                        still)
-            rows.append(
-                dict(i=i, fault=fault.__name__.replace('_', ' '), how=how, protocol=protocol,
-                     outcome=outcome, detail=detail))
+                got = observe(files, Path(scratch), protocol)
+            outcome, detail = judge(got, whole[protocol], still)
+            name = fault.__name__.replace('_', ' ')
+            rows.append(dict(i=i, fault=name, how=how, protocol=protocol, outcome=outcome,
+                             detail=detail))
             if outcome in BAD: print(rows[-1], flush=True)
     return pd.DataFrame(rows)
 
 
 def main():
+    "Print the outcomes of all faults."
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument('--n', type=int, default=500, help='mutations')
     ap.add_argument('--seed', type=int, help='default: a fresh one')
