@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core.settings import ProbeConfig, switches_of
+from ..core.settings import switches_of
 from ..core.terms import CLASSES
 from cesm_nb.probe.fit import (
     Features, attend_all, build_probe, compute_features, fit_rows, predict_attended,
