@@ -39,8 +39,10 @@ from cesm_nb.core.runs import (
     seal_run)
 from ..core.settings import (
     SWITCHES, ProbeConfig, TrainConfig, check_parameters, make_config, read_yaml,
-    settings_that_count, with_defaults)
+    settings_that_count, switches_of, with_defaults)
 from ..cohort.splits import hold_out
+from .nested import list_selections, read_selection
+from ..probe.selection import select_recipe
 from ..tensorize import read_manifest, tensor_settings, tensorize
 from ..train import check_config, fit
 
@@ -56,6 +58,8 @@ class Grid:
     data:dict = None # name -> arguments of `alter_regions`
     rescore:dict = None # name -> of: a variant; roi_source or data: how its test images are made
     pairs:tuple = () # (a, b): the difference b - a is reported
+    select:dict = None # name -> variants, simplest first, of which each outer fold selects one
+    n_inner:int = 5 # inner folds of the selection
 
 def _check_repeats(g):
     "Raise ValueError if folds, seeds and pairs do not fit together."
@@ -104,6 +108,7 @@ def _check_form(content):
     rescore = ['of', 'roi_source', 'data']
     kinds = dict(variants=((), ()), data=(ways, ['how']), rescore=(rescore, ['of']))
     _check_names('base', content['base'], ())
+    _check_names('select', content.get('select') or {}, ())
     for k, (known, needed) in kinds.items():
         _check_names(k, content.get(k) or {}, ())
         for name, given in (content.get(k) or {}).items():
@@ -133,6 +138,9 @@ def _check_form(content):
         if not own or not _are_counts(own):
             raise CesmError(f'variants: {name} has seeds {own!r}: use a list of whole numbers '
                             'from 0')
+    for name, listed in (content.get('select') or {}).items():
+        if not isinstance(listed, (list, tuple)) or not listed:
+            raise CesmError(f'select: {name} is {listed!r:.60}: list variants, simplest first')
     is_list = lambda given: isinstance(given, (list, tuple))
     if not is_list(pairs) or not all(is_list(p) and len(p) == 2 for p in pairs):
         raise CesmError(f'pairs is {pairs!r:.60}: use a list of pairs of names')
@@ -165,20 +173,37 @@ def make_grid(
     _check_form(content)
     g = Grid(**content)
     g = replace(g, data=g.data or {}, rescore=g.rescore or {}, seeds=tuple(g.seeds),
-                pairs=tuple(map(tuple, g.pairs)), test_patients=tuple(g.test_patients))
+                pairs=tuple(map(tuple, g.pairs)), test_patients=tuple(g.test_patients),
+                select={k: list(v) for k, v in (g.select or {}).items()})
     _check_repeats(g)
     for name, change in g.variants.items():
         _check_folds(g, name, change.get('n_folds', g.n_folds))
         check_config(make_config(g.base | own_settings(change)))
-    names = [*g.variants, *g.rescore]
+    names = [*g.variants, *g.rescore, *g.select]
     asked = [(n, names) for pair in g.pairs for n in pair]
     asked += [(r['of'], g.variants) for r in g.rescore.values()]
     changes = [*g.variants.values(), *g.rescore.values()]
     asked += [(c['data'], g.data) for c in changes if c.get('data')]
+    asked += [(v, g.variants) for listed in g.select.values() for v in listed]
     for name, known in asked:
         if name not in known:
             raise CesmError(f'the grid names {name!r}, which is none of {list(known)}')
+    if g.select: _check_selection(g)
     return g
+
+def _check_selection(g):
+    "Raise ValueError if variants cannot be selected by nested cross-validation."
+    if g.n_folds < 3 or not _is_count(g.n_inner) or g.n_inner < 3:
+        raise CesmError(f'select with n_folds={g.n_folds} and n_inner={g.n_inner!r}: '
+                        'use at least 3 outer and 3 inner folds')
+    for name in dict.fromkeys(v for listed in g.select.values() for v in listed):
+        own, cfg = g.variants[name], make_config(g.base | own_settings(g.variants[name]))
+        if cfg.model != 'probe' or switches_of(cfg)['split_unit'] != 'patient':
+            raise CesmError(f"select: {name} is not a linear probe split by patient: set "
+                            "model='probe' and split_unit='patient', or leave it out")
+        if odd := {'n_folds', 'seeds', 'data'} & set(own):
+            raise CesmError(f'select: {name} has its own {sorted(odd)}: all variants of a '
+                            'selection share folds, seeds and images')
 
 # %% ../../nbs/api/experiments.grid.ipynb #e7a10002
 _FOLDS = ('seed', 'fold', 'n_folds', 'split_seed', 'splits_csv') # set by the grid
@@ -484,7 +509,8 @@ def _sources(grid, plan):
 
 def _variants_of(grid):
     "Everything that is scored: name -> the variant whose runs are scored."
-    return {n: n for n in grid.variants} | {n: r['of'] for n, r in grid.rescore.items()}
+    return ({n: n for n in grid.variants} | {n: r['of'] for n, r in grid.rescore.items()}
+            | {n: listed[0] for n, listed in grid.select.items()})
 
 def list_finished(
     grid:Grid, # from `make_grid`
@@ -499,7 +525,12 @@ def list_finished(
         runs = [p.cfg for p in plan if p.variant == variant]
         complete = {c.seed for c in runs} - {c.seed for c in runs if lacks(c)}
         out[name] = tuple(s for s in variant_seeds(grid, variant) if s in complete)
+    missing = {s.seed for s in _selections(grid, plan) if not s.path.exists()}
+    for name, listed in grid.select.items():
+        out[name] = tuple(s for s in grid.seeds if s not in missing and all(s in out[v] for v in listed))
     return out
+
+def _selections(grid, plan): return list_selections(grid.select, grid.n_inner, plan)
 
 def _listed(seeds): return ', '.join(map(str, seeds))
 
@@ -536,17 +567,23 @@ def _read_seed(cfgs, other):
         runs.append(run._replace(predictions=table.assign(fold=cfg.fold)))
     return pool_tests(runs).sort_values(KEYS, ignore_index=True)
 
+def _list_selected(grid, plan, name, seed):
+    "The runs of a seed that a selection took, one per outer fold."
+    of = [s for s in _selections(grid, plan) if s.seed == seed]
+    return [s.recipes[select_recipe(read_selection(s).loc[grid.select[name]])[0]] for s in of]
+
 def read_tests(
     grid:Grid, # from `make_grid`
     plan:list, # from `plan_runs`
-) -> dict: # variant or rescored name -> seed -> test breasts, with their fold
+) -> dict: # variant, rescored name or selection -> seed -> test breasts, with their fold
     "Read all complete seeds; raise ValueError if there is none, listing what is missing."
     out = {}
     done, sources = list_finished(grid, plan), _sources(grid, plan)
     for name, seeds in done.items():
-        variant, other = sources[name]
+        variant, other = sources.get(name, (name, None))
         for s in seeds:
             cfgs = [p.cfg for p in plan if (p.variant, p.cfg.seed) == (variant, s)]
+            if name in grid.select: cfgs = _list_selected(grid, plan, name, s)
             out.setdefault(name, {})[s] = _read_seed(cfgs, other)
     if out: return out
     finished = [p.variant for p in plan if is_finished(p.cfg)]

@@ -29,6 +29,7 @@ from ..core.files import read_json, write_atomic
 from cesm_nb.experiments.grid import (
     Grid, digest_weights, is_finished, list_finished, read_tests, phrase_seeds,
     shares_tests)
+from .nested import list_selections, tabulate_inner, tabulate_selected
 from .aggregate import (
     binary_table, change_table, confusion_table, grid_table, paired_differences, pool_variants,
     repeats_table, score_repeats, score_variants, summarise_repeats, summary_table)
@@ -248,6 +249,7 @@ def read_predictions_of_grid(
     "Join published probabilities with labels; raise ValueError if the sheet lacks a breast."
     table, out = pd.read_csv(Path(folder)/PREDICTIONS), {}
     of = {n: r['of'] for n, r in settings['grid']['rescore'].items()}
+    of |= {n: listed[0] for n, listed in settings['grid'].get('select', {}).items()}
     for name, rows in table.groupby('variant', sort=False):
         used = settings['settings'] | settings['variants'][of.get(name, name)]['settings']
         labels = breasts(data.images, used['modality'], used['label_scope'])[[*KEYS, 'label']]
@@ -300,7 +302,7 @@ def read_published(
             raise CesmError(f'{folder} holds {p.variant} with another {odd[0]} '
                             f'({there[odd[0]]!r:.60}): {advice}')
     tests = read_predictions_of_grid(folder, data, facts)
-    known = [*grid.variants, *grid.rescore]
+    known = [*grid.variants, *grid.rescore, *grid.select]
     curves = pd.read_csv(folder/'curves.csv')
     tests = {v: t for v, t in tests.items() if v in known}
     return Published(tests, curves[curves.variant.isin(known)], facts)
@@ -314,6 +316,7 @@ def drop_published(
     if published is None: return plan
     def is_there(p):
         names = [p.variant, *(n for n, r in grid.rescore.items() if r['of'] == p.variant)]
+        names += [n for n, listed in grid.select.items() if p.variant in listed]
         there = all(p.cfg.seed in published.tests.get(n, {}) for n in names)
         return there and not is_finished(p.cfg)
     return [p for p in plan if not is_there(p)]
@@ -359,6 +362,19 @@ def _make_tables(grid, tests, n_draws):
     "Tables for reading, numbers, and forest plots."
     return (fold_tables if shares_tests(grid) else repeat_tables)(grid, tests, n_draws)
 
+def _join_selections(grid, plan, done, out):
+    "Tables of what was selected, those of published seeds included."
+    new = [s for s in list_selections(grid.select, grid.n_inner, plan)
+           if any(s.seed in done[k] for k in grid.select)]
+    tables = dict(selected=tabulate_selected(grid.select, new) if new else None,
+                  inner=tabulate_inner(new) if new else None)
+    for name, table in tables.items():
+        path, seeds = out/f'{name}.csv', {s.seed for s in new}
+        old = pd.read_csv(path, index_col=0) if path.exists() else None
+        if old is not None: old = old[old.seed.isin(grid.seeds) & ~old.seed.isin(seeds)]
+        tables[name] = pd.concat([t for t in (old, table) if t is not None])
+    return tables
+
 def write_results(
     grid:Grid, # from `make_grid`
     plan:list, # from `plan_runs`
@@ -381,6 +397,7 @@ def write_results(
     curves = pd.concat([c for c in curves if c is not None])
     curves = curves.drop_duplicates(['variant', 'seed', 'fold', 'epoch'], keep='last')
     read, numbers, forests = _make_tables(grid, tests, n_draws)
+    if grid.select: numbers |= _join_selections(grid, plan, done, out)
     facts['caption'] = _caption(grid, title, facts['phantom'], phrase_seeds(grid, seeds))
     facts['caption'] += _phrase_commits(facts['commit'])
     write_tables(read, numbers | dict(curves=curves.set_index('variant')), facts, out)

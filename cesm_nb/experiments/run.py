@@ -19,6 +19,7 @@ from ..core.files import read_json
 from .grid import (
     Grid, join_jobs, list_jobs, make_grid, plan_runs, read_grid_file, run_jobs)
 from .reproduce import CHAPTERS, find_checkout, read_changes
+from .nested import list_selections, score_selections
 from .publish import drop_published, read_published, write_results
 from ..core.settings import make_config
 
@@ -156,6 +157,9 @@ def main(
     for k in grids: check_results_folder(out/k, read.fingerprint)
     published = {k: read_published(out/k, g, plans[k], read) for k, g in grids.items()}
     missing = {k: drop_published(g, plans[k], published[k]) for k, g in grids.items()}
-    if not only_results: train_missing(queue_jobs(grids, missing), n_jobs, dask, notebook)
+    if not only_results:
+        train_missing(queue_jobs(grids, missing), n_jobs, dask, notebook)
+        for k, g in grids.items():
+            score_selections(list_selections(g.select, g.n_inner, missing[k]), n_jobs)
     commands = {k: write_command(k, g.seeds, data, changes, folds) for k, g in grids.items()}
     publish(grids, plans, out, commands, data.name, published)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['N_ODDS', 'SHARES', 'RECIPE', 'digest_features', 'Features', 'compute_features', 'join_features', 'predict_rows',
-           'sum_losses', 'sample_patients', 'find_within', 'fit_head', 'check_probe', 'build_probe', 'fit_probe',
-           'predict_probe']
+           'sum_losses', 'sample_patients', 'find_within', 'fit_head', 'check_probe', 'build_probe', 'attend_all',
+           'fit_rows', 'predict_attended', 'fit_probe', 'predict_probe']
 
 # %% ../../nbs/api/probe.fit.ipynb #49fcdd4e
 import hashlib
@@ -271,6 +271,48 @@ def build_probe(
         channels=','.join(name_channels(settings['modality'])),
         mask_missing_views=switches['mask_missing_views'], **start)
 
+def _weigh(label, cfg):
+    "Class weights of the loss."
+    if not cfg.class_weights: return torch.ones(len(CLASSES), device=label.device)
+    return weigh_classes(label.cpu()).to(label.device)
+
+@torch.no_grad()
+def attend_all(
+    model:LinearProbe, # its attention is fitted in place
+    features:Features, # from `compute_features`
+    data:Breasts, # the same breasts
+    index:torch.Tensor, # (n,) training breasts
+) -> torch.Tensor: # (N, V, width), cross-fitted for training breasts
+    "Fit attention and apply it to all breasts; raise as `fit_attention`."
+    out = fit_attention(model.taught, features.cells, data, index)
+    others = set(range(len(out))) - set(index.tolist())
+    for i in sorted(others): out[i] = model.taught.weigh(features.cells[i])
+    return out
+
+@torch.no_grad()
+def fit_rows(
+    model:LinearProbe, # in place
+    features:Features, # from `compute_features`
+    data:Breasts, # the same breasts
+    index:torch.Tensor, # (n,) training breasts
+    cfg:ProbeConfig, # settings
+    attended:Optional[torch.Tensor]=None, # (N, V, width) from `fit_attention`, if the model has it
+) -> torch.Tensor: # (n, 3) logits of the training breasts
+    "Fit scaling and last layer on features."
+    rows, label = join_features(model, features, data, attended)[index], data.label[index]
+    other = find_within(index, data.contralateral)
+    return fit_head(model, rows, label, other, _weigh(label, cfg), cfg)
+
+def predict_attended(
+    model:LinearProbe, # fitted
+    features:Features, # from `compute_features`
+    data:Breasts, # the same breasts
+    attended:Optional[torch.Tensor]=None, # (N, V, width) from `attend_all`; None: by the model
+) -> torch.Tensor: # (N, 3) logits
+    "Compute logits of all breasts from their features."
+    rows = join_features(model, features, data, attended)
+    return predict_rows(model, rows, data.contralateral)
+
 @torch.no_grad()
 def fit_probe(
     model:LinearProbe, # from `build_probe`
@@ -282,14 +324,12 @@ def fit_probe(
     "Fit the linear probe; raise as `fit_attention` and `check_finite`."
     model.to(data.views.device, memory_format=torch.channels_last)
     index = sample_patients(parts['train'], data.contralateral, cfg.train_share, cfg.seed)
-    label, weight = data.label[index], torch.ones(len(CLASSES), device=index.device)
-    if cfg.class_weights: weight = weigh_classes(label.cpu()).to(index.device)
+    weight = _weigh(data.label[index], cfg)
     features = compute_features(model, data, cfg.tensor_dir)
     attended = None
     if cfg.region_teacher: attended = fit_attention(model.taught, features.cells, data, index)
-    rows = join_features(model, features, data, attended)[index]
-    fitted = fit_head(model, rows, label, find_within(index, data.contralateral), weight, cfg)
-    logits = predict_rows(model, join_features(model, features, data), data.contralateral)
+    fitted = fit_rows(model, features, data, index, cfg, attended)
+    logits = predict_attended(model, features, data)
     row = dict(epoch=1, lr=cfg.lr)
     for name, found, of in (('train', fitted, index), ('val', logits[parts['val']], parts['val'])):
         loss = sum_losses(found, data.label[of], weight)/weight[data.label[of]].sum()
@@ -310,8 +350,6 @@ def predict_probe(
     dtype:Optional[torch.dtype]=None, # features are always float32
 ) -> torch.Tensor: # (n, 3) float32 logits on the CPU
     "Compute logits of some breasts, each with its contralateral breast if the model uses it."
-    features = compute_features(model, data)
-    rows = join_features(model, features, data)
-    return predict_rows(model, rows, data.contralateral)[index].cpu()
+    return predict_attended(model, compute_features(model, data), data)[index].cpu()
 
 RECIPE = Recipe(check_probe, build_probe, fit_probe, predict_probe)
