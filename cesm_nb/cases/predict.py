@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .subgroups import ALIKE_FORM, describe_subgroups, name_groups_of, predict_held, read_own
 from .prepare import Member, predict_prepared, export_for_cases, open_member, prepare_case
-from .page import make_dicom, need_highdicom, page_of, to_bytes
+from .page import looked_at, make_dicom, need_highdicom, page_of, to_bytes
 from ..core.errors import CesmError, FileError
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
@@ -181,6 +181,8 @@ class Answer(NamedTuple):
     prepared: list # of `Prepared`, one per model
     alike: dict # subgroup of the case -> scores of the first model
     costs: dict # loss by a missing view, age or density, for the first model
+    target: int # class whose logit the maps explain: the most probable one, or malignant
+    maps: dict # from `looked_at`, for the first model; empty: not computed
 
 def _predict_expert(case, expert, regions):
     "Return the prepared case, probabilities, calls and out-of-distribution findings of one model."
@@ -213,18 +215,22 @@ def predict_case(
     experts:list, # from `open_experts`
     regions:Optional[pd.DataFrame]=None, # from `read_regions`, if a model needs drawn regions
     anyway:bool=False, # predict out-of-distribution cases too
+    maps:bool=True, # compute the saliency maps that pages and DICOM files show
 ) -> Answer:
     "Predict a case with all models; raise ValueError if it lacks an input that one of them needs."
     ready, probs, calls, unlike = zip(*[_predict_expert(case, e, regions) for e in experts])
     why, notes = ([*dict.fromkeys(s for each in o for s in each)]
         for o in (unlike, (r.notes for r in ready)))
     notes, certain = case.notes + notes, certainty_of(experts)
-    beside = list(ready), *_compare(case, experts[0])
-    if why and not anyway:
+    prob = heat(np.mean(probs, 0)[None], certain.get('mean_temperature', 1.))
+    silent = bool(why) and not anyway
+    target = len(CLASSES) - 1 if silent else int(prob[0].argmax())
+    beside = (list(ready), *_compare(case, experts[0]), target,
+        looked_at(experts[0].member, ready[0], target) if maps else {})
+    if silent:
         nothing = np.full(len(CLASSES), np.nan)
         return Answer(case.name, nothing, [], {}, why, notes, {}, certain, *beside)
     votes = {k: (sum(c[k] for c in calls if k in c), sum(k in c for c in calls)) for k in CALLS}
-    prob = heat(np.mean(probs, 0)[None], certain.get('mean_temperature', 1.))
     inside = pick_classes(prob[0], certain['limit']) if certain else []
     return Answer(case.name, prob[0], [CLASSES[i] for i in inside], votes, why, notes,
         _call(prob, certain), certain, *beside)
@@ -405,7 +411,7 @@ def predict_cases(
                 try:
                     if 'problem' in own: raise CesmError(own['problem'])
                     case = read_case(files, **own)
-                    answer = predict_case(case, experts, regions, anyway)
+                    answer = predict_case(case, experts, regions, anyway, pages or dicom)
                     page = page_of(case, answer, experts) if pages else b''
                     extra = make_dicom(case, answer, experts[0].member) if dicom else ()
                     row, stem = to_row(answer), ''
