@@ -137,7 +137,7 @@ def _files(
 ) -> dict: # stripped stem -> path; a .jpg comes before a .png of the same name
     "Index the image files directly in `folder`."
     if folder is None: return {}
-    files = [f for f in sorted(folder.iterdir(), reverse=True) if f.suffix.lower() in ('.jpg', '.jpeg', '.png')]
+    files = [f for f in sorted(folder.iterdir(), reverse=True) if f.suffix.lower() in ('.jpg', '.jpeg', '.png') and f.is_file()]
     return {f.stem.strip(): f for f in files}
 
 def find_images(
@@ -302,13 +302,13 @@ class DataSet(NamedTuple):
 # %% ../nbs/00_data.ipynb #5a865b73
 def _fingerprint(layout, images):
     "Hash the sheet, the region file, and names and sizes in bytes of the image files."
-    h = hashlib.sha256()
+    h, encode = hashlib.sha256(), os.fsencode # a name may be in any encoding
     for k in ('sheet', 'regions', 'sizes'): h.update(layout[k].read_bytes() if layout[k] else b'-')
     direct = {m: _files(layout[m]) for m in MODALITIES}
     for m, files in direct.items():
-        for n, f in sorted(files.items()): h.update(f'{m}/{n}{f.suffix}:{f.stat().st_size};'.encode())
+        for n, f in sorted(files.items()): h.update(encode(f'{m}/{n}{f.suffix}:{f.stat().st_size};'))
     hashed = {f for files in direct.values() for f in files.values()}
-    for k, f in sorted(images.items()): h.update(b'' if f in hashed else f'{k}{f.suffix}:{f.stat().st_size};'.encode())
+    for k, f in sorted(images.items()): h.update(b'' if f in hashed else encode(f'{k}{f.suffix}:{f.stat().st_size};'))
     return h.hexdigest()[:16]
 
 def read_cdd_cesm(
@@ -382,16 +382,22 @@ def breasts(
     return table.join(_density(images)).reset_index()
 
 # %% ../nbs/00_data.ipynb #171637c8
+def _pixels(path):
+    "Grey levels of an image file; None if there is none or it cannot be decoded."
+    try: return cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
+    except (TypeError, OSError, cv2.error): return None
+
 def plot_breast(
     breast:pd.Series, # one row of the breast table
     axs, # a matplotlib axes per view
 ): # the axes
-    "Plot the views of one breast; a missing view is an empty frame."
+    "Plot the views of one breast; a missing or damaged view is an empty frame."
     for ax, column in zip(axs, [k for k in breast.index if k.endswith('_path')]):
         path, view = breast[column], column.removesuffix('_path').upper().replace('_', ' ')
-        if isinstance(path, str): ax.imshow(cv2.imread(path, cv2.IMREAD_GRAYSCALE), cmap='gray', vmin=0, vmax=255)
+        image = _pixels(path)
+        if image is not None: ax.imshow(image, cmap='gray', vmin=0, vmax=255)
         else:
-            ax.text(.5, .5, 'no image', ha='center', va='center', transform=ax.transAxes)
+            ax.text(.5, .5, 'cannot be used' if isinstance(path, str) else 'no image', ha='center', va='center', transform=ax.transAxes)
             ax.set_box_aspect(1)
         ax.set(xticks=[], yticks=[], title=f'{SIDES[breast.side]} {view}')
     return axs

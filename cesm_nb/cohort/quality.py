@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..data import DataSet, breasts, read_dataset
 from ..core.terms import CLASSES, CLASS_COLORS, MODALITIES
+from ..imaging.dicom import printable
 
 # %% ../../nbs/api/cohort.quality.ipynb #70d43cb3
 def _class_counts(labels): return {c: int((labels == i).sum()) for i, c in enumerate(CLASSES)}
@@ -35,8 +36,9 @@ def _region_facts(images, regions):
 def _unused(folders, paths, endings=''):
     "Names of the files of `folders` that are not in `paths`; hidden ones are not counted."
     used = {Path(p).name for p in paths.dropna()}
-    names = sorted(f.name for d in folders if d for f in d.iterdir())
-    return [n for n in names if n not in used and n[0] != '.' and n.lower().endswith(endings)]
+    names = sorted(f.name for d in folders if d for f in d.iterdir() if f.is_file())
+    names = [n for n in names if n not in used and n[0] != '.' and n.lower().endswith(endings)]
+    return [*map(printable, names)]
 
 # %% ../../nbs/api/cohort.quality.ipynb #45638ee4
 def _breast_facts(images):

@@ -1,0 +1,76 @@
+"Data folders with odd names, dead links and damaged images; split files of other programs."
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cesm_nb.cohort.quality import quality_report
+from cesm_nb.core.settings import TensorConfig
+from cesm_nb.core.terms import FOLDERS, SHEET_COLUMNS
+from cesm_nb.data import breasts, plot_breast, read_dataset
+from cesm_nb.tensorize import prepare
+
+ODD = os.fsdecode(b'\xfcbersicht') # a name in Latin-1
+
+
+@pytest.fixture
+def data(tmp_path):
+    "One annotated breast: a sheet and two subtracted images."
+    (home := tmp_path/FOLDERS['CM']).mkdir()
+    rows = [
+        dict.fromkeys(SHEET_COLUMNS, '_')
+        | {
+            'Patient_ID': '1', 'Side': 'L', 'Image_name': f'P1_L_CM_{v}', 'Type': 'CESM', 'View': v, 'Age': '50',
+            SHEET_COLUMNS[-1]: 'Benign', 'Breast density (ACR)': 'B'
+        } for v in ('CC', 'MLO')
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path/'Radiology-manual-annotations.csv', index=False)
+    for r in rows:
+        Image.fromarray(np.arange(40*30, dtype=np.uint8).reshape(40, 30)).save(
+            home/f"{r['Image_name']}.png")
+    return tmp_path
+
+
+def test_names_that_are_not_utf8(data):
+    "A file whose name is not UTF-8 is listed, printable; a run folder of that kind is rejected."
+    before = read_dataset(data).fingerprint
+    home = data/FOLDERS['CM']
+    (home/f'{ODD}.jpg').write_bytes((home/'P1_L_CM_CC.png').read_bytes())
+    found = read_dataset(data)
+    assert found.fingerprint != before
+    named = quality_report(found)[1]
+    named.to_csv().encode()
+    assert named.image_name[named.kind.str.startswith('file that no row')].tolist() == [
+        '_bersicht.jpg']
+    with pytest.raises(ValueError, match='choose another name'):
+        prepare(TensorConfig(data_root=str(data), run_dir=str(data/ODD)))
+    assert not (data/ODD).exists()
+
+
+def test_dead_links_are_absent_images(data):
+    "A dead symbolic link, used by a row or not, counts as an absent file."
+    home = data/FOLDERS['CM']
+    (home/'P1_L_CM_CC.png').unlink()
+    for name in ('P1_L_CM_CC.png', 'P9_L_CM_CC.jpg', 'P9_L_CM_MLO.jpg.tmp'):
+        (home/name).symlink_to('../.git/annex/objects/x/y')
+    os.mkfifo(home/'P8_L_CM_CC.jpg')
+    facts, named = quality_report(found := read_dataset(data))
+    assert facts['image files present (CM)'] == 1 and len(found.fingerprint) == 16
+    assert named.image_name[named.kind == 'file absent (CM)'].tolist() == ['P1_L_CM_CC']
+
+
+def test_damaged_images_leave_an_empty_frame(data):
+    "Figures of breasts name images that are empty, damaged or absent instead of stopping."
+    home = data/FOLDERS['CM']
+    (home/'P1_L_CM_CC.png').write_bytes(b'')
+    (home/'P1_L_CM_MLO.png').write_bytes(b'no image')
+    table = breasts(read_dataset(data).images)
+    fig, axs = plt.subplots(1, 2)
+    plot_breast(table.iloc[0], axs)
+    assert [ax.texts[0].get_text() for ax in axs] == ['cannot be used']*2
+    plot_breast(table.iloc[0].copy().replace({table.cc_path[0]: None}), axs)
+    assert axs[0].texts[-1].get_text() == 'no image'
+    plt.close(fig)
