@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cesm_nb.cohort.quality import quality_report
+from cesm_nb.cohort.splits import read_splits
 from cesm_nb.core.settings import TensorConfig
 from cesm_nb.core.terms import FOLDERS, SHEET_COLUMNS
 from cesm_nb.data import breasts, plot_breast, read_dataset
@@ -74,3 +75,27 @@ def test_damaged_images_leave_an_empty_frame(data):
     plot_breast(table.iloc[0].copy().replace({table.cc_path[0]: None}), axs)
     assert axs[0].texts[-1].get_text() == 'no image'
     plt.close(fig)
+
+
+@pytest.mark.parametrize('text, by_breast', [
+    ('patient_id,side,split\n1,L,train\n1,R,train\n2,L,val\n3,R,test\n', True),
+    ('patient_id,side,split,\n1,L,train,\n1,R,train,\n2,L,val,\n3,R,test,\n', True),
+    ('\ufeffPatient_ID;Side;Split\nP1;left;Train\nP1;right;training\nP002;L;validation\n3.0;R;TEST\n',
+     True),
+    ('patient_id\tsplit\tfold\nP1\ttrain\t0\n2\tdev\t0\n3\ttest\t0\n', False),
+])
+def test_split_files_of_other_programs(text, by_breast, tmp_path):
+    "Separators, spellings, trailing commas and workbooks give one split."
+    table = pd.DataFrame(dict(patient_id=[1, 1, 2, 3], side=['L', 'R', 'L', 'R']))
+    (path := tmp_path/'split.csv').write_text(text, 'utf-8')
+    assert read_splits(path, table).split.tolist() == ['train', 'train', 'val', 'test']
+    sep = next(c for c in ';\t,' if c in text)
+    rows = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False)
+    rows.to_excel(book := tmp_path/'split.xlsx', index=False)
+    assert read_splits(book, table).split.tolist() == ['train', 'train', 'val', 'test']
+    path.write_text(text.replace('3', 'x'), 'utf-8')
+    with pytest.raises(ValueError, match='patient_id is not a number such as 12 or P12'):
+        read_splits(path, table)
+    path.write_text(text + text.splitlines()[-1] + '\n', 'utf-8')
+    with pytest.raises(ValueError, match=f'P3{"_R" if by_breast else ""} twice; expected one line'):
+        read_splits(path, table)

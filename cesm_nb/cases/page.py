@@ -200,8 +200,8 @@ def page_of(
         models=[_describe(e) for e in experts], tables=list(_tables(answer, experts)),
         alt='Each view as read, as the network saw it, and with a map of where it looked',
         caption=f'Per view: as read, as the network saw it, and where it looked, not a lesion '
-            f'({_how(member, answer.target)}). Views are as headers, names or fields have it: CC and MLO '
-            'are not told apart by their pixels.')
+            f'({_how(member, answer.target)}). Views are as headers, names or fields have it: '
+            'CC and MLO are not told apart by their pixels.')
     return make_page(f'cesm_predict: {case.name}', f'Case {case.name}', body, phantom)
 
 # %% ../../nbs/api/cases.page.ipynb #f76c497e

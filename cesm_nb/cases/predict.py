@@ -30,7 +30,7 @@ from .ood import CLOUD_FORM, check_clouds, describe_training, doubts
 from ..stats.calibration import heat
 from ..core.files import lock_folder, read_sealed, write_atomic, write_json, write_sealed
 from ..core.runs import Run, read_config, run_file
-from ..io.tables import read_table
+from ..io.tables import list_folder, read_table, walk_folders
 from .conformal import (
     CALLS, CERTAINTY_FORM, call_score, describe_certainty, join_members, pick_classes)
 
@@ -236,12 +236,27 @@ def predict_case(
         _call(prob, certain), certain, *beside)
 
 # %% ../../nbs/07_predict.ipynb #9ed0000e
-_SUFFIXES = ('.dcm', '.dicom', '.ima', '.jpg', '.jpeg', '.png', '')
+_SUFFIXES = ('.dcm', '.dicom', '.ima', '.jpg', '.jpeg', '.png')
+_SYSTEM = '@', '#', '$', '__macosx', 'lost+found' # beginnings of folders that programs leave
+_LEVELS = 6 # folders below a case: discs have patient, study and series
+_DIRECTORY = b'1.2.840.10008.1.3.10' # class of a DICOMDIR
 
-def _images(folder):
-    "List the files of a folder that may be images."
-    return [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix.lower() in _SUFFIXES
-        and f.name[0] != '.']
+def _may_be_image(path):
+    "Whether a file may be an image: by its suffix or, without a usual one, by its first bytes."
+    try:
+        if path.name.upper() == 'DICOMDIR' or not path.is_file(): return False
+        with open(path, 'rb') as f: head = f.read(1000)
+    except OSError: return path.suffix.lower() in _SUFFIXES # reading it gives the reason
+    if _DIRECTORY in head: return False
+    if path.suffix.lower() in _SUFFIXES: return True
+    return head[128:132] == b'DICM' or head[:2] in (b'\xff\xd8', b'\x89P', b'\x08\0', b'\x02\0')
+
+def _is_searched(folder): return not folder.name.lower().startswith(_SYSTEM)
+
+def _images(folder, levels):
+    "List the files that may be images in a folder and some levels of folders below it."
+    return [f for d in walk_folders(folder, levels, _is_searched) for f in list_folder(d)
+            if _may_be_image(f)]
 
 _LIST = 'age', 'density', 'side', 'view', 'modality', 'window' # columns that may be absent
 _SPELLINGS = {
@@ -266,17 +281,23 @@ def _read_list(path):
         yield files, options | age | dict(name=r['case'].strip())
 
 def list_cases(
-    what:list, # files of one breast, a folder of them, a folder of such folders, or a list of cases
+    what:list, # files of one breast, folders of them or of such folders, or a list of cases
     folder_names:bool=False, # name cases by their folders, which may hold names of patients
 ) -> list: # (files, options of `read_case`) of each case
     "Find the cases; raise ValueError if there is none."
     what = [Path(w).expanduser() for w in what]
-    if len(what) == 1 and what[0].suffix.lower() in ('.csv', '.tsv', '.xlsx'):
-        return list(_read_list(what[0]))
-    if len(what) != 1 or not what[0].is_dir(): return [(what, {})]
-    folders = [d for d in sorted(what[0].iterdir()) if d.is_dir() and d.name[0] != '.']
+    if not what or not all(w.is_dir() for w in what):
+        listed = len(what) == 1 and what[0].suffix.lower() in ('.csv', '.tsv', '.xlsx')
+        return list(_read_list(what[0])) if listed else [(what, {})]
+    below = [d for w in what for d in list_folder(w) if d.is_dir() and _is_searched(d)]
+    found = [(d, _images(d, 0)) for d in what] + [(d, _images(d, _LEVELS)) for d in below]
+    empty = [d for d, files in found[len(what):] if not files]
+    if len(empty) == len(below) and not any(files for _, files in found):
+        raise CesmError(f'{", ".join(map(printable, what))}: no DICOM, JPEG or PNG file there or '
+                        f'in {_LEVELS} levels of folders below: name the folder of one breast')
+    if empty: print(f'{len(empty)} of {len(below)} folders hold no image and are passed over')
     named = lambda d: dict(name=printable(d.name)) if folder_names else {}
-    return [(_images(d), named(d)) for d in folders or what]
+    return [(files, named(d)) for d, files in found if files]
 
 # %% ../../nbs/07_predict.ipynb #9ed0000f
 def to_row(
