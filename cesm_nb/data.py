@@ -210,7 +210,7 @@ def check_sheet(
     refuse = lambda bad, what, column: _refuse_rows(bad, what, s[column], file)
     value = {c: s[c].str.upper().str.replace(r'\.0$', '', regex=True).map(known) for c, known in _WRITTEN.items()}
     name = s.Image_name.map(lambda n: n if _NAME.fullmatch(n) else _ENDING.sub('', n).strip().upper())
-    refuse(~name.map(lambda n: bool(_NAME.fullmatch(n))), 'no image name of the published form', 'Image_name')
+    refuse(~name.map(lambda n: bool(_NAME.fullmatch(n))), 'no image name of the published form (P<number>_<L or R>_<DM or CM>_<CC or MLO>)', 'Image_name')
     refuse(name.map(image_key).duplicated(), 'image named twice', 'Image_name')
     for column, what in {'Side': 'side is not L or R', 'View': f'view is not one of {VIEWS}', 'Type': 'type is not DM or CESM',
                          SHEET_COLUMNS[-1]: f'pathology is not one of {CLASSES}',

@@ -1,6 +1,7 @@
 "Files and folders of own cases: odd headers, headers without energies, discs, and the page of cesm_app."
 import asyncio
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_decimal_commas_name_their_attribute(key):
     tags = {key: values[key]}
     if key == 'RescaleSlope': tags['RescaleIntercept'] = 0
     data = make_dicom(**tags).replace(b'.50', b',50')
-    with pytest.raises(ValueError, match=f'{key} is expected to be a number .*comma'):
+    with pytest.raises(ValueError, match=f'{key} is expected to .* decimal comma'):
         read_view(Upload('a.dcm', data))
 
 
@@ -131,8 +132,8 @@ def make_disc(folder):
     series.mkdir(parents=True)
     (folder/'@eaDir'/'thumb.jpg').write_bytes(b'\xff\xd8')
     (folder/'VIEWER'/'viewer.exe').write_bytes(b'MZ')
-    table_of_contents = make_dicom().replace(b'1.2.840.10008.5.1.4.1.1.1.2', b'1.2.840.10008.1.3.10')
-    for place in (folder, series): (place/'DICOMDIR').write_bytes(table_of_contents)
+    contents = make_dicom().replace(b'1.2.840.10008.5.1.4.1.1.1.2', b'1.2.840.10008.1.3.10')
+    for place in (folder, series): (place/'DICOMDIR').write_bytes(contents)
     (series/'VERSION').write_text('x')
     (series/'._IM0').write_bytes(b'')
     images = [series/'IM0', series/'1.2.840.113']
@@ -180,3 +181,28 @@ def test_queue_rejects_with_a_sentence():
     rejected, queue = asyncio.run(serve())
     assert max(most) <= web.AT_ONCE and queue.n == 0 and len(rejected) == 3
     assert all(isinstance(e, web.Rejected) and e.args[0] == 503 for e in rejected)
+
+
+@pytest.mark.parametrize('modality, views, expected', [
+    ('DM+CM', 'both', {'CC low energy': 0, 'MLO low energy': 1, 'CC subtracted': 2,
+                       'MLO subtracted': 3}),
+    ('DM+CM', 'MLO', {'MLO low energy': 1, 'MLO subtracted': 3}),
+    ('CM', 'both', {'CC': 0, 'MLO': 1})
+])
+def test_each_view_of_two_energies_has_its_channel(modality, views, expected):
+    "Subgroups and costs of a run of both energies: names of channels and their positions agree."
+    import torch
+    from cesm_nb.cases.subgroups import _have, _places, hide_input
+    from cesm_nb.training.dataset import Breasts
+    member = SimpleNamespace(
+        preparation=dict(tensors=dict(modality=modality), age_years=50., density=.5),
+        net=SimpleNamespace(settings=dict(views=views, metadata=False)))
+    assert _places(member) == expected
+    n = 4 if '+' in modality else 2
+    batch = Breasts(torch.ones(1, n, 8, 8), torch.ones(1, 2), torch.ones(1, n, dtype=torch.bool),
+                    torch.zeros(1))
+    own = SimpleNamespace(table=[None], batch=batch)
+    for name, i in expected.items():
+        hidden = hide_input(member, batch, name)
+        assert not hidden.views[:, i].any() and (~hidden.real).nonzero().tolist() == [[0, i]]
+        assert _have(own, member)[name].tolist() == [True]

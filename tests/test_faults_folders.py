@@ -9,6 +9,7 @@ from PIL import Image
 
 from cesm_nb.cohort.quality import quality_report
 from cesm_nb.cohort.splits import read_splits
+from cesm_nb.core.errors import explain_error
 from cesm_nb.core.settings import TensorConfig
 from cesm_nb.core.terms import FOLDERS, SHEET_COLUMNS
 from cesm_nb.data import breasts, plot_breast, read_dataset
@@ -22,10 +23,9 @@ def data(tmp_path):
     "One annotated breast: a sheet and two subtracted images."
     (home := tmp_path/FOLDERS['CM']).mkdir()
     rows = [
-        dict.fromkeys(SHEET_COLUMNS, '_')
-        | {
-            'Patient_ID': '1', 'Side': 'L', 'Image_name': f'P1_L_CM_{v}', 'Type': 'CESM', 'View': v, 'Age': '50',
-            SHEET_COLUMNS[-1]: 'Benign', 'Breast density (ACR)': 'B'
+        dict.fromkeys(SHEET_COLUMNS, '_') | {
+            'Patient_ID': '1', 'Side': 'L', 'Image_name': f'P1_L_CM_{v}', 'Type': 'CESM',
+            'View': v, 'Age': '50', SHEET_COLUMNS[-1]: 'Benign', 'Breast density (ACR)': 'B'
         } for v in ('CC', 'MLO')
     ]
     pd.DataFrame(rows).to_csv(tmp_path/'Radiology-manual-annotations.csv', index=False)
@@ -80,8 +80,8 @@ def test_damaged_images_leave_an_empty_frame(data):
 @pytest.mark.parametrize('text, by_breast', [
     ('patient_id,side,split\n1,L,train\n1,R,train\n2,L,val\n3,R,test\n', True),
     ('patient_id,side,split,\n1,L,train,\n1,R,train,\n2,L,val,\n3,R,test,\n', True),
-    ('\ufeffPatient_ID;Side;Split\nP1;left;Train\nP1;right;training\nP002;L;validation\n3.0;R;TEST\n',
-     True),
+    ('\ufeffPatient_ID;Side;Split\nP1;left;Train\nP1;right;training\nP002;L;validation\n'
+     '3.0;R;TEST\n', True),
     ('patient_id\tsplit\tfold\nP1\ttrain\t0\n2\tdev\t0\n3\ttest\t0\n', False),
 ])
 def test_split_files_of_other_programs(text, by_breast, tmp_path):
@@ -99,3 +99,16 @@ def test_split_files_of_other_programs(text, by_breast, tmp_path):
     path.write_text(text + text.splitlines()[-1] + '\n', 'utf-8')
     with pytest.raises(ValueError, match=f'P3{"_R" if by_breast else ""} twice; expected one line'):
         read_splits(path, table)
+
+
+def test_foreseeable_errors_name_cause_and_option():
+    "Read-only folders, absent shared memory, threads, backends and kernels are no bug to report."
+    class NoSuchKernel(KeyError): pass
+    for e, says in [
+        (OSError(30, 'Read-only file system', 'runs'), '--out or --run-dir'),
+        (OSError(38, 'Function not implemented'), '/dev/shm'),
+        (NoSuchKernel('python3'), 'ipykernel'),
+        (RuntimeError("can't start new thread"), 'ulimit'),
+        (ValueError("Key backend: 'x' is not a valid value for backend"), 'unset MPLBACKEND')
+    ]:
+        assert says in explain_error(e) and 'unforeseen' not in explain_error(e)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .subgroups import ALIKE_FORM, describe_subgroups, name_groups_of, predict_held, read_own
 from .prepare import Member, predict_prepared, export_for_cases, open_member, prepare_case
 from .page import looked_at, make_dicom, need_highdicom, page_of, to_bytes
-from ..core.errors import CesmError, FileError
+from ..core.errors import CesmError, FileError, explain_error
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Case, printable, read_case
@@ -100,7 +100,8 @@ def _read_training(member):
     if not member.is_run: return None
     try: found = describe_expert(member)
     except (ValueError, IndexError) as e: # no tensors, or no held-out breasts
-        print(f'{member.name} predicts without calibration, limits and subgroups: {e}')
+        print(f'{member.name} predicts without calibration, limits and subgroups: '
+              f'{explain_error(e)}')
         return None
     try: write_sealed(found, path)
     except OSError: pass # folder is not writable: made again next time

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..imaging.breast import chest_wall
 from ..data import DataSet, parse_name, read_dataset
-from ..core.terms import SIZE
+from ..core.terms import SIZE, SIZES_NAME
 from ..imaging.decode import image_problem, read_bytes, read_image, resize_area, stored_turn
 from ..core.files import remove_leftovers, write_atomic
 from .quality import quality_report
@@ -167,6 +167,12 @@ def main(
 ):
     "Run `cesm_check`; raise as `read_dataset` does."
     page = write_report(data := read_dataset(data), out)
-    counts = pd.read_csv(page.parent/'problems.csv').kind.value_counts()
+    found = pd.read_csv(page.parent/'problems.csv', dtype=str, keep_default_na=False)
+    counts = found.kind.value_counts()
     print('\n'.join(f'{n:6d} {k}' for k, n in counts.items()))
+    regions = found[found.kind.isin(['region skipped', 'region cut off'])]
+    outside = regions.detail.str.contains('the image').sum()
+    if outside and not data.files.get('sizes'):
+        print(f'{outside} regions lie outside of their images: if these were resized, add '
+              f'{SIZES_NAME} with the columns filename, width and height of the originals')
     print(f'{"PHANTOM, " if data.phantom else ""}all of it is in {page}')

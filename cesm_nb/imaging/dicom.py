@@ -21,7 +21,7 @@ from ..core.errors import CesmError
 from ..core.files import describe_content
 from ..core.terms import DENSITY, MODALITIES, SIDES, VIEWS
 from .dicom_pixels import (
-    Refused, crop_breast, grey_levels, number_of, text_of, value_of, wall_side)
+    Refused, crop_breast, grey_levels, number_of, numbers_of, text_of, wall_side)
 from .decode import MAX_PIXELS, decode_image
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c00009
@@ -146,7 +146,7 @@ def _refuse_kind(ds, name, secondary):
         kind = getattr(ds.get('SOPClassUID'), 'name', '')
         if not kind or kind.upper() == uid: kind = 'of no known kind' # not in the standard
         raise Refused(f'{name} is {kind[:60]}, expected a digital mammogram For Presentation')
-    frames = int(value_of(ds, 'NumberOfFrames') or 1)
+    frames = int(number_of(ds, 'NumberOfFrames', 1))
     if frames != 1:
         raise Refused(
             f'{name} has {frames} frames, expected one: tomosynthesis and films are not read')
@@ -176,7 +176,7 @@ def _refuse_modified(ds, name):
         raise Refused(
             f'{name} is a view with {what}, expected the whole breast as it is: leave it out')
     for k in ('PixelAspectRatio', 'ImagerPixelSpacing', 'PixelSpacing'):
-        sizes = [float(v) for v in value_of(ds, k) or []]
+        sizes = numbers_of(ds, k)
         if len(sizes) == 2 and min(sizes) > 0 and max(sizes)/min(sizes) > 1.01:
             raise Refused(
                 f'{name} has pixels that are not square ({k}): export it with square ones')
@@ -209,7 +209,10 @@ def _decode_apart(data):
     "Decode in a separate process: damaged data can crash C libraries."
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import BrokenProcessPool
-    worker = get_reusable_executor(max_workers=1, timeout=30)
+    try: worker = get_reusable_executor(max_workers=1, timeout=30)
+    except OSError as e: # a container without shared memory
+        raise Refused(f'its decoder needs a process of its own, which cannot be started '
+                      f'({e.strerror}): mount /dev/shm, or export it uncompressed') from None
     try: return worker.submit(_decode, data).result(timeout=_PATIENCE_S)
     except (BrokenProcessPool, TimeoutError):
         get_reusable_executor(max_workers=1, timeout=30, kill_workers=True, reuse=False)
