@@ -140,6 +140,13 @@ async def _bounded(stream, limit):
         yield piece
 
 # %% ../../nbs/api/cases.web.ipynb #d9fdafe2
+async def _parse(parser):
+    "Parse a form in time; free what has arrived of it otherwise."
+    try: return await asyncio.wait_for(parser.parse(), LIMIT_S)
+    except BaseException: # of its own errors alone, starlette closes the files
+        for f in getattr(parser, '_files_to_close_on_error', ()): f.close()
+        raise
+
 async def read_form(
     request, # of Starlette
 ) -> tuple: # (fields, name -> text; files, name -> `Upload`)
@@ -155,7 +162,7 @@ async def read_form(
         request.headers, _bounded(request.stream(), limit), max_files=8, max_fields=16,
         max_part_size=1000)
     parser.spool_max_size = 2*limit # in memory, never on a disk
-    try: form = await asyncio.wait_for(parser.parse(), LIMIT_S)
+    try: form = await _parse(parser)
     except MultiPartException as e:
         raise Rejected(400, f'The form cannot be read ({e.message}): send it again.') from e
     except ClientDisconnect:
