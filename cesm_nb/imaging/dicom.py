@@ -352,7 +352,7 @@ def _parse(data):
     if b'1.2.840.10008.1.2.1.99' in data[:2000]: raise Refused('it is deflated: export it without')
     what, count = describe_content(data), iter(range(_MAX_ELEMENTS))
     if what not in ('', 'DICOM'):
-        raise Refused(f'it is {what}, expected DICOM, JPEG or PNG: fetch or export it again')
+        raise Refused(f'it is {what}, so it is neither DICOM nor JPEG nor PNG: export it again')
     ended = lambda *_: next(count, None) is None
     ds = pydicom.filereader.read_partial(BytesIO(data), ended, force=True)
     if next(count, None) is None: raise Refused('it is neither DICOM nor JPEG nor PNG')
