@@ -259,7 +259,8 @@ class Predict:
     folder_names:Switch = False # name cases by their folders, which may hold names of patients
     side:str = '' # L or R, if the files lack it
     view:str = '' # CC or MLO, if the files lack it
-    modality:str = '' # DM (low energy) or CM (subtracted), if the files lack it
+    # DM (low energy) or CM (subtracted), if the files lack it; for each file its own: 'DM;CM'
+    modality:str = ''
     age_years:Optional[float] = None # None: as in the files
     density:str = '' # ACR density, A to D
     window:str = '1' # window of a DICOM file, by number or name

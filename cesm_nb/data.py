@@ -159,7 +159,7 @@ def _files(
     "Index the image files directly in `folder`."
     if folder is None: return {}
     kinds, files = ('.jpg', '.jpeg', '.png'), sorted(folder.iterdir(), reverse=True)
-    return {f.stem.strip(): f for f in files if f.suffix.lower() in kinds}
+    return {f.stem.strip(): f for f in files if f.suffix.lower() in kinds and f.is_file()}
 
 def find_images(
     layout:dict, # from `find_layout`
@@ -241,7 +241,8 @@ def check_sheet(
     value = {c: upper(s[c]).map(known) for c, known in _WRITTEN.items()}
     is_name = lambda n: bool(_NAME.fullmatch(n))
     name = s.Image_name.map(lambda n: n if is_name(n) else _ENDING.sub('', n).strip().upper())
-    refuse(~name.map(is_name), 'no image name of the published form', 'Image_name')
+    form = 'P<number>_<L or R>_<DM or CM>_<CC or MLO>'
+    refuse(~name.map(is_name), f'no image name of the published form ({form})', 'Image_name')
     refuse(name.map(image_key).duplicated(), 'image named twice', 'Image_name')
     faults = {
         'Side': 'side is not L or R', 'View': f'view is not one of {VIEWS}',
@@ -356,7 +357,7 @@ def _fingerprint(layout, images):
     h = hashlib.sha256()
     for k in ('sheet', 'regions', 'sizes'): h.update(layout[k].read_bytes() if layout[k] else b'-')
     direct = {m: _files(layout[m]) for m in MODALITIES}
-    about = lambda name, f: f'{name}{f.suffix}:{f.stat().st_size};'.encode()
+    about = lambda name, f: os.fsencode(f'{name}{f.suffix}:{f.stat().st_size};') # any encoding
     for m, files in direct.items():
         for n, f in sorted(files.items()): h.update(about(f'{m}/{n}', f))
     hashed = {f for files in direct.values() for f in files.values()}
@@ -441,18 +442,25 @@ def breasts(
     return table.join(_density(images)).reset_index()
 
 # %% ../nbs/00_data.ipynb #171637c8
+def _pixels(path):
+    "Grey levels of an image file; None if there is none or it cannot be decoded."
+    try:
+        content = np.frombuffer(Path(path).read_bytes(), np.uint8)
+        return cv2.imdecode(content, cv2.IMREAD_GRAYSCALE)
+    except (TypeError, OSError, cv2.error): return None
+
 def plot_breast(
     breast:pd.Series, # one row of the breast table
     axs, # a matplotlib axes per view
 ): # the axes
-    "Plot the views of one breast; a missing view is an empty frame."
+    "Plot the views of one breast; a missing or damaged view is an empty frame."
     for ax, column in zip(axs, [k for k in breast.index if k.endswith('_path')]):
         path, view = breast[column], column.removesuffix('_path').upper().replace('_', ' ')
-        if isinstance(path, str):
-            image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-            ax.imshow(image, cmap='gray', vmin=0, vmax=255)
+        image = _pixels(path)
+        if image is not None: ax.imshow(image, cmap='gray', vmin=0, vmax=255)
         else:
-            ax.text(.5, .5, 'no image', ha='center', va='center', transform=ax.transAxes)
+            text = 'cannot be used' if isinstance(path, str) else 'no image'
+            ax.text(.5, .5, text, ha='center', va='center', transform=ax.transAxes)
             ax.set_box_aspect(1)
         ax.set(xticks=[], yticks=[], title=f'{SIDES[breast.side]} {view}')
     return axs

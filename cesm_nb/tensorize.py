@@ -58,7 +58,10 @@ def decode_rows(
 def prepare(
     cfg:TensorConfig, # or a dataclass that extends it
 ): # the same, with data_root, run_dir and tensor_dir set
-    "Make the run folder, and a phantom in it if `data_root` is empty."
+    "Make the run folder, and a phantom if `data_root` is empty; raise ValueError for an odd name."
+    for k in ('run_dir', 'tensor_dir'): # safetensors opens names in UTF-8 only
+        if (name := str(getattr(cfg, k))).encode(errors='ignore').decode() == name: continue
+        raise CesmError(f'{k}={name!r} is not UTF-8: choose another name')
     run_dir = Path(cfg.run_dir or tempfile.mkdtemp(prefix='cesm_run_')).expanduser()
     run_dir.mkdir(parents=True, exist_ok=True)
     data_root = cfg.data_root or make_phantom(

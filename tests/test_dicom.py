@@ -416,7 +416,7 @@ INVALID = [ # changed attributes, message
     (dict(ImageType=['DERIVED', 'PRIMARY']),
      'does not say its energy .DM low energy or CM subtracted.: give it as an option'),
     (dict(ImageLaterality=None, ViewPosition=None), 'does not say its side .L or R. and view'),
-    (dict(VOILUTFunction='CUBIC'), "has the VOI function 'CUBIC'"),
+    (dict(VOILUTFunction='CUBIC'), 'has another VOI function than LINEAR'),
     (dict(WindowWidth=0), 'window of centre 2048 and width 0'),
     (dict(WindowWidth=[1, 2]), '1 window centres and 2 widths'),
     (dict(BitsStored=10, HighBit=9),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RATE', 'CLOUD_FORM', 'SIGNATURE', 'REASONS', 'quantile_of', 'fit_cloud', 'far_from', 'fit_crossed', 'signature',
-           'wall', 'features', 'check_clouds', 'fit_training', 'doubts', 'judge_own', 'count_refusals',
-           'false_refusals', 'describe_training']
+           'features', 'check_clouds', 'fit_training', 'doubts', 'judge_own', 'count_refusals', 'false_refusals',
+           'describe_training']
 
 # %% ../../nbs/api/cases.ood.ipynb #fa300004
 from math import ceil
@@ -21,7 +21,7 @@ from .prepare import Member, Prepared, open_member, stack_prepared, used_channel
 from ..core.errors import CesmError
 from ..training.dataset import Breasts, assemble, breasts_at_once
 from ..core.terms import CHANNELS, name_channels
-from ..imaging.breast import segment_breast
+from ..imaging.breast import mask_wall, segment_breast
 
 # %% ../../nbs/api/cases.ood.ipynb #fa300008
 RATE = .02 # share of in-distribution breasts that each check may reject
@@ -99,14 +99,6 @@ def signature(
         mask.mean(), inside.mean(), inside.std(), *np.percentile(inside, [5, 25, 50, 75, 95]),
         beside, *np.log(np.array(detail) + 1e-3)])
 
-def wall(
-    view:np.ndarray, # (S, S) uint8
-) -> float: # in [-1, 1]: 1 with the chest wall on the left, -1 on the right
-    "Compute at which edge the breast lies."
-    mask = segment_breast(view)
-    band = max(1, view.shape[1]//32)
-    return float(mask[:, :band].mean() - mask[:, -band:].mean())
-
 # %% ../../nbs/api/cases.ood.ipynb #fa300010
 @torch.no_grad()
 def features(
@@ -163,15 +155,19 @@ def fit_training(
         n_val=int(val.sum()), n_test=int((part == 'test').sum()))
 
 # %% ../../nbs/api/cases.ood.ipynb #fa300012
+_N_BANDS = 32 # of the published rates; at 224 px, 7 px at each edge are compared
+
 def _hard(member, prepared, side):
     "List reasons why the images cannot be a case."
     names, out = name_channels(member.preparation['tensors']['modality']), []
     views, real = prepared.views.numpy(), prepared.real.numpy()
     left = side == 'L' or member.preparation['tensors']['align_laterality']
+    other = 'right' if left else 'left'
     for i in _used(member):
         if not real[i]: continue
-        if not segment_breast(views[i]).any(): out.append(f'{names[i]}: no breast is found')
-        elif wall(views[i])*(1 if left else -1) < -.1:
+        mask = segment_breast(views[i])
+        if not mask.any(): out.append(f'{names[i]}: no breast is found')
+        elif mask_wall(mask, _N_BANDS) == other:
             out.append(f'{names[i]}: the chest wall is on the side of the other breast')
     same = [(names[i], names[j]) for i in _used(member) for j in _used(member)
             if i < j and real[i] and real[j] and (views[i] == views[j]).all()]

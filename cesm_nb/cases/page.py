@@ -54,14 +54,13 @@ def draw_views(
     case:Case, # as read
     member:Member, # the model
     prepared:Prepared, # the case as it entered the network
-    target:int=len(CLASSES) - 1, # class whose logit is explained
+    maps:dict, # from `looked_at`
 ): # the figure
     "Plot each view as read, as it enters the network, and with its saliency map."
     modality = member.preparation['tensors']['modality']
     rows = [(i, k, n) for i, (k, n) in enumerate(zip(CHANNELS[modality],
         name_channels(modality))) if k in case.views]
     fig, axs = plt.subplots(len(rows), 3, figsize=(7.5, 2.7*len(rows)), squeeze=False)
-    maps = looked_at(member, prepared, target)
     for ax, (i, key, name) in zip(axs, rows):
         ax[0].imshow(_reduced(case.views[key].image), cmap='gray', vmin=0, vmax=255)
         for a in ax[1:]: a.imshow(prepared.views[i].numpy(), cmap='gray', vmin=0, vmax=255)
@@ -182,14 +181,13 @@ def _how(member, target):
 
 def page_of(
     case:Case, # as read
-    answer, # `Answer` of chapter 07
+    answer, # `Answer` of chapter 07, with maps
     experts:list, # of `Expert` of chapter 07
 ) -> bytes: # HTML
     "Make the page of a case."
     member = experts[0].member
     silent = not np.isfinite(answer.prob).all()
-    target = len(CLASSES) - 1 if silent else int(answer.prob.argmax())
-    fig = draw_views(case, member, answer.prepared[0], target)
+    fig = draw_views(case, member, answer.prepared[0], answer.maps)
     picture = embed(fig)
     plt.close(fig)
     phantom = any(e.member.preparation['phantom'] for e in experts)
@@ -202,8 +200,8 @@ def page_of(
         models=[_describe(e) for e in experts], tables=list(_tables(answer, experts)),
         alt='Each view as read, as the network saw it, and with a map of where it looked',
         caption=f'Per view: as read, as the network saw it, and where it looked, not a lesion '
-            f'({_how(member, target)}). Views are as headers, names or fields have it: CC and MLO '
-            'are not told apart by their pixels.')
+            f'({_how(member, answer.target)}). Views are as headers, names or fields have it: '
+            'CC and MLO are not told apart by their pixels.')
     return make_page(f'cesm_predict: {case.name}', f'Case {case.name}', body, phantom)
 
 # %% ../../nbs/api/cases.page.ipynb #f76c497e
@@ -218,9 +216,7 @@ _WARNING = 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS'
 
 def _picture(case, answer, member):
     "The picture of the page under the warning, (h, w, 3) uint8."
-    silent = not np.isfinite(answer.prob).all()
-    target = len(CLASSES) - 1 if silent else int(answer.prob.argmax())
-    fig = draw_views(case, member, answer.prepared[0], target)
+    fig = draw_views(case, member, answer.prepared[0], answer.maps)
     fig.suptitle(_WARNING, y=1.04, fontsize=11, fontweight='bold', color='#b00000')
     data = b64decode(embed(fig).partition(',')[2])
     plt.close(fig)
@@ -261,8 +257,8 @@ def _patient_id(name):
 
 def make_dicom(
     case:Case, # as read
-    answer, # `Answer` of chapter 07
-    member:Member, # the model whose maps are drawn
+    answer, # `Answer` of chapter 07, with maps
+    member:Member, # the model whose maps these are
 ) -> tuple: # (secondary capture, structured report), `pydicom.Dataset`s
     "Make DICOM objects of a prediction; raise ValueError if highdicom is absent."
     hd = need_highdicom()

@@ -23,8 +23,8 @@ from .subgroups import (
     ALIKE_FORM, describe_subgroups, name_groups_of, predict_held, read_own)
 from .prepare import (
     Member, predict_prepared, export_for_cases, open_member, prepare_case)
-from .page import make_dicom, need_highdicom, page_of, to_bytes
-from ..core.errors import CesmError, FileError
+from .page import looked_at, make_dicom, need_highdicom, page_of, to_bytes
+from ..core.errors import CesmError, FileError, explain_error
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Case, printable, read_case
@@ -32,7 +32,7 @@ from .ood import CLOUD_FORM, check_clouds, describe_training, doubts
 from ..stats.calibration import heat
 from ..core.files import lock_folder, read_sealed, write_atomic, write_json, write_sealed
 from ..core.runs import Run, read_config, run_file
-from ..io.tables import read_table
+from ..io.tables import list_folder, read_table, walk_folders
 from .conformal import (
     CALLS, CERTAINTY_FORM, call_score, describe_certainty, join_members, pick_classes)
 
@@ -102,7 +102,8 @@ def _read_training(member):
     if not member.is_run: return None
     try: found = describe_expert(member)
     except (ValueError, IndexError) as e: # no tensors, or no held-out breasts
-        print(f'{member.name} predicts without calibration, limits and subgroups: {e}')
+        print(f'{member.name} predicts without calibration, limits and subgroups: '
+              f'{explain_error(e)}')
         return None
     try: write_sealed(found, path)
     except OSError: pass # folder is not writable: made again next time
@@ -183,6 +184,8 @@ class Answer(NamedTuple):
     prepared: list # of `Prepared`, one per model
     alike: dict # subgroup of the case -> scores of the first model
     costs: dict # loss by a missing view, age or density, for the first model
+    target: int # class whose logit the maps explain: the most probable one, or malignant
+    maps: dict # from `looked_at`, for the first model; empty: not computed
 
 def _predict_expert(case, expert, regions):
     "Return the prepared case, probabilities, calls and out-of-distribution findings of one model."
@@ -215,29 +218,48 @@ def predict_case(
     experts:list, # from `open_experts`
     regions:Optional[pd.DataFrame]=None, # from `read_regions`, if a model needs drawn regions
     anyway:bool=False, # predict out-of-distribution cases too
+    maps:bool=True, # compute the saliency maps that pages and DICOM files show
 ) -> Answer:
     "Predict a case with all models; raise ValueError if it lacks an input that one of them needs."
     ready, probs, calls, unlike = zip(*[_predict_expert(case, e, regions) for e in experts])
     why, notes = ([*dict.fromkeys(s for each in o for s in each)]
         for o in (unlike, (r.notes for r in ready)))
     notes, certain = case.notes + notes, certainty_of(experts)
-    beside = list(ready), *_compare(case, experts[0])
-    if why and not anyway:
+    prob = heat(np.mean(probs, 0)[None], certain.get('mean_temperature', 1.))
+    silent = bool(why) and not anyway
+    target = len(CLASSES) - 1 if silent else int(prob[0].argmax())
+    beside = (list(ready), *_compare(case, experts[0]), target,
+        looked_at(experts[0].member, ready[0], target) if maps else {})
+    if silent:
         nothing = np.full(len(CLASSES), np.nan)
         return Answer(case.name, nothing, [], {}, why, notes, {}, certain, *beside)
     votes = {k: (sum(c[k] for c in calls if k in c), sum(k in c for c in calls)) for k in CALLS}
-    prob = heat(np.mean(probs, 0)[None], certain.get('mean_temperature', 1.))
     inside = pick_classes(prob[0], certain['limit']) if certain else []
     return Answer(case.name, prob[0], [CLASSES[i] for i in inside], votes, why, notes,
         _call(prob, certain), certain, *beside)
 
 # %% ../../nbs/07_predict.ipynb #9ed0000e
-_SUFFIXES = ('.dcm', '.dicom', '.ima', '.jpg', '.jpeg', '.png', '')
+_SUFFIXES = ('.dcm', '.dicom', '.ima', '.jpg', '.jpeg', '.png')
+_SYSTEM = '@', '#', '$', '__macosx', 'lost+found' # beginnings of folders that programs leave
+_LEVELS = 6 # folders below a case: discs have patient, study and series
+_DIRECTORY = b'1.2.840.10008.1.3.10' # class of a DICOMDIR
 
-def _images(folder):
-    "List the files of a folder that may be images."
-    return [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix.lower() in _SUFFIXES
-        and f.name[0] != '.']
+def _may_be_image(path):
+    "Whether a file may be an image: by its suffix or, without a usual one, by its first bytes."
+    try:
+        if path.name.upper() == 'DICOMDIR' or not path.is_file(): return False
+        with open(path, 'rb') as f: head = f.read(1000)
+    except OSError: return path.suffix.lower() in _SUFFIXES # reading it gives the reason
+    if _DIRECTORY in head: return False
+    if path.suffix.lower() in _SUFFIXES: return True
+    return head[128:132] == b'DICM' or head[:2] in (b'\xff\xd8', b'\x89P', b'\x08\0', b'\x02\0')
+
+def _is_searched(folder): return not folder.name.lower().startswith(_SYSTEM)
+
+def _images(folder, levels):
+    "List the files that may be images in a folder and some levels of folders below it."
+    return [f for d in walk_folders(folder, levels, _is_searched) for f in list_folder(d)
+            if _may_be_image(f)]
 
 _LIST = 'age', 'density', 'side', 'view', 'modality', 'window' # columns that may be absent
 _SPELLINGS = {
@@ -262,17 +284,23 @@ def _read_list(path):
         yield files, options | age | dict(name=r['case'].strip())
 
 def list_cases(
-    what:list, # files of one breast, a folder of them, a folder of such folders, or a list of cases
+    what:list, # files of one breast, folders of them or of such folders, or a list of cases
     folder_names:bool=False, # name cases by their folders, which may hold names of patients
 ) -> list: # (files, options of `read_case`) of each case
     "Find the cases; raise ValueError if there is none."
     what = [Path(w).expanduser() for w in what]
-    if len(what) == 1 and what[0].suffix.lower() in ('.csv', '.tsv', '.xlsx'):
-        return list(_read_list(what[0]))
-    if len(what) != 1 or not what[0].is_dir(): return [(what, {})]
-    folders = [d for d in sorted(what[0].iterdir()) if d.is_dir() and d.name[0] != '.']
+    if not what or not all(w.is_dir() for w in what):
+        listed = len(what) == 1 and what[0].suffix.lower() in ('.csv', '.tsv', '.xlsx')
+        return list(_read_list(what[0])) if listed else [(what, {})]
+    below = [d for w in what for d in list_folder(w) if d.is_dir() and _is_searched(d)]
+    found = [(d, _images(d, 0)) for d in what] + [(d, _images(d, _LEVELS)) for d in below]
+    empty = [d for d, files in found[len(what):] if not files]
+    if len(empty) == len(below) and not any(files for _, files in found):
+        raise CesmError(f'{", ".join(map(printable, what))}: no DICOM, JPEG or PNG file there or '
+                        f'in {_LEVELS} levels of folders below: name the folder of one breast')
+    if empty: print(f'{len(empty)} of {len(below)} folders hold no image and are passed over')
     named = lambda d: dict(name=printable(d.name)) if folder_names else {}
-    return [(_images(d), named(d)) for d in folders or what]
+    return [(files, named(d)) for d, files in found if files]
 
 # %% ../../nbs/07_predict.ipynb #9ed0000f
 def to_row(
@@ -407,7 +435,7 @@ def predict_cases(
                 try:
                     if 'problem' in own: raise CesmError(own['problem'])
                     case = read_case(files, **own)
-                    answer = predict_case(case, experts, regions, anyway)
+                    answer = predict_case(case, experts, regions, anyway, pages or dicom)
                     page = page_of(case, answer, experts) if pages else b''
                     extra = make_dicom(case, answer, experts[0].member) if dicom else ()
                     row, stem = to_row(answer), ''

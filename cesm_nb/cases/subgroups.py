@@ -14,7 +14,7 @@ from .prepare import Member, predict_batch, used_channels
 from ..core.errors import CesmError
 from ..training.dataset import Breasts
 from ..stats.compare import repeated_interval
-from ..core.terms import KEYS, PROBS, name_channels, to_column
+from ..core.terms import CHANNELS, KEYS, PROBS
 from ..imaging.dicom import ENERGY_NAMES, Case
 from ..training.inference import Own, open_breasts
 from ..stats.intervals import SHARE_FORM, interval_table
@@ -63,6 +63,10 @@ def _names(member): # names of the channels that the model uses -> (modality, vi
     return {' '.join([v] + [ENERGY_NAMES[m]]*('+' in member.preparation['tensors']['modality'])):
         (m, v) for m, v in used_channels(member)}
 
+def _places(member): # the same names -> positions in a stack
+    every = CHANNELS[member.preparation['tensors']['modality']]
+    return {name: every.index(key) for name, key in _names(member).items()}
+
 # %% ../../nbs/api/cases.subgroups.ipynb #acc77de9
 def name_groups_of(
     case:Case, # as read
@@ -94,22 +98,19 @@ def describe_groups(
 def hide_input(
     member:Member, # the model
     batch:Breasts, # not changed
-    what:str, # name of a channel, 'age' or 'density'
+    what:str, # name of a channel as in subgroups, 'age' or 'density'
 ) -> Breasts:
     "Remove an input from breasts, in the same way as for a case that lacks it."
-    channels = list(map(to_column, name_channels(member.preparation['tensors']['modality'])))
     views, rows, real = (t.clone() for t in batch[:3])
     if what == 'age': rows[:, 0] = member.preparation['age_years']/100
     elif what == 'density': rows[:, 1] = member.preparation['density']
     else:
-        views[:, channels.index(to_column(what))] = 0
-        real[:, channels.index(to_column(what))] = False
+        views[:, _places(member)[what]] = 0
+        real[:, _places(member)[what]] = False
     return batch._replace(views=views, rows=rows, real=real)
 
 def _have(own, member): # input -> (n,) bool: breasts that have it and another view
-    t, channels = own.table, list(map(to_column, name_channels(
-        member.preparation['tensors']['modality'])))
-    seen = {n: channels.index(to_column(n)) for n in _names(member)}
+    t, seen = own.table, _places(member)
     several = own.batch.real[:, list(seen.values())].sum(1).numpy() > 1
     out = {n: own.batch.real[:, i].numpy() & several for n, i in seen.items()}
     if not member.net.settings['metadata']: return out
@@ -150,10 +151,8 @@ def describe_subgroups(
     least:int=LEAST, # breasts required for a score
 ) -> dict: # JSON: subgroups and costs
     "Score a model by subgroup, and measure the cost of each missing input."
-    names, columns = [*_names(member)], own.batch.real.numpy()
-    channels = list(map(to_column, name_channels(member.preparation['tensors']['modality'])))
-    at = [channels.index(to_column(n)) for n in names]
-    groups = [name_groups(b.age_years, b.density, [n for n, i in zip(names, at) if r[i]])
+    places, columns = _places(member), own.batch.real.numpy()
+    groups = [name_groups(b.age_years, b.density, [n for n, i in places.items() if r[i]])
         for b, r in zip(own.table.itertuples(), columns)]
     known = own.table[KEYS].assign(groups=groups)
     test = predictions[predictions.split == 'test'].merge(known, on=KEYS)

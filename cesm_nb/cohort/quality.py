@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import remove_leftovers, write_atomic
-from ..core.terms import CLASSES, CLASS_COLORS, MODALITIES, SIZE
+from ..core.terms import CLASSES, CLASS_COLORS, MODALITIES, SIZE, SIZES_NAME
 from ..data import DataSet, breasts, parse_name, read_dataset
 from ..imaging.breast import chest_wall
 from ..imaging.decode import image_problem, read_bytes, read_image, resize_area, stored_turn
+from ..imaging.dicom import printable
 from ..reporting.html import embed, fill_in, make_page
 from ..roi import region_problem
 
@@ -43,8 +44,9 @@ def _region_facts(images, regions):
 def _unused(folders, paths, endings=''):
     "Names of the files of `folders` that are not in `paths`; hidden ones are not counted."
     used = {Path(p).name for p in paths.dropna()}
-    names = sorted(f.name for d in folders if d for f in d.iterdir())
-    return [n for n in names if n not in used and n[0] != '.' and n.lower().endswith(endings)]
+    names = sorted(f.name for d in folders if d for f in d.iterdir() if f.is_file())
+    names = [n for n in names if n not in used and n[0] != '.' and n.lower().endswith(endings)]
+    return [*map(printable, names)]
 
 # %% ../../nbs/api/cohort.quality.ipynb #45638ee4
 def _breast_facts(images):
@@ -291,6 +293,12 @@ def main(
 ):
     "Run `cesm_check`; raise as `read_dataset` does."
     page = write_report(data := read_dataset(data), out)
-    counts = pd.read_csv(page.parent/'problems.csv').kind.value_counts()
+    found = pd.read_csv(page.parent/'problems.csv', dtype=str, keep_default_na=False)
+    counts = found.kind.value_counts()
     print('\n'.join(f'{n:6d} {k}' for k, n in counts.items()))
+    regions = found[found.kind.isin(['region skipped', 'region cut off'])]
+    outside = regions.detail.str.contains('the image').sum()
+    if outside and not data.files.get('sizes'):
+        print(f'{outside} regions lie outside of their images: if these were resized, add '
+              f'{SIZES_NAME} with the columns filename, width and height of the originals')
     print(f'{"PHANTOM, " if data.phantom else ""}all of it is in {page}')

@@ -7,6 +7,7 @@ __all__ = ['CesmError', 'FileError', 'AbsentError', 'NotFiniteError', 'note_file
            'one_way_out']
 
 # %% ../../nbs/api/core.errors.ipynb #58721857
+import errno
 import os
 import re
 import signal
@@ -61,6 +62,14 @@ def is_refusal(
     if isinstance(e, (CesmError, FileError, AbsentError, NotFiniteError)): return True
     return isinstance(e, OSError) and bool(e.errno) # the system's message names problem and file
 
+_ADVICE = { # errno -> what to do
+    errno.EROFS: ': name a folder that can be written, by --out or --run-dir',
+    errno.ENOSYS: ' (is /dev/shm absent?): mount it, or use --n-jobs 1'}
+_FORESEEN = { # words in a library's error -> what to do
+    'not a valid value for backend': 'correct or unset MPLBACKEND',
+    'NoSuchKernel': 'install it by python -m ipykernel install --sys-prefix',
+    "can't start new thread": 'raise the limits of processes and address space (ulimit -u, -v)'}
+
 def explain_error(
     e:BaseException, # as caught
 ) -> str: # one sentence
@@ -68,7 +77,10 @@ def explain_error(
     if is_refusal(e):
         raw = isinstance(e, OSError) and e.errno
         if not raw: return str(e)
-        return f'{e.filename}: {e.strerror}' if e.filename else e.strerror
+        what = f'{e.filename}: {e.strerror}' if e.filename else e.strerror
+        return what + _ADVICE.get(e.errno, '')
+    for words, sentence in _FORESEEN.items():
+        if words in f'{type(e).__name__} {e}': return f'{first_line(e)}: {sentence}'
     if isinstance(e, MemoryError) or 'out of memory' in str(e):
         return f'out of memory ({first_line(e)}): lower batch_size, image_size or n_jobs'
     if isinstance(e, ImportError):

@@ -53,9 +53,10 @@ def segment_breast(
 # %% ../../nbs/api/imaging.breast.ipynb #6b1df496
 def mask_wall(
     mask:np.ndarray, # (h, w), not 0 where the breast is
+    n_bands:int=50, # bands across the image: the outermost two are compared
 ) -> str: # 'left', 'right', or '' if undecided
     "Find the image edge at which a breast lies."
-    band = max(1, mask.shape[1]//50)
+    band = max(1, mask.shape[1]//n_bands)
     left, right = mask[:, :band].mean(), mask[:, -band:].mean()
     return '' if abs(left - right) < .1 else 'left' if left > right else 'right'
 

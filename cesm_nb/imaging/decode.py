@@ -13,9 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..core.errors import CesmError
+from ..core.files import describe_content
 from ..data import exif_orientation
 
 # %% ../../nbs/api/imaging.decode.ipynb #a6f79f35
@@ -74,6 +75,9 @@ def decode_image(
 ) -> np.ndarray: # (h, w) uint8, grey, upright as every viewer shows it
     "Decode an image; raise ValueError if it is damaged, has more than 8 bits or is not grey."
     try: image = (_decode_jpeg if data[:2] == b'\xff\xd8' else _decode_other)(data)
+    except UnidentifiedImageError: # its own message is an address in memory
+        what = describe_content(data) or 'neither JPEG nor PNG'
+        raise CesmError(f'it is {what}, expected JPEG or PNG') from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as e: # Pillow's
         raise CesmError(str(e)) from e
     if image is None: raise CesmError('it cannot be decoded')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENERGIES', 'GE_CODES', 'VIEW_CODES', 'MODIFIERS', 'WHOLE', 'PADDLES', 'CLASSES_READ', 'REFUSED', 'NAME_WORDS',
-           'ENERGY_NAMES', 'MAX_BYTES', 'MIN_GREYS', 'read_age', 'View', 'Upload', 'printable', 'read_view', 'Case',
-           'join_views', 'read_case']
+           'ENERGY_NAMES', 'SHOWN', 'MAX_BYTES', 'MIN_GREYS', 'read_age', 'View', 'Upload', 'printable', 'read_view',
+           'Case', 'join_views', 'read_case']
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c00004
 import hashlib
@@ -18,9 +18,10 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from ..core.errors import CesmError
+from ..core.files import describe_content
 from ..core.terms import DENSITY, MODALITIES, SIDES, VIEWS
 from .dicom_pixels import (
-    Refused, crop_breast, grey_levels, number_of, text_of, wall_side)
+    Refused, crop_breast, grey_levels, number_of, numbers_of, text_of, wall_side)
 from .decode import MAX_PIXELS, decode_image
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c00009
@@ -61,6 +62,11 @@ NAME_WORDS = { # word in a file's name -> meaning; LCC, RMLO and the like are sp
     'CM': 'CM', 'SUB': 'CM', 'SUBTRACTED': 'CM', 'SUBTRACTION': 'CM', 'RECOMBINED': 'CM',
     'CESM': 'CM', 'IODINE': 'CM'}
 ENERGY_NAMES = {'DM': 'low energy', 'CM': 'subtracted'}
+SHOWN = { # defined terms, which a message may repeat; any other header text may name a patient
+    'L', 'R', 'B', 'U', 'CC', 'MLO', 'ML', 'LM', 'LMO', 'XCC', 'XCCL', 'XCCM', 'FB', 'SIO', 'ISO',
+    'AT', 'CV', 'TAN', 'AP', 'PA', 'LL', 'RL', 'RLD', 'LLD', 'RLO', 'LLO'}
+_OTHER = 'of no defined term'
+_COLOURS = 'MONOCHROME1', 'MONOCHROME2', 'RGB', 'PALETTE COLOR', 'YBR_FULL', 'YBR_FULL_422'
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c0000a
 def _agree(name, what, found):
@@ -82,16 +88,17 @@ def _energy(ds, name):
     return found
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c0000b
+def _shown(text): return text if not text or text in SHOWN else _OTHER
+
 def _side(ds, name):
     "'L' or 'R'; '' if the header has no side."
     frames = [g.FrameAnatomySequence[0] for g in ds.get('SharedFunctionalGroupsSequence') or []
         if 'FrameAnatomySequence' in g]
     found = {k: text_of(ds, k) for k in ('ImageLaterality', 'Laterality')}
     found['FrameLaterality'] = text_of(frames[0], 'FrameLaterality') if frames else ''
-    side = _agree(name, 'side', found)
+    side = _agree(name, 'side', {k: _shown(v) for k, v in found.items()})
     if side not in ('', *SIDES):
-        raise Refused(
-            f'{name} shows side {side[:16]!r}, expected L or R: name a file of one breast')
+        raise Refused(f'{name} shows side {side!r}, expected L or R: name a file of one breast')
     return side
 
 def _orientation(ds):
@@ -111,7 +118,7 @@ def _view_by_orientation(ds):
 
 def _view(ds, name):
     "'CC' or 'MLO'; '' if the header has no view."
-    found = dict(ViewPosition=text_of(ds, 'ViewPosition')[:16])
+    found = dict(ViewPosition=_shown(text_of(ds, 'ViewPosition')))
     for i, item in enumerate(ds.get('ViewCodeSequence') or [], 1):
         code = text_of(item, 'CodeValue')
         found['ViewCodeSequence' + (f' {i}' if i > 1 else '')] = VIEW_CODES.get(
@@ -120,7 +127,7 @@ def _view(ds, name):
     if shown == 'ML' and set(found.values()) & {'MLO'}: shown = 'MLO' # some scanners write F alone
     view = _agree(name, 'view', found | dict(PatientOrientation=shown))
     if view not in ('', *VIEWS):
-        raise Refused(f'{name} is view {view[:16]!r}, expected CC or MLO: leave it out')
+        raise Refused(f'{name} is view {view!r}, expected CC or MLO: leave it out')
     return view
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c0000d
@@ -134,16 +141,20 @@ def _refuse_kind(ds, name, secondary):
     if what: raise Refused(f'{name} is {what}: name images For Presentation'
                             + (', or allow secondary captures' if 'capture' in what else ''))
     if uid != CLASSES_READ:
-        kind = getattr(ds.get('SOPClassUID'), 'name', '') or 'of no known kind'
+        if not uid and 'PixelData' not in ds:
+            raise Refused(f'{name} is cut off, its header has no end: fetch or export it again')
+        kind = getattr(ds.get('SOPClassUID'), 'name', '')
+        if not kind or kind.upper() == uid: kind = 'of no known kind' # not in the standard
         raise Refused(f'{name} is {kind[:60]}, expected a digital mammogram For Presentation')
-    frames = int(ds.get('NumberOfFrames') or 1)
+    frames = int(number_of(ds, 'NumberOfFrames', 1))
     if frames != 1:
         raise Refused(
             f'{name} has {frames} frames, expected one: tomosynthesis and films are not read')
     if text_of(ds, 'QualityControlImage') in ('YES', 'BOTH') or 'SpecimenDescriptionSequence' in ds:
         raise Refused(f'{name} is of a test object or a specimen, expected a breast: leave it out')
     if 'PixelData' not in ds:
-        raise Refused(f'{name} holds no pixels: export the image, not its header')
+        raise Refused(f'{name} holds no pixels: export the image, not its header, or '
+                      'fetch it again if it is cut off')
 
 def _modified(ds):
     "Describe how a view was modified; '' for the unmodified whole breast."
@@ -165,7 +176,7 @@ def _refuse_modified(ds, name):
         raise Refused(
             f'{name} is a view with {what}, expected the whole breast as it is: leave it out')
     for k in ('PixelAspectRatio', 'ImagerPixelSpacing', 'PixelSpacing'):
-        sizes = [float(v) for v in ds.get(k) or []]
+        sizes = numbers_of(ds, k)
         if len(sizes) == 2 and min(sizes) > 0 and max(sizes)/min(sizes) > 1.01:
             raise Refused(
                 f'{name} has pixels that are not square ({k}): export it with square ones')
@@ -186,7 +197,8 @@ def _refuse_layout(ds, name):
             f'{name} stores {bits[1]} bits in {bits[0]} up to bit {bits[2]}: export it again')
     photometric, n = text_of(ds, 'PhotometricInterpretation'), int(ds.get('SamplesPerPixel') or 1)
     if n != 1 or photometric not in ('MONOCHROME1', 'MONOCHROME2'):
-        raise Refused(f'{name} is {photometric[:20]} with {n} values per pixel, expected grey')
+        photometric = photometric if photometric in _COLOURS else 'not MONOCHROME'
+        raise Refused(f'{name} is {photometric} with {n} values per pixel, expected grey')
 
 def _decode(data):
     "Decode the stored values of a file with all their bits, in the calling process."
@@ -197,7 +209,10 @@ def _decode_apart(data):
     "Decode in a separate process: damaged data can crash C libraries."
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import BrokenProcessPool
-    worker = get_reusable_executor(max_workers=1, timeout=30)
+    try: worker = get_reusable_executor(max_workers=1, timeout=30)
+    except OSError as e: # a container without shared memory
+        raise Refused(f'its decoder needs a process of its own, which cannot be started '
+                      f'({e.strerror}): mount /dev/shm, or export it uncompressed') from None
     try: return worker.submit(_decode, data).result(timeout=_PATIENCE_S)
     except (BrokenProcessPool, TimeoutError):
         get_reusable_executor(max_workers=1, timeout=30, kill_workers=True, reuse=False)
@@ -229,8 +244,10 @@ def _stored(ds, data, name):
     try: stored = (_decode_apart if apart else _decode)(data)
     except (NotImplementedError, RuntimeError) as e:
         if 'missing dependencies' not in str(e) and 'plugin' not in str(e): raise
-        raise Refused(
-            f'{name} needs a decoder: pip install "cesm_nb[dicom]", or export it uncompressed')
+        kind = syntax.name if syntax.name != syntax else 'a private format'
+        raise Refused(f'{name} is compressed by {kind}, for which a decoder is absent: '
+                      'export it uncompressed (pip install "cesm_nb[dicom]" brings those of '
+                      'JPEG, JPEG-LS and JPEG 2000)') from None
     if stored.shape != (ds.Rows, ds.Columns):
         raise Refused(f'{name} has {stored.shape} pixels, not those it claims: export it again')
     return _clear_unused(stored, ds, name)
@@ -325,14 +342,23 @@ def _turn(image, ds, name, side):
     upright = not (aside or flipped)
     return image, ['mirrored to the usual side' if upright else 'turned upright']
 
+_MAX_ELEMENTS = 20_000 # of a header; bytes that are no DICOM can be read as millions
+
 def _parse(data):
     "Parse a DICOM file, without checking its values."
     try: import pydicom
     except ImportError:
         raise Refused('DICOM files need pydicom: pip install "cesm_nb[dicom]"') from None
     if b'1.2.840.10008.1.2.1.99' in data[:2000]: raise Refused('it is deflated: export it without')
-    ds = pydicom.dcmread(BytesIO(data), force=True)
+    what, count = describe_content(data), iter(range(_MAX_ELEMENTS))
+    if what not in ('', 'DICOM'):
+        raise Refused(f'it is {what}, so it is neither DICOM nor JPEG nor PNG: export it again')
+    ended = lambda *_: next(count, None) is None
+    ds = pydicom.filereader.read_partial(BytesIO(data), ended, force=True)
+    if next(count, None) is None: raise Refused('it is neither DICOM nor JPEG nor PNG')
     if not hasattr(ds, 'file_meta') or 'TransferSyntaxUID' not in ds.file_meta:
+        if what and 'SOPClassUID' not in ds:
+            raise Refused('it is cut off within its header: fetch or export it again')
         if 'SOPClassUID' not in ds: raise Refused('it is neither DICOM nor JPEG nor PNG')
         ds.ensure_file_meta()
         ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
@@ -396,7 +422,9 @@ def _read_any(file, options, window, secondary, crop):
                       'export it again, or with another window')
     absent = [_ABSENT[k] for k, v in facts.items() if not v]
     if absent:
-        raise Refused(f'{name} does not say its {" and ".join(absent)}: give it as an option')
+        several = [f'--{k}' for k, v in facts.items() if not v]
+        raise Refused(f'{name} does not say its {" and ".join(absent)}: give it as an option '
+                      f'({", ".join(several)}; for several files one value each, separated by ";")')
     image, done = crop_breast(image) if (usual if crop is None else crop) else (image, [])
     notes = (*notes, *done)
     return View(image, **facts, age_years=age, notes=notes, file=name, identity=identity)
@@ -487,18 +515,28 @@ def join_views(
     return Case(name or f'case-{pixels}', views[0].side, found, age, density)
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c00023
+def _per_file(what, text, n):
+    "One value for each of n files: a single one counts for all."
+    each = [t.strip() for t in str(text).split(';')]
+    if len(each) == 1: return each*n
+    if len(each) == n: return each
+    raise CesmError(f'{what} has {len(each)} values separated by ";" and the case {n} files: '
+                    'give one value for all files, or one for each')
+
 def read_case(
     files:list, # DICOM, JPEG or PNG files of one breast, as paths or `Upload`s
     name:str='', # of the case in all outputs; empty: a digest of the pixels
-    side:str='', # see `read_view`
-    view:str='', # see `read_view`
-    modality:str='', # see `read_view`
+    side:str='', # see `read_view`; for each file its own, separated by ';', or one for all
+    view:str='', # likewise
+    modality:str='', # likewise
     age_years:Optional[float]=None, # years; None: from the files
     density:str='', # ACR density, 'A' to 'D'; empty: unknown
-    window='1', # see `read_view`
+    window='1', # likewise
     secondary:bool=False, # see `read_view`
     crop:Optional[bool]=None, # see `read_view`
 ) -> Case:
     "Read the images of one breast; raise ValueError with one sentence if they cannot be used."
-    views = [read_view(f, side, view, modality, window, secondary, crop) for f in files]
+    own = zip(*[_per_file(k, v, len(files)) for k, v in dict(
+        side=side, view=view, modality=modality, window=window).items()])
+    views = [read_view(f, *values, secondary, crop) for f, values in zip(files, own)]
     return join_views(views, name, age_years, density)

@@ -20,6 +20,7 @@ import openpyxl
 import pandas as pd
 
 from ..core.errors import AbsentError, CesmError
+from ..core.files import describe_content
 
 # %% ../../nbs/api/io.tables.ipynb #4d4047fa
 MAX_COLUMNS = 100 # of a sheet: cells further right are ignored
@@ -93,8 +94,9 @@ def read_bytes(
     if data.startswith(_OLD[0]): raise CesmError(f'{path} {_OLD[1]}: save it as .xlsx or .csv')
     if data.startswith(b'PK') and b'opendocument' in data[:200]:
         raise CesmError(f'{path} is an OpenDocument file (.ods): save it as .xlsx or .csv')
-    if data.lstrip()[:9].lower().startswith((b'<!doctype', b'<html')):
-        raise CesmError(f'{path} is a web page, no table: download it again or save it as .csv')
+    what = describe_content(data)
+    if what and 'workbook' not in what and what != 'empty':
+        raise CesmError(f'{path} is {what}, no table: download it again or save it as .csv')
     return data
 
 def decode_text(
@@ -259,6 +261,7 @@ def read_table(
     data = text.encode() or read_bytes(path)
     book = not text and (Path(path).suffix.lower() in ('.xlsx', '.xlsm')
                          or data.startswith(b'PK\x03\x04'))
+    if book and not data: raise CesmError(f'{path} is empty: download it again')
     rows = (_book_rows if book else _text_rows)(path, data, wanted)
     if not rows: raise CesmError(f'{path} has no rows; expected one per image, download it again')
     if len(rows) > MAX_ROWS:

@@ -1,0 +1,114 @@
+"Data folders with odd names, dead links and damaged images; split files of other programs."
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cesm_nb.cohort.quality import quality_report
+from cesm_nb.cohort.splits import read_splits
+from cesm_nb.core.errors import explain_error
+from cesm_nb.core.settings import TensorConfig
+from cesm_nb.core.terms import FOLDERS, SHEET_COLUMNS
+from cesm_nb.data import breasts, plot_breast, read_dataset
+from cesm_nb.tensorize import prepare
+
+ODD = os.fsdecode(b'\xfcbersicht') # a name in Latin-1
+
+
+@pytest.fixture
+def data(tmp_path):
+    "One annotated breast: a sheet and two subtracted images."
+    (home := tmp_path/FOLDERS['CM']).mkdir()
+    rows = [
+        dict.fromkeys(SHEET_COLUMNS, '_') | {
+            'Patient_ID': '1', 'Side': 'L', 'Image_name': f'P1_L_CM_{v}', 'Type': 'CESM',
+            'View': v, 'Age': '50', SHEET_COLUMNS[-1]: 'Benign', 'Breast density (ACR)': 'B'
+        } for v in ('CC', 'MLO')
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path/'Radiology-manual-annotations.csv', index=False)
+    for r in rows:
+        Image.fromarray(np.arange(40*30, dtype=np.uint8).reshape(40, 30)).save(
+            home/f"{r['Image_name']}.png")
+    return tmp_path
+
+
+def test_names_that_are_not_utf8(data):
+    "A file whose name is not UTF-8 is listed, printable; a run folder of that kind is rejected."
+    before = read_dataset(data).fingerprint
+    home = data/FOLDERS['CM']
+    (home/f'{ODD}.jpg').write_bytes((home/'P1_L_CM_CC.png').read_bytes())
+    found = read_dataset(data)
+    assert found.fingerprint != before
+    named = quality_report(found)[1]
+    named.to_csv().encode()
+    assert named.image_name[named.kind.str.startswith('file that no row')].tolist() == [
+        '_bersicht.jpg']
+    with pytest.raises(ValueError, match='choose another name'):
+        prepare(TensorConfig(data_root=str(data), run_dir=str(data/ODD)))
+    assert not (data/ODD).exists()
+
+
+def test_dead_links_are_absent_images(data):
+    "A dead symbolic link, used by a row or not, counts as an absent file."
+    home = data/FOLDERS['CM']
+    (home/'P1_L_CM_CC.png').unlink()
+    for name in ('P1_L_CM_CC.png', 'P9_L_CM_CC.jpg', 'P9_L_CM_MLO.jpg.tmp'):
+        (home/name).symlink_to('../.git/annex/objects/x/y')
+    os.mkfifo(home/'P8_L_CM_CC.jpg')
+    facts, named = quality_report(found := read_dataset(data))
+    assert facts['image files present (CM)'] == 1 and len(found.fingerprint) == 16
+    assert named.image_name[named.kind == 'file absent (CM)'].tolist() == ['P1_L_CM_CC']
+
+
+def test_damaged_images_leave_an_empty_frame(data):
+    "Figures of breasts name images that are empty, damaged or absent instead of stopping."
+    home = data/FOLDERS['CM']
+    (home/'P1_L_CM_CC.png').write_bytes(b'')
+    (home/'P1_L_CM_MLO.png').write_bytes(b'no image')
+    table = breasts(read_dataset(data).images)
+    fig, axs = plt.subplots(1, 2)
+    plot_breast(table.iloc[0], axs)
+    assert [ax.texts[0].get_text() for ax in axs] == ['cannot be used']*2
+    plot_breast(table.iloc[0].copy().replace({table.cc_path[0]: None}), axs)
+    assert axs[0].texts[-1].get_text() == 'no image'
+    plt.close(fig)
+
+
+@pytest.mark.parametrize('text, by_breast', [
+    ('patient_id,side,split\n1,L,train\n1,R,train\n2,L,val\n3,R,test\n', True),
+    ('patient_id,side,split,\n1,L,train,\n1,R,train,\n2,L,val,\n3,R,test,\n', True),
+    ('\ufeffPatient_ID;Side;Split\nP1;left;Train\nP1;right;training\nP002;L;validation\n'
+     '3.0;R;TEST\n', True),
+    ('patient_id\tsplit\tfold\nP1\ttrain\t0\n2\tdev\t0\n3\ttest\t0\n', False),
+])
+def test_split_files_of_other_programs(text, by_breast, tmp_path):
+    "Separators, spellings, trailing commas and workbooks give one split."
+    table = pd.DataFrame(dict(patient_id=[1, 1, 2, 3], side=['L', 'R', 'L', 'R']))
+    (path := tmp_path/'split.csv').write_text(text, 'utf-8')
+    assert read_splits(path, table).split.tolist() == ['train', 'train', 'val', 'test']
+    sep = next(c for c in ';\t,' if c in text)
+    rows = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False)
+    rows.to_excel(book := tmp_path/'split.xlsx', index=False)
+    assert read_splits(book, table).split.tolist() == ['train', 'train', 'val', 'test']
+    path.write_text(text.replace('3', 'x'), 'utf-8')
+    with pytest.raises(ValueError, match='patient_id is not a number such as 12 or P12'):
+        read_splits(path, table)
+    path.write_text(text + text.splitlines()[-1] + '\n', 'utf-8')
+    with pytest.raises(ValueError, match=f'P3{"_R" if by_breast else ""} twice; expected one line'):
+        read_splits(path, table)
+
+
+def test_foreseeable_errors_name_cause_and_option():
+    "Read-only folders, absent shared memory, threads, backends and kernels are no bug to report."
+    class NoSuchKernel(KeyError): pass
+    for e, says in [
+        (OSError(30, 'Read-only file system', 'runs'), '--out or --run-dir'),
+        (OSError(38, 'Function not implemented'), '/dev/shm'),
+        (NoSuchKernel('python3'), 'ipykernel'),
+        (RuntimeError("can't start new thread"), 'ulimit'),
+        (ValueError("Key backend: 'x' is not a valid value for backend"), 'unset MPLBACKEND')
+    ]:
+        assert says in explain_error(e) and 'unforeseen' not in explain_error(e)
