@@ -1,4 +1,4 @@
-"Cases: files of any kind, lists, energies that headers do not state, uploads to the app; each test makes its input."
+"Files and folders of own cases: odd headers, headers without energies, discs, pages of cesm_app."
 import asyncio
 from io import BytesIO
 from types import SimpleNamespace
