@@ -1,4 +1,5 @@
-"Extensions of CONTRIBUTING.md: a backbone, a score, views, a data set, each in one public place."
+"Extensions of CONTRIBUTING.md: a backbone, a score, views, a data set, a recipe."
+import importlib
 import json
 import os
 import shutil
@@ -15,9 +16,10 @@ import pytest
 from cesm_nb import data
 from cesm_nb.cohort.quality import write_report
 from cesm_nb.data import DataSet, read_dataset
+from cesm_nb.core.recipes import RECIPES
+from cesm_nb.core.settings import CONFIGS, TrainConfig, make_config
 from cesm_nb.core.terms import CHANNELS
-from cesm_nb.training.inference import load_run
-from cesm_nb.core.settings import TrainConfig
+from cesm_nb.training.inference import load_run, predict_run
 from cesm_nb.tensorize import read_tensor
 from cesm_nb.train import fit
 from conftest import PATIENCE, ROOT
@@ -82,6 +84,74 @@ def test_new_score_is_one_table_line(tmp_path):
                           text=True, timeout=PATIENCE, env=path_first(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path/'scores.md').read_text().count('| spherical') == 1
+
+
+GREYS = '''
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+import pandas as pd
+import torch
+from safetensors.torch import save
+from sklearn.linear_model import LogisticRegression
+from cesm_nb.core.files import write_atomic
+from cesm_nb.core.recipes import Fitted, Recipe
+from cesm_nb.core.runs import BEST
+from cesm_nb.core.settings import TrainConfig
+from cesm_nb.training.losses import name_scores
+
+@dataclass(frozen=True)
+class GreysConfig(TrainConfig):
+    "Settings of the mean grey levels."
+    title:ClassVar = 'the mean grey levels'
+    model:Literal['greys'] = 'greys'
+    strength:float = 1.0 # inverse of the penalty on the weights
+
+class Greys(torch.nn.Linear):
+    weights_source = 'fitted to grey levels'
+    def __init__(self):
+        super().__init__(2, 3)
+        self.settings = dict(model='greys')
+
+means = lambda data: data.views.float().mean((2, 3))/255
+
+def fit(model, data, parts, cfg, job):
+    of = parts['train']
+    found = LogisticRegression(C=cfg.strength).fit(means(data)[of], data.label[of])
+    model.load_state_dict({k: torch.tensor(v).float() for k, v in
+                           [('weight', found.coef_), ('bias', found.intercept_)]})
+    job.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_atomic(job.checkpoints/BEST, save(model.state_dict()))
+    logits, row = predict(model, data, torch.arange(len(data.label))), dict(epoch=1, lr=cfg.lr)
+    for k in ('train', 'val'):
+        label, prob = data.label[parts[k]].numpy(), logits[parts[k]].softmax(1).numpy()
+        row |= {f'{k}_loss': 0.} | name_scores(k, label, prob)
+    return Fitted(pd.DataFrame([row]), 1, logits)
+
+def predict(model, data, index, dtype=None):
+    with torch.no_grad(): return model(means(data))[index]
+
+RECIPE = Recipe(lambda *args: None, lambda settings, switches, **start: Greys(), fit, predict)
+'''
+
+
+def test_new_recipe_is_one_module(phantom, tmp_path, monkeypatch):
+    "A module, its line in RECIPES, its settings in CONFIGS and its name in Model."
+    (tmp_path/'greys.py').write_text(GREYS)
+    monkeypatch.syspath_prepend(tmp_path)
+    greys = importlib.import_module('greys')
+    monkeypatch.setitem(RECIPES, 'greys', 'greys')
+    monkeypatch.setitem(CONFIGS, 'greys', greys.GreysConfig)
+    monkeypatch.setattr(TrainConfig.__dataclass_fields__['model'], 'type',
+                        Literal['four_stream', 'probe', 'greys']) # as in core.settings
+    settings = SMALL | dict(data_root=str(phantom), run_dir=str(tmp_path/'run'))
+    run = fit(make_config(settings | dict(model='greys', strength=2.)))
+    again = predict_run(tmp_path/'run')
+    pd.testing.assert_frame_equal(again, run.predictions, check_exact=False, atol=1e-6)
+    assert run.config['settings']['strength'] == 2. and (tmp_path/'run'/'status.json').exists()
+    with pytest.raises(ValueError, match='strength=2.0 only applies to the mean grey levels'):
+        make_config(settings | dict(strength=2.))
+    with pytest.raises(ValueError, match="pooling='mean' only applies to the linear probe"):
+        make_config(settings | dict(model='greys', pooling='mean'))
 
 
 def test_four_views_by_setting(phantom, tmp_path):

@@ -15,7 +15,9 @@ from .errors import CesmError
 class Recipe(NamedTuple):
     "How models of one kind are checked, built, fitted and used."
     check:Callable # (cfg, switches, splits=None): raises ValueError if a run cannot work
-    build:Callable # (settings, switches, **start) -> nn.Module; start: see `make_backbones`
+    # (settings, switches, **start) -> nn.Module with `weights_source`, and `settings` that name the
+    # `model`; start: see `make_backbones`
+    build:Callable
     fit:Callable # (model, data, parts, cfg, job) -> `Fitted`; writes the selected weights
     predict:Callable # (model, data, index, dtype=None) -> (n, 3) float32 logits on the CPU
 

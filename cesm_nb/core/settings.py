@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['RoiSource', 'SplitUnit', 'Fill', 'Scope', 'Extent', 'Model', 'Keep', 'Precision', 'SWITCHES', 'PROTOCOLS',
            'PAPER_BACKBONES', 'CONFIGS', 'RANGES', 'WHERE', 'GROUPS', 'resolve_protocol', 'TensorConfig', 'ModelConfig',
-           'TrainConfig', 'ProbeConfig', 'check_types', 'translate_settings', 'make_config', 'read_yaml',
-           'check_ranges', 'check_together', 'normalises_input', 'AuditConfig', 'settings_that_count', 'with_defaults',
-           'switches_of', 'list_options', 'group_settings', 'explain_settings', 'parse_settings', 'check_parameters']
+           'TrainConfig', 'ProbeConfig', 'check_types', 'translate_settings', 'usual_settings', 'make_config',
+           'read_yaml', 'check_ranges', 'check_together', 'normalises_input', 'AuditConfig', 'settings_that_count',
+           'with_defaults', 'switches_of', 'list_options', 'group_settings', 'explain_settings', 'parse_settings',
+           'check_parameters']
 
 # %% ../../nbs/api/core.settings.ipynb #029e5bef
 import re
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, Optional, Union, get_args, get_origin
+from typing import Annotated, ClassVar, Literal, Optional, Union, get_args, get_origin
 
 from .errors import CesmError
 
@@ -101,6 +102,8 @@ class ModelConfig(TensorConfig):
 @dataclass(frozen=True)
 class TrainConfig(ModelConfig):
     "All settings of a run of the paper's network."
+    title:ClassVar = "the paper's network" # in messages
+    unused:ClassVar = () # inherited settings without effect
     split_unit:Optional[SplitUnit] = None # kept in one part: 'breast', 'patient'; None: by protocol
     density_missing:Optional[Fill] = None # 'zero' or the training 'median'; None: by protocol
     splits_csv:str = '' # a split made elsewhere: patient_id, side, split; empty: made here
@@ -136,6 +139,11 @@ class TrainConfig(ModelConfig):
 @dataclass(frozen=True)
 class ProbeConfig(TrainConfig):
     "All settings of a run of the linear probe."
+    title:ClassVar = 'the linear probe'
+    unused:ClassVar = (
+        'attention', 'token_mlp', 'token_kernel', 'n_heads', 'drop_rate', 'batch_size', 'lr',
+        'weight_decay', 'grad_clip', 'lr_patience', 'lr_factor', 'patience', 'augment', 'flip_lr',
+        'flip_ud', 'rotation_deg', 'crop_min', 'jitter', 'compile_model')
     model:Literal['probe'] = 'probe'
     backbones:str = 'efficientnet_b0' # name of a timm model, whose weights stay as they are
     epochs:int = 1 # fitted in one pass
@@ -177,7 +185,7 @@ def check_types(
     settings:dict, # field name -> value
 ):
     "Raise ValueError if a name is unknown or a value is of the wrong type."
-    known = {f.name: f.type for c in (ProbeConfig, TrainConfig) for f in fields(c)}
+    known = {f.name: f.type for c in reversed(CONFIGS.values()) for f in fields(c)}
     for k, v in settings.items():
         if k not in known:
             like = get_close_matches(k, known, 3)
@@ -211,30 +219,31 @@ def translate_settings(
 
 # %% ../../nbs/api/core.settings.ipynb #e7cb708a
 CONFIGS = dict(four_stream=TrainConfig, probe=ProbeConfig) # model -> class of its settings
-_NETWORK_ONLY = (
-    'attention', 'token_mlp', 'token_kernel', 'n_heads', 'drop_rate', 'batch_size', 'lr',
-    'weight_decay', 'grad_clip', 'lr_patience', 'lr_factor', 'patience', 'augment', 'flip_lr',
-    'flip_ud', 'rotation_deg', 'crop_min', 'jitter', 'compile_model')
+
+def usual_settings(): # dict, name -> default; that of `TrainConfig` where classes differ
+    "Collect the defaults of the settings of all models."
+    return {f.name: f.default for c in reversed(CONFIGS.values()) for f in fields(c)}
 
 def _own_settings(settings, strict=True):
-    "Drop settings of the other model; raise ValueError if one of them is set."
-    kind = CONFIGS[settings.get('model', 'four_stream')]
-    usual, out = vars(TrainConfig()) if kind is ProbeConfig else vars(ProbeConfig()), dict(settings)
-    if kind is TrainConfig: others = set(usual) - {f.name for f in fields(TrainConfig)}
-    else: others = {*_NETWORK_ONLY, 'backbones', 'epochs', 'keep'}
-    for k in others & set(out):
-        if out[k] == usual[k] or not strict and k in _NETWORK_ONLY: del out[k]
-        elif kind is TrainConfig:
-            raise CesmError(f"{k}={out[k]!r} only applies to the linear probe: set model='probe', "
+    "Drop settings of other models; raise ValueError if one of them is set."
+    kind, usual = CONFIGS[settings.get('model', 'four_stream')], usual_settings()
+    out, own = dict(settings), {f.name: f for f in fields(kind)}
+    for k, v in settings.items():
+        has_effect = k in own and k not in kind.unused
+        if k == 'model' or has_effect and own[k].default == usual[k]: continue
+        if v == usual[k] or not strict and k in kind.unused: del out[k]
+        elif k not in own:
+            model, owner = next((m, c) for m, c in CONFIGS.items() if hasattr(c, k))
+            raise CesmError(f'{k}={v!r} only applies to {owner.title}: set model={model!r}, '
                             f'or leave it at {usual[k]!r}')
-        elif k in _NETWORK_ONLY or k == 'keep' and out[k] != 'last':
-            raise CesmError(f'{k}={out[k]!r} does not apply to the linear probe: leave it at '
+        elif k in kind.unused or not _fits(v, own[k].type):
+            raise CesmError(f'{k}={v!r} does not apply to {kind.title}: leave it at '
                             f"{usual[k]!r}, or set model='four_stream'")
     return kind, out
 
 def make_config(
     settings:dict, # field name -> value
-) -> TrainConfig: # or `ProbeConfig`; the rest at their defaults
+) -> TrainConfig: # or another of `CONFIGS`; the rest at their defaults
     "Make the settings of a run; raise ValueError if a name or a value is invalid."
     settings = translate_settings(settings)
     check_types(settings)
@@ -371,9 +380,11 @@ GROUPS = dict(
 def list_options(
     kind:type, # `TensorConfig`, a class that extends it, or `TrainConfig`
 ) -> list: # of fields
-    "List the settings of a command; training takes those of both models."
-    more = fields(ProbeConfig) if kind is TrainConfig else ()
-    return [*fields(kind), *(f for f in more if f.name not in kind.__dataclass_fields__)]
+    "List the settings of a command; training takes those of all models."
+    own = {f.name: f for f in fields(kind)}
+    more = [f for c in CONFIGS.values() for f in fields(c)] if kind is TrainConfig else ()
+    for f in more: own.setdefault(f.name, f)
+    return [*own.values()]
 
 def group_settings(
     kind:type, # `TensorConfig` or `TrainConfig`
@@ -402,7 +413,8 @@ def parse_settings(
 ) -> TensorConfig: # of `kind`
     "Parse the options of a command into settings."
     import tyro # only commands need it
-    helps, of_group = explain_settings(ProbeConfig) | explain_settings(kind), {}
+    helps, of_group = {}, {}
+    for c in (*CONFIGS.values(), kind): helps |= explain_settings(c)
     base = translate_settings(base or {})
     for title, members in group_settings(kind).items():
         options = [(f.name, Annotated[f.type, tyro.conf.arg(help=helps[f.name])],

@@ -38,8 +38,8 @@ from cesm_nb.core.runs import (
     Run, check_digests, compare_rows, pool_tests, read_config, read_predictions, run_file,
     seal_run)
 from ..core.settings import (
-    SWITCHES, ProbeConfig, TrainConfig, check_parameters, make_config, read_yaml,
-    settings_that_count, switches_of, with_defaults)
+    SWITCHES, TrainConfig, check_parameters, make_config, read_yaml,
+    settings_that_count, switches_of, usual_settings, with_defaults)
 from ..cohort.splits import hold_out
 from .nested import list_selections, read_selection
 from ..probe.selection import select_recipe
@@ -271,7 +271,7 @@ def _settings(cfg):
 
 def _changed(cfg):
     "Settings that differ from their default, so that a new field does not move finished runs."
-    usual = vars(ProbeConfig()) | vars(TrainConfig())
+    usual = usual_settings()
     return {k: v for k, v in _settings(cfg).items() if v != usual[k]}
 
 def _digest(content):
@@ -527,7 +527,8 @@ def list_finished(
         out[name] = tuple(s for s in variant_seeds(grid, variant) if s in complete)
     missing = {s.seed for s in _selections(grid, plan) if not s.path.exists()}
     for name, listed in grid.select.items():
-        out[name] = tuple(s for s in grid.seeds if s not in missing and all(s in out[v] for v in listed))
+        complete = set(grid.seeds).intersection(*(out[v] for v in listed)) - missing
+        out[name] = tuple(s for s in grid.seeds if s in complete)
     return out
 
 def _selections(grid, plan): return list_selections(grid.select, grid.n_inner, plan)
