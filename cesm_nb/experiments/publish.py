@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PREDICTIONS', 'read_curves', 'plot_all_curves', 'check_commits', 'name_commits', 'shorten_commits',
            'lengthen_commits', 'describe_settings', 'gather_facts', 'fold_tables', 'repeat_tables', 'write_predictions',
-           'read_predictions_of_grid', 'Published', 'read_published', 'drop_published', 'join_facts', 'write_tables',
-           'write_results', 'recompute_results', 'show_recomputed', 'find_results', 'read_results', 'phrase_absent',
-           'phrase_settings', 'show_results', 'plot_absent']
+           'read_predictions_of_grid', 'Published', 'read_published', 'drop_published', 'keep_seeds', 'join_facts',
+           'write_tables', 'write_results', 'recompute_results', 'show_recomputed', 'find_results', 'read_results',
+           'phrase_absent', 'phrase_settings', 'show_results', 'plot_absent']
 
 # %% ../../nbs/api/experiments.publish.ipynb #ccf03c5c
 import gzip
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -320,6 +320,14 @@ def drop_published(
         there = all(p.cfg.seed in published.tests.get(n, {}) for n in names)
         return there and not is_finished(p.cfg)
     return [p for p in plan if not is_there(p)]
+
+def keep_seeds(
+    grid:Grid, # from `make_grid`
+    published:Optional[Published], # from `read_published`
+) -> Grid: # with the published seeds beside its own
+    "Add published seeds to a grid, so that none is dropped when others are added."
+    there = {s for seeds in published.tests.values() for s in seeds} if published else ()
+    return replace(grid, seeds=tuple(sorted({*grid.seeds, *there})))
 
 def join_facts(
     old:dict, # `settings.json` of what was published

@@ -20,7 +20,7 @@ from .grid import (
     Grid, join_jobs, list_jobs, make_grid, plan_runs, read_grid_file, run_jobs)
 from .reproduce import CHAPTERS, find_checkout, read_changes
 from .nested import list_selections, score_selections
-from .publish import drop_published, read_published, write_results
+from .publish import drop_published, keep_seeds, read_published, write_results
 from ..core.settings import make_config
 
 # %% ../../nbs/api/experiments.run.ipynb #978b2219
@@ -157,6 +157,7 @@ def main(
     for k in grids: check_results_folder(out/k, read.fingerprint)
     published = {k: read_published(out/k, g, plans[k], read) for k, g in grids.items()}
     missing = {k: drop_published(g, plans[k], published[k]) for k, g in grids.items()}
+    grids = {k: keep_seeds(g, published[k]) for k, g in grids.items()}
     if not only_results:
         train_missing(queue_jobs(grids, missing), n_jobs, dask, notebook)
         for k, g in grids.items():
