@@ -196,15 +196,15 @@ class Streams(nn.ModuleDict):
         real:Optional[torch.Tensor]=None, # (B, V) bool, views to include; None: all
     ) -> torch.Tensor: # (B, n, width): all views by the first backbone, then by the next
         "Compute the features of each view with each backbone."
-        apply = lambda k, x, real: apply_backbone(self[k], self.prepare(k, x), real, self.width)
+        compute = lambda k, x, real: apply_backbone(self[k], self.prepare(k, x), real, self.width)
         each = x.split(1, 1) # V views, (B, 1, S, S) each
         masks = [None]*len(each) if real is None else real.unbind(1) # (B,) each
         if self.share_views:
             folded = torch.cat(each), None if real is None else torch.cat(masks)
-            tokens = [t for k in self for t in apply(k, *folded).chunk(len(each))] # (B, width)
+            tokens = [t for k in self for t in compute(k, *folded).chunk(len(each))] # (B, width)
         else:
             at = [n % len(each) for n in range(len(self))]
-            tokens = [apply(k, each[v], masks[v]) for k, v in zip(self, at)] # (B, width)
+            tokens = [compute(k, each[v], masks[v]) for k, v in zip(self, at)] # (B, width)
         return torch.stack(tokens, 1)
 
 # %% ../../nbs/api/networks.backbones.ipynb #51f700d7
