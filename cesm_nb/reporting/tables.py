@@ -106,14 +106,14 @@ def per_class_table(
 # %% ../../nbs/api/reporting.tables.ipynb #05db0fc1
 def points_table(
     scores:pd.DataFrame, # from `score_test`
-    thresholds:dict, # operating point -> threshold on p_malignant, NaN where there is none
+    chosen:dict, # operating point -> threshold on p_malignant, NaN where there is none
     targets:dict, # operating point -> (kind, share) that validation reached
 ) -> pd.DataFrame: # one row per point: required on validation, threshold, test result
     "Put the target of each threshold beside its result on the test breasts."
     rows = {}
     for k, (kind, least) in targets.items():
         got = {m: with_interval(scores.loc[f'{m}_at_{k}']) for m in ('sensitivity', 'specificity')}
-        rows[k] = {'validation': f'{kind} {least:.2f}', 'threshold': thresholds[k]} | got
+        rows[k] = {'validation': f'{kind} {least:.2f}', 'threshold': chosen[k]} | got
     return pd.DataFrame(rows).T.astype({'threshold': float}).rename_axis('point')
 
 # %% ../../nbs/api/reporting.tables.ipynb #83563962

@@ -132,7 +132,7 @@ def explain_gaps(
     return out
 
 def drop_unfounded(name, value, low, high, gaps, n_patients=0):
-    "Return an interval by these rules, or why there is none; `n_patients`: of a share, else 0."
+    "Apply these rules to an interval; `n_patients` > 0: `value` is a share of their breasts."
     if name in gaps: return np.nan, np.nan, gaps[name]
     if n_patients and value in (0, 1): return *wilson(value*n_patients, n_patients), ''
     if low == high: return np.nan, np.nan, 'no interval: it is the same in all draws'
