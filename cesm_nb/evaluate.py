@@ -303,8 +303,8 @@ _SUMMARY = {'Accuracy': 'accuracy', 'macro AUC': 'auc'}
 def _note_scaling(fitted, scores):
     "Report the effect of temperature scaling."
     if not fitted['n_val']: return 'no temperature: there is no validation breast to fit it on'
-    heat, n = fitted['temperature'], fitted['n_val']
-    found = f'temperature {heat:.2f} fitted on {n} validation breasts'
+    temperature, n = fitted['temperature'], fitted['n_val']
+    found = f'temperature {temperature:.2f} fitted on {n} validation breasts'
     if not fitted['scaled']: return (
         f'{found} does not lower their log loss by cross-validation: '
         'probabilities stay as predicted')
