@@ -144,7 +144,7 @@ def sheet_controls(
     every:pd.DataFrame, # one row per breast, index (patient_id, side), over all rows
     images:pd.DataFrame, # of `DataSet`
 ) -> list: # of `Control`
-    "Describe breasts by age, density, opposite breast, views and machine."
+    "Describe breasts by age, density, contralateral breast, views and machine."
     age, step = every.age_years, every.density.map(DENSITY).astype(float)
     missing = (every.density_source != 'own').astype(float)
     swap = pd.MultiIndex.from_tuples([(p, dict(L='R', R='L')[s]) for p, s in every.index])
