@@ -259,8 +259,8 @@ def _read_all(run_dirs, out_dir):
         raise CesmError(f'{len(run_dirs)} runs need an out_dir for what they have in common')
     runs = [Run.open(d) for d in run_dirs]
     pool_tests(runs) # rejects runs that do not belong together
-    test, chosen = apply_validation(pool_runs(runs))
-    return run_dirs, runs, test.reset_index(drop=True), chosen, Path(out_dir or run_dirs[0])
+    test, fitted = apply_validation(pool_runs(runs))
+    return run_dirs, runs, test.reset_index(drop=True), fitted, Path(out_dir or run_dirs[0])
 
 def _group(run_dirs, test, n_draws):
     "Make the table of subgroups, and notes."
@@ -271,19 +271,19 @@ def _group(run_dirs, test, n_draws):
     return subgroup_table(joined, names, n_draws), notes
 
 # %% ../nbs/05_eval_and_figures.ipynb #f90c5b26
-def _tables(scores, test, config, chosen, groups, seen):
+def _tables(scores, test, config, fitted, groups, saliency):
     "Make all tables of a run: file name -> (title, sentence, table)."
     n = f'{len(test)} breasts of {test.patient_id.nunique()} patients'
     out = dict(
         table1=('Table 1', f"The paper's scores beside this run's, {n}; under them two questions "
                 'of two classes', table_1(scores, test)),
-        table2=('Table 2', "The paper's literature and this run; what is not said cannot be "
+        table2=('Table 2', "The paper's literature and this run; what is not stated cannot be "
                 'compared', table_2({config['settings']['protocol']: (config, scores, test)})),
         per_class=('Classes', 'Each class against the rest, value [95 % interval]',
                    per_class_table(scores)),
-        points=('Operating points', 'Thresholds on the probability of a malignant lesion, chosen '
-                f"on {chosen['n_val']} validation breasts, and what they deliver on test breasts",
-                points_table(scores, chosen, POINTS)),
+        points=('Operating points', 'Thresholds on the probability of a malignant lesion, selected '
+                f"on {fitted['n_val']} validation breasts, and what they deliver on test breasts",
+                points_table(scores, fitted, POINTS)),
         metrics=('All scores', f'95 % intervals resample patients; {n}; wilson takes breasts as '
                  'independent; _scaled: after temperature scaling; _prevalence: class shares '
                  'of the training breasts as forecast; _at_sens90, _at_spec90: threshold of 90 % '
@@ -291,26 +291,26 @@ def _tables(scores, test, config, chosen, groups, seen):
                  'rest', scores))
     if len(groups): out['subgroups'] = (
         'Subgroups', f'Fewer than {LEAST_BREASTS} breasts are counted and not scored', groups)
-    if len(seen.table): out['pointing'] = (
+    if len(saliency.table): out['pointing'] = (
         'Pointing game', 'How often the hottest point of a map is in a hand-drawn region, and how '
         'much more often than random weights, the brightest spot and the centre of the breast are',
-        seen.table)
+        saliency.table)
     return out
 
 # %% ../nbs/05_eval_and_figures.ipynb #ba4e7f91
 _SUMMARY = {'Accuracy': 'accuracy', 'macro AUC': 'auc'}
 
-def _note_scaling(chosen, scores):
+def _note_scaling(fitted, scores):
     "Report the effect of temperature scaling."
-    if not chosen['n_val']: return 'no temperature: there is no validation breast to fit it on'
-    heat, n = chosen['temperature'], chosen['n_val']
-    fitted = f'temperature {heat:.2f} fitted on {n} validation breasts'
-    if not chosen['scaled']: return (
-        f'{fitted} does not lower their log loss by cross-validation: '
+    if not fitted['n_val']: return 'no temperature: there is no validation breast to fit it on'
+    temperature, n = fitted['temperature'], fitted['n_val']
+    found = f'temperature {temperature:.2f} fitted on {n} validation breasts'
+    if not fitted['scaled']: return (
+        f'{found} does not lower their log loss by cross-validation: '
         'probabilities stay as predicted')
     if scores.note['log_loss_scaled'].startswith('scaling raises'): return (
-        f'{fitted} raises the log loss of the test breasts: prefer probabilities as predicted')
-    return f'{fitted} lowers their log loss by cross-validation, and that of the test breasts'
+        f'{found} raises the log loss of the test breasts: prefer probabilities as predicted')
+    return f'{found} lowers their log loss by cross-validation, and that of the test breasts'
 
 # %% ../nbs/05_eval_and_figures.ipynb #10749231
 def evaluate(
@@ -320,22 +320,22 @@ def evaluate(
     inside:bool=True, # maps, attention and pointing game, if tensors exist
 ) -> Evaluation: # the results
     "Turn run folders into tables and figures; raise ValueError as `Run.open` and `pool_tests` do."
-    run_dirs, runs, test, chosen, out = _read_all(run_dirs, out_dir)
+    run_dirs, runs, test, fitted, out = _read_all(run_dirs, out_dir)
     config, scores = runs[0].config, score_test(test, n_draws)
     groups, notes = _group(run_dirs, test, n_draws)
-    seen = Seen(pd.DataFrame(), [], [], ['maps and attention were not asked for'])
-    if inside: seen = write_inside(run_dirs, out, config['phantom'], n_draws)
-    tables = _tables(scores, test, config, chosen, groups, seen)
-    scaling, notes = _note_scaling(chosen, scores), [*notes, *seen.notes]
+    saliency = Seen(pd.DataFrame(), [], [], ['maps and attention were not requested'])
+    if inside: saliency = write_inside(run_dirs, out, config['phantom'], n_draws)
+    tables = _tables(scores, test, config, fitted, groups, saliency)
+    scaling, notes = _note_scaling(fitted, scores), [*notes, *saliency.notes]
     for name, (_, text, table) in tables.items():
         write_table(table, out/'tables'/name, f'{text}. {banner(config)}')
     pictures = list_figures(runs, test, groups)
     figures, lost = write_figures(pictures, out/'figures', config['phantom'], len(groups))
-    figures, notes = figures + seen.figures, notes + lost
+    figures, notes = figures + saliency.figures, notes + lost
     best = [find_best_epoch(r) for r in runs]
     metrics = dict(
         banner=banner(config), phantom=config['phantom'], runs=len(runs), n_breasts=len(test),
-        n_draws=n_draws, n_patients=test.patient_id.nunique(), best_epochs=best, chosen=chosen,
+        n_draws=n_draws, n_patients=test.patient_id.nunique(), best_epochs=best, chosen=fitted,
         notes=[*notes, scaling],
         scores=json.loads(scores.to_json(orient='index', double_precision=15)))
     write_atomic(out/'metrics.json', json.dumps(metrics, indent=1).encode())
@@ -344,7 +344,7 @@ def evaluate(
     facts = (
         f"{'; '.join(found)}. {len(test)} test breasts of {metrics['n_patients']} patients; "
         f"{len(runs)} run(s); selected epoch {', '.join(map(str, best))}; {scaling}")
-    report = write_report(out, config, facts, shown, figures, seen.pictures, notes)
+    report = write_report(out, config, facts, shown, figures, saliency.pictures, notes)
     return Evaluation(
         config=config, scores=scores, table=shown['Table 1'][1], test=test, tables=shown,
         figures=figures, notes=notes, report=report)

@@ -192,11 +192,12 @@ class TokenMixer(nn.Module):
     ) -> torch.Tensor: # (B, n, width)
         "Mix tokens."
         if self.attn is not None:
-            looked = self.attn(t, t, t, key_padding_mask=hidden, need_weights=False)[0]
-            t = self.norm1(t + looked) # (B, n, width)
+            attended = self.attn(t, t, t, key_padding_mask=hidden, need_weights=False)[0]
+            t = self.norm1(t + attended) # (B, n, width)
         if self.mlp is not None:
-            seen = t if hidden is None else t.masked_fill(hidden[..., None], 0) # for wide kernels
-            t = self.norm2(t + self.mlp(seen.mT).mT) # Conv1d takes (B, width, n)
+            # hidden tokens are 0, for wide kernels
+            visible = t if hidden is None else t.masked_fill(hidden[..., None], 0)
+            t = self.norm2(t + self.mlp(visible.mT).mT) # Conv1d takes (B, width, n)
         return t
 
     def forward_attention(self, t, hidden=None): # -> (B, n_heads, n, n): row attends to column
@@ -213,11 +214,11 @@ def visible_tokens(
 
 def mean_visible(
     t:torch.Tensor, # (B, n, width)
-    seen:Optional[torch.Tensor]=None, # (B, n) bool, at least one True a row; None: all
+    visible:Optional[torch.Tensor]=None, # (B, n) bool, at least one True a row; None: all
 ) -> torch.Tensor: # (B, width)
     "Average the tokens that count."
-    if seen is None: return t.mean(1)
-    return (t*seen[..., None]).sum(1)/seen.sum(1, keepdim=True)
+    if visible is None: return t.mean(1)
+    return (t*visible[..., None]).sum(1)/visible.sum(1, keepdim=True)
 
 # %% ../nbs/03_model.ipynb #61e7b816
 def name_tokens(

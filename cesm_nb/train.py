@@ -387,7 +387,7 @@ def record_session(
     if n_epochs > cfg.epochs:
         raise CesmError(
             f'{cfg.run_dir} has {n_epochs} epochs already, epochs={cfg.epochs} is fewer: '
-            'ask for at least as many or choose another run_dir')
+            'set at least as many or another run_dir')
     session = {k: config[k] for k in ('commit', 'versions', 'device', 'precision')}
     session |= dict(first_epoch=n_epochs + 1, processes=n_processes)
     source = kept['weights_source'] if n_epochs else config['weights_source']

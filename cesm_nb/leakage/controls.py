@@ -148,7 +148,7 @@ def sheet_controls(
     age, step = every.age_years, every.density.map(DENSITY).astype(float)
     missing = (every.density_source != 'own').astype(float)
     swap = pd.MultiIndex.from_tuples([(p, dict(L='R', R='L')[s]) for p, s in every.index])
-    twin = every.label.add(1).reindex(swap).fillna(0).set_axis(every.index) # 0: there is none
+    opposite = every.label.add(1).reindex(swap).fillna(0).set_axis(every.index) # 0: there is none
     who = [images.patient_id, images.side]
     views = pd.crosstab(who, images['view']).reindex(columns=VIEWS, fill_value=0)
     machine = pd.crosstab(who, images.machine.fillna('unknown')).clip(upper=1)
@@ -158,8 +158,8 @@ def sheet_controls(
         ('density, missing hidden', step), ('density missing or not', missing),
         ('age and density, missing is 0', both(step.fillna(0)), BOTH),
         ('age and density, missing hidden', both(step), BOTH), ('number of views', views),
-        ('machine', machine), ('label of the other breast', twin, BOTH),
-        ('label of the other breast, if it trains', twin, BOTH)]
+        ('machine', machine), ('label of the other breast', opposite, BOTH),
+        ('label of the other breast, if it trains', opposite, BOTH)]
     known = lambda name: 'in training' if name.endswith('trains') else 'always'
     return [Control(name, 'all rows', pd.DataFrame(numbers), known(name), False, *units)
             for name, numbers, *units in rows]

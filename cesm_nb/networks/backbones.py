@@ -121,15 +121,15 @@ def make_backbones(
         return {k: make_backbone(n, *settings) for k, n in names.items()}
     if not pretrained: return make(False), 'scratch'
     try: nets = make(True)
-    except Exception as e: # hub clients raise various errors; all are handled alike
+    except Exception as e: # hub clients raise various errors; all are handled the same way
         if weights_dir: raise
         why = f'no pretrained weights from the hub ({type(e).__name__}: {str(e)[:150]})'
-        wanted = ', '.join(f'{n}.safetensors' for n in sorted(set(names.values())))
+        files = ', '.join(f'{n}.safetensors' for n in sorted(set(names.values())))
         if not allow_scratch:
             raise CesmError(
-                f'{why}: put {wanted} into a folder and name it as weights_dir, or start from '
+                f'{why}: put {files} into a folder and name it as weights_dir, or start from '
                 'scratch by pretrained=False or allow_scratch=True') from e
-        warnings.warn(f'{why}. The model starts FROM SCRATCH: {wanted} not found.', stacklevel=3)
+        warnings.warn(f'{why}. The model starts FROM SCRATCH: {files} not found.', stacklevel=3)
         return make(False), 'scratch (weights not found)'
     return nets, _name_weights(nets.values(), weights_dir)
 
@@ -152,12 +152,12 @@ def apply_backbone(
     width:int=512, # features per view
 ) -> torch.Tensor: # (n, width), zero for excluded views
     "Compute features of views with one backbone; raise ValueError as `check_batch` does."
-    seen = x if real is None else x[real]
-    if net.training and len(seen): check_batch(len(seen), x.shape[-1])
-    if real is None: return net(seen)
+    included = x if real is None else x[real]
+    if net.training and len(included): check_batch(len(included), x.shape[-1])
+    if real is None: return net(included)
     tokens = x.new_zeros(len(x), width)
-    if not len(seen) and not distributed.is_initialized(): return tokens
-    found = net(seen) # even if empty: other processes wait for it
+    if not len(included) and not distributed.is_initialized(): return tokens
+    found = net(included) # even if empty: other processes wait for it
     return tokens.to(found.dtype).index_put((real,), found)
 
 # %% ../../nbs/api/networks.backbones.ipynb #9562d9ce
@@ -196,15 +196,15 @@ class Streams(nn.ModuleDict):
         real:Optional[torch.Tensor]=None, # (B, V) bool, views to include; None: all
     ) -> torch.Tensor: # (B, n, width): all views by the first backbone, then by the next
         "Compute the features of each view with each backbone."
-        look = lambda k, x, real: apply_backbone(self[k], self.prepare(k, x), real, self.width)
+        compute = lambda k, x, real: apply_backbone(self[k], self.prepare(k, x), real, self.width)
         each = x.split(1, 1) # V views, (B, 1, S, S) each
         masks = [None]*len(each) if real is None else real.unbind(1) # (B,) each
         if self.share_views:
             folded = torch.cat(each), None if real is None else torch.cat(masks)
-            tokens = [t for k in self for t in look(k, *folded).chunk(len(each))] # (B, width)
+            tokens = [t for k in self for t in compute(k, *folded).chunk(len(each))] # (B, width)
         else:
             at = [n % len(each) for n in range(len(self))]
-            tokens = [look(k, each[v], masks[v]) for k, v in zip(self, at)] # (B, width)
+            tokens = [compute(k, each[v], masks[v]) for k, v in zip(self, at)] # (B, width)
         return torch.stack(tokens, 1)
 
 # %% ../../nbs/api/networks.backbones.ipynb #51f700d7

@@ -110,8 +110,8 @@ def plot_architecture(
     n_boxes = n_fed*len(model.streams)
     heights = np.linspace(.93, .27, n_boxes) if n_boxes > 1 else [.6]
     for i, stream in enumerate(model.streams):
-        seen = views if shared else [views[i % len(views)]]
-        fed = dict(zip(seen, heights[i*n_fed:])) # view -> height
+        inputs = views if shared else [views[i % len(views)]]
+        fed = dict(zip(inputs, heights[i*n_fed:])) # view -> height
         box = _draw_box(ax, 'stream', sum(fed.values())/len(fed), texts[stream])
         for v, y in fed.items(): _draw_arrow(ax, _draw_box(ax, 'in', y, v)[1], box[0])
         _draw_arrow(ax, box[1], mixer[0])

@@ -307,8 +307,8 @@ def explain_run(
     both, attention = cases.real.all(1), None
     if model.settings.get('attention') and both.any():
         with torch.no_grad():
-            looked = [model.forward_attention(x, r).mean(1) for x, r, _ in _batches(cases)]
-        attention = torch.cat(looked)[both].mean(0).numpy()
+            weights = [model.forward_attention(x, r).mean(1) for x, r, _ in _batches(cases)]
+        attention = torch.cat(weights)[both].mean(0).numpy()
     return Inside(cases, maps, masks, games, attention, name_tokens(model), note)
 
 # %% ../../nbs/api/reporting.saliency.ipynb #ec0fd9a1

@@ -107,40 +107,40 @@ def per_class_table(
 def points_table(
     scores:pd.DataFrame, # from `score_test`
     chosen:dict, # operating point -> threshold on p_malignant, NaN where there is none
-    asked:dict, # operating point -> (kind, share) that validation reached
+    targets:dict, # operating point -> (kind, share) that validation reached
 ) -> pd.DataFrame: # one row per point: required on validation, threshold, test result
     "Put the target of each threshold beside its result on the test breasts."
     rows = {}
-    for k, (kind, least) in asked.items():
+    for k, (kind, least) in targets.items():
         got = {m: with_interval(scores.loc[f'{m}_at_{k}']) for m in ('sensitivity', 'specificity')}
         rows[k] = {'validation': f'{kind} {least:.2f}', 'threshold': chosen[k]} | got
     return pd.DataFrame(rows).T.astype({'threshold': float}).rename_axis('point')
 
 # %% ../../nbs/api/reporting.tables.ipynb #83563962
-_UNSAID, _UNREAD = 'not said', 'not read'
+_UNSTATED, _UNREAD = 'not stated', 'not read'
 _COLUMNS_2 = ['model', 'cases', 'accuracy', 'auc', 'unit', 'split', 'regions at test time']
 LITERATURE = { # the paper's Table 2, then what is known of unit, split and use of regions
-    '[24] Khaled 2022': ('ResNet50 + MLO/CC fusion', '712 images', .824, .905, 'image', _UNSAID,
-        'not said; the reference is the data descriptor'),
-    '[7] Hassan 2024': ('YOLO-ViT CAD system', '650 images', .851, .922, 'mass', _UNSAID,
+    '[24] Khaled 2022': ('ResNet50 + MLO/CC fusion', '712 images', .824, .905, 'image', _UNSTATED,
+        'not stated; the reference is the data descriptor'),
+    '[7] Hassan 2024': ('YOLO-ViT CAD system', '650 images', .851, .922, 'mass', _UNSTATED,
         'detected boxes'),
-    '[13] Huynh 2023': ('ROI-based EfficientNet', '630 images', .837, .911, 'image', _UNSAID,
-        'found automatically, says the abstract; not on CDD-CESM'),
+    '[13] Huynh 2023': ('ROI-based EfficientNet', '630 images', .837, .911, 'image', _UNSTATED,
+        'found automatically, by the abstract; not on CDD-CESM'),
     '[14] Bhandary Panambur 2024': ('Multi-view Transformer + metadata', '620 images', .863, .945,
-        'region', _UNSAID, 'yes: the abstract classifies regions'),
+        'region', _UNSTATED, 'yes: the abstract classifies regions'),
     '[25] Gharaibeh 2024': ('Modified ResNet50 + Grad-CAM', '600 images', .849, .918, 'image',
-        _UNSAID, _UNSAID),
-    '[26] Amin 2023': ('Hybrid WPT-CNN', '580 images', .832, .905, 'image', _UNSAID, _UNSAID),
+        _UNSTATED, _UNSTATED),
+    '[26] Amin 2023': ('Hybrid WPT-CNN', '580 images', .832, .905, 'image', _UNSTATED, _UNSTATED),
     '[27] Bhole 2025': ('Multi-scale DenseNet retrieval', '570 images', .857, .927, 'image',
-        _UNSAID, 'not said; the reference is a benchmark data set'),
+        _UNSTATED, 'not stated; the reference is a benchmark data set'),
     '[28] Helal 2024': ('AI-based contrast mammography', '560 images', .809, .890, 'image',
-        _UNSAID, _UNSAID),
-    '[29] Rahman 2024': ('DenseNet + FAISS retrieval', '550 images', .834, .902, 'image', _UNSAID,
-        'not said; the reference is about BI-RADS'),
+        _UNSTATED, _UNSTATED),
+    '[29] Rahman 2024': ('DenseNet + FAISS retrieval', '550 images', .834, .902, 'image', _UNSTATED,
+        'not stated; the reference is about BI-RADS'),
     'the paper': ('four streams + metadata', '~600 images', .8721, .9676, 'breast',
         '70/15/15, stratified by class', 'yes: CLAHE inside them'),
     'same authors, J. Imaging 12:41 (2026)': ('two views, low energy, normal or not', _UNREAD,
-        .9688, .9915, 'breast', '5 folds by patient', _UNSAID),
+        .9688, .9915, 'breast', '5 folds by patient', _UNSTATED),
     'same authors, Clin. Radiol. (2026), 10.1016/j.crad.2026.107276': (
         *[_UNREAD]*2, None, None, *[_UNREAD]*3)}
 

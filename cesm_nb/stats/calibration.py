@@ -80,13 +80,13 @@ def apply_validation(
     "Select temperature and thresholds on validation breasts and apply them to the test breasts."
     val, test = (predictions[predictions.split == s] for s in ('val', 'test'))
     label, prob, who = (val[k].to_numpy() for k in ('label', PROBS, 'patient_id'))
-    chosen = dict(n_val=len(val), temperature=fit_temperature(label, prob))
-    chosen['log_loss_gain'] = temperature_gain(label, prob, who)
-    chosen['scaled'] = bool(chosen['log_loss_gain'] > 0) # False too if it cannot be estimated
-    applied = chosen['temperature'] if chosen['scaled'] else np.nan
+    selected = dict(n_val=len(val), temperature=fit_temperature(label, prob))
+    selected['log_loss_gain'] = temperature_gain(label, prob, who)
+    selected['scaled'] = bool(selected['log_loss_gain'] > 0) # False too if it cannot be estimated
+    applied = selected['temperature'] if selected['scaled'] else np.nan
     scaled = heat(test[PROBS].to_numpy(), applied)
     out = test.assign(**dict(zip(SCALED, scaled.T)))
     for k, (kind, least) in POINTS.items():
-        chosen[k] = float(find_threshold(label, prob, kind, least))
-        out[f'at_{k}'] = test.p_malignant >= chosen[k] if np.isfinite(chosen[k]) else np.nan
-    return out, chosen
+        selected[k] = float(find_threshold(label, prob, kind, least))
+        out[f'at_{k}'] = test.p_malignant >= selected[k] if np.isfinite(selected[k]) else np.nan
+    return out, selected

@@ -24,8 +24,8 @@ def bootstrap_weights(
 ) -> np.ndarray: # (n_draws, n) float
     "Draw patients with replacement; the weight of a breast is how often its patient was drawn."
     if n_draws < 1: raise CesmError(f'n_draws={n_draws} is too small: use at least 1, better 2000')
-    women, of = np.unique(patient_id, return_inverse=True)
-    n = len(women)
+    patients, of = np.unique(patient_id, return_inverse=True)
+    n = len(patients)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), n_draws) # (n_draws, n)
     return times[:, of].astype(float)
 
@@ -131,10 +131,10 @@ def explain_gaps(
         out |= dict.fromkeys(names, f'no interval: {few}, at least {LEAST_SIDE} are needed')
     return out
 
-def drop_unfounded(name, value, low, high, gaps, women=0):
-    "An interval after these rules, and why there is none; `women` > 0: a share of their breasts."
+def drop_unfounded(name, value, low, high, gaps, n_patients=0):
+    "Apply these rules to an interval; `n_patients` > 0: `value` is a share of their breasts."
     if name in gaps: return np.nan, np.nan, gaps[name]
-    if women and value in (0, 1): return *wilson(value*women, women), ''
+    if n_patients and value in (0, 1): return *wilson(value*n_patients, n_patients), ''
     if low == high: return np.nan, np.nan, 'no interval: it is the same in all draws'
     return low, high, ''
 
@@ -167,11 +167,11 @@ def interval_table(
     gaps = explain_gaps(label)
     for name, (value, draws) in found.items():
         right, of = shares.get(name, (None, every))
-        women, low_high = len(set(patient_id[of].tolist())), middle_of(draws, value, ends)
+        n_patients, low_high = len(set(patient_id[of].tolist())), middle_of(draws, value, ends)
         low, high, why = drop_unfounded(
-            name, value, *low_high[:2], gaps, 0 if right is None else women)
+            name, value, *low_high[:2], gaps, 0 if right is None else n_patients)
         between = (np.nan, np.nan) if right is None else wilson(right.sum(), of.sum())
         note = notes.get(name, '') or why
-        rows.append((name, value, low, high, *between, of.sum(), women, low_high[2], note))
+        rows.append((name, value, low, high, *between, of.sum(), n_patients, low_high[2], note))
     columns = 'score value low high wilson_low wilson_high breasts patients n_draws note'.split()
     return pd.DataFrame(rows, columns=columns).set_index('score')

@@ -199,10 +199,10 @@ def debiased_ece(
     total = 0.
     for b in np.unique(which):
         here = which == b
-        women, m, mean = len(np.unique(of[here])), here.sum(), gap[here].mean()
-        if women < 2: continue # gap and chance cannot be separated
+        n, m, mean = len(np.unique(of[here])), here.sum(), gap[here].mean()
+        if n < 2: continue # gap and chance cannot be separated
         sums = np.bincount(of[here], gap[here] - mean)
-        total += m*(mean**2 - women/(women - 1)*(sums**2).sum()/m**2)
+        total += m*(mean**2 - n/(n - 1)*(sums**2).sum()/m**2)
     return float(np.sign(total)*np.sqrt(abs(total)/len(label)))
 
 # %% ../../nbs/api/stats.scores.ipynb #dc294465

@@ -55,10 +55,10 @@ def _image_size(
     size_px:int, # mean image height in pixels
 ) -> tuple: # (height, width) in pixels
     "Draw the size of one view: it varies between patients, and little between their breasts."
-    woman = stream(seed, 'anatomy', breast.patient_id).random(2)
+    patient = stream(seed, 'anatomy', breast.patient_id).random(2)
     here = stream(seed, 'anatomy', *breast_key(breast, view)).random(2)
-    height = size_px*(.86 + .22*woman[0] + .04*here[0])*(1.08 if view == 'MLO' else .98)
-    aspect = 1.62 + .3*woman[1] + .06*here[1] + (.12 if view == 'MLO' else 0)
+    height = size_px*(.86 + .22*patient[0] + .04*here[0])*(1.08 if view == 'MLO' else .98)
+    aspect = 1.62 + .3*patient[1] + .06*here[1] + (.12 if view == 'MLO' else 0)
     return round(height), round(height/aspect)
 
 def breast_outline(

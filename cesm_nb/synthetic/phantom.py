@@ -152,9 +152,9 @@ def _plan_leaks(
     seed:int, # seed of the phantom
 ) -> pd.DataFrame: # the same with new views, density_given and pen
     "Make views, density and pen depend on the label, or not."
-    women, ids = plan.groupby('patient_id'), plan.patient_id.to_numpy()
-    u = stream(seed, 'leak', 1).random(len(women))
-    bad = (women.label.max() == 2).to_numpy()
+    patients, ids = plan.groupby('patient_id'), plan.patient_id.to_numpy()
+    u = stream(seed, 'leak', 1).random(len(patients))
+    bad = (patients.label.max() == 2).to_numpy()
     # by patient: both breasts share their density
     missing = u < (np.where(bad, .9, .05) if 'density' in leaks else .3)
     plan = plan.assign(density_given=~missing[ids - 1])

@@ -93,22 +93,23 @@ def digest_breasts(
     return digest.hexdigest()
 
 # required of any tensors for a run
-_LOOKS = ('modality', 'image_size', 'label_scope', 'view_copy', 'align_laterality')
+_ALWAYS = ('modality', 'image_size', 'label_scope', 'view_copy', 'align_laterality')
 _OWN = ('clahe_extent', 'clahe_clip', 'clahe_tiles')
 
 def _check_origin(tensor_dir, run_dir, other):
     "Raise ValueError if tensors were not made for a run; `other`: prepared in another way."
     config = read_config(run_dir)
     stored = read_tensor_settings(tensor_dir)
-    asked = {k: v for k, v in config['settings'].items() if k in _LOOKS or not other and k in _OWN}
-    if not other:
-        asked |= dict(data=config['data_fingerprint'], roi_source=config['switches']['roi_source'],
-                      phantom=config['phantom'])
-    wrong = [f'{k}={stored.get(k)!r} there, {v!r} in the run' for k, v in asked.items()
+    keys = _ALWAYS if other else (*_ALWAYS, *_OWN)
+    required = {k: v for k, v in config['settings'].items() if k in keys}
+    if not other: required |= dict(
+        data=config['data_fingerprint'], roi_source=config['switches']['roi_source'],
+        phantom=config['phantom'])
+    wrong = [f'{k}={stored.get(k)!r} there, {v!r} in the run' for k, v in required.items()
              if stored.get(k) != v]
     if wrong:
-        raise CesmError(f'{tensor_dir} has not the tensors of {run_dir} ({"; ".join(wrong)}): '
-                        'name others or make them again')
+        raise CesmError(f'{tensor_dir} does not hold the tensors of {run_dir} '
+                        f'({"; ".join(wrong)}): name others or make them again')
 
 # %% ../../nbs/api/training.dataset.ipynb #a3b3b66e
 def _read_listed(tensor_dir, manifest):

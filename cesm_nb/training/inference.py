@@ -34,7 +34,7 @@ def _read_weights(path, model, file):
     with reading(path, 'weights file', _REDO): weights = load_file(path)
     try: model.load_state_dict(weights)
     except RuntimeError as e:
-        raise CesmError(f'{path} is of another model than {file} says: '
+        raise CesmError(f'{path} is of another model than {file} describes: '
                         f'{" ".join(str(e).split())[:300]}') from e
     for k, v in model.state_dict().items():
         if weights[k].dtype != v.dtype:
