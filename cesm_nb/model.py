@@ -213,11 +213,11 @@ def visible_tokens(
 
 def mean_visible(
     t:torch.Tensor, # (B, n, width)
-    seen:Optional[torch.Tensor]=None, # (B, n) bool, at least one True a row; None: all
+    visible:Optional[torch.Tensor]=None, # (B, n) bool, at least one True a row; None: all
 ) -> torch.Tensor: # (B, width)
     "Average the tokens that count."
-    if seen is None: return t.mean(1)
-    return (t*seen[..., None]).sum(1)/seen.sum(1, keepdim=True)
+    if visible is None: return t.mean(1)
+    return (t*visible[..., None]).sum(1)/visible.sum(1, keepdim=True)
 
 # %% ../nbs/03_model.ipynb #61e7b816
 def name_tokens(

@@ -20,15 +20,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from .subgroups import (
-    ALIKE_FORM, describe_subgroups, name_groups_of, predict_held, read_own)
+    SUBGROUPS_FORM, describe_subgroups, name_groups_of, predict_held, read_own)
 from .prepare import (
     Member, predict_prepared, export_for_cases, open_member, prepare_case)
-from .page import looked_at, make_dicom, need_highdicom, page_of, to_bytes
+from .page import compute_saliency, make_dicom, need_highdicom, page_of, to_bytes
 from ..core.errors import CesmError, FileError, explain_error
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Case, printable, read_case
-from .ood import CLOUD_FORM, check_clouds, describe_training, doubts
+from .ood import CLOUD_FORM, check_clouds, describe_training, find_rejections
 from ..stats.calibration import heat
 from ..core.files import lock_folder, read_sealed, write_atomic, write_json, write_sealed
 from ..core.runs import Run, read_config, run_file
@@ -40,7 +40,7 @@ from .conformal import (
 TRAINING = 'training.json'
 
 _COUNT = 'whole [0, inf)'
-_FORM = ALIKE_FORM | { # of `training.json`, see `cesm_nb.core.files.check_form`
+_FORM = SUBGROUPS_FORM | { # of `training.json`, see `cesm_nb.core.files.check_form`
     'weights': str, 'phantom': bool, 'protocol': str, 'signatures': {'*': CLOUD_FORM},
     'features': CLOUD_FORM, 'rate': '(0, 1)', 'n_train': _COUNT, 'n_val': _COUNT, 'n_test': _COUNT,
     'false_refusals': (None, '[0, 1]'), 'certainty': CERTAINTY_FORM, 'digest?': str}
@@ -185,7 +185,7 @@ class Answer(NamedTuple):
     alike: dict # subgroup of the case -> scores of the first model
     costs: dict # loss by a missing view, age or density, for the first model
     target: int # class whose logit the maps explain: the most probable one, or malignant
-    maps: dict # from `looked_at`, for the first model; empty: not computed
+    maps: dict # from `compute_saliency`, for the first model; empty: not computed
 
 def _predict_expert(case, expert, regions):
     "Return the prepared case, probabilities, calls and out-of-distribution findings of one model."
@@ -198,7 +198,7 @@ def _predict_expert(case, expert, regions):
             "or all patients outside the test set were used for training, see fit_on='train'"]
     certain = known['certainty']
     prob = heat(prob, certain['temperature'])
-    unlike = doubts(member, known, [ready], [case.side])[0][0]
+    unlike = find_rejections(member, known, [ready], [case.side])[0][0]
     return ready, prob[0], _call(prob, certain), unlike
 
 def _call(prob, certain): # (1, 3) -> call -> bool
@@ -229,7 +229,7 @@ def predict_case(
     silent = bool(why) and not anyway
     target = len(CLASSES) - 1 if silent else int(prob[0].argmax())
     beside = (list(ready), *_compare(case, experts[0]), target,
-        looked_at(experts[0].member, ready[0], target) if maps else {})
+        compute_saliency(experts[0].member, ready[0], target) if maps else {})
     if silent:
         nothing = np.full(len(CLASSES), np.nan)
         return Answer(case.name, nothing, [], {}, why, notes, {}, certain, *beside)

@@ -171,19 +171,19 @@ def _wrong_side(seen):
     if usual.nunique() < 2: return known.head(0)
     return known[known.wall != known.side.map(usual)]
 
-_ALIKE_GREYS, _ALIKE_PX = 3., 64 # RMS difference, and side, of thumbnails of one picture
+_SAME_GREYS, _SAME_PX = 3., 64 # RMS difference, and side, of thumbnails of one picture
 
 def _same_again(good):
     "Pairs of images of two patients with the same picture, compressed or scaled again."
     good = good[(good.doubt == '') & ~good.digest.duplicated()]
     if len(good) < 2: return
-    copies = [resize_area(t, _ALIKE_PX) for t in good.thumb]
+    copies = [resize_area(t, _SAME_PX) for t in good.thumb]
     rows = np.stack(copies).reshape(len(good), -1).astype(np.float32)
     size, names = (rows**2).mean(1), good.image_name.tolist()
     patients = [parse_name(n)['patient_id'] for n in names]
     for i in range(1, len(rows)):
         off = size[:i] + size[i] - 2*rows[:i]@rows[i]/rows.shape[1]
-        for k in np.flatnonzero(off < _ALIKE_GREYS**2):
+        for k in np.flatnonzero(off < _SAME_GREYS**2):
             if patients[k] != patients[i]: yield names[i], names[k]
 
 def _region_problems(images, regions):

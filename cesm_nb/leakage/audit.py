@@ -36,7 +36,7 @@ from .split_audit import leak_prices, phrase_prices
 from ..reporting.html import embed, fill_in, make_page
 from ..core.runs import find_commit, read_config, read_parts
 from ..core.settings import PROTOCOLS, AuditConfig, resolve_protocol
-from ..cohort.splits import make_splits, share_with_twin
+from ..cohort.splits import make_splits, share_with_contralateral
 from ..reporting.tables import with_interval, write_table
 
 # %% ../../nbs/06_leakage_audit.ipynb #c76918f3
@@ -285,7 +285,7 @@ def describe_files(
     images, regions = found.images, found.regions
     _, labels = label_columns(images)
     table = labels['all rows'].rename('label').reset_index()
-    shared = np.mean([share_with_twin(make_splits(table, 'breast', seed)) for seed in range(5)])
+    shared = np.mean([share_with_contralateral(make_splits(table, 'breast', seed)) for seed in range(5)])
     files = [found.files[k] for k in ('sheet', 'regions', 'sizes') if found.files[k]]
     digest = hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()[:16]
     present = {k: presence_rule(images, k, y) for k, y in labels.items() if k not in PARTIAL}
@@ -387,7 +387,7 @@ def find_leaks_in_run(
 ) -> list: # sentences
     "List what leaked in a finished run: by its switches and by the split that was used."
     switches = read_config(run_dir)['switches']
-    shared = share_with_twin(read_parts(run_dir))
+    shared = share_with_contralateral(read_parts(run_dir))
     found = [f'{k}={switches[k]!r}: {why}' for k, why in LEAKY.items()
              if switches[k] == PROTOCOLS['paper'][k]]
     if shared: found.append(f'{shared:.0%} of the test breasts have the other breast in training')
@@ -401,7 +401,7 @@ def _does(switch, yes, no):
 
 def _cell(text, where): return f'[{text}]({where})'
 
-def _rows_alike():
+def _rows_shared():
     "List kinds of leakage in which the protocols do not differ, or that neither has."
     both = lambda text: [text, text]
     median = _does('density_missing', 'no: nothing is fitted', 'no: the training median')
@@ -431,7 +431,7 @@ def info_sheet(
     trials = 'api/leakage.ladder.ipynb#the-ladder-on-phantoms'
     trial = lambda leak: _cell(f'trial, leak `{leak}`', trials)
     here = _cell('controls', '06_leakage_audit.ipynb#what-the-annotations-of-cdd-cesm-reveal')
-    rows = _rows_alike() | {
+    rows = _rows_shared() | {
         'L2 features that are not legitimate: regions': [*_does(
             'roi_source', f'**yes**: drawn masks alone, AUC {masks:.3f}',
             'no: the segmented breast'), here],

@@ -107,11 +107,11 @@ def per_class_table(
 def points_table(
     scores:pd.DataFrame, # from `score_test`
     chosen:dict, # operating point -> threshold on p_malignant, NaN where there is none
-    asked:dict, # operating point -> (kind, share) that validation reached
+    targets:dict, # operating point -> (kind, share) that validation reached
 ) -> pd.DataFrame: # one row per point: required on validation, threshold, test result
     "Put the target of each threshold beside its result on the test breasts."
     rows = {}
-    for k, (kind, least) in asked.items():
+    for k, (kind, least) in targets.items():
         got = {m: with_interval(scores.loc[f'{m}_at_{k}']) for m in ('sensitivity', 'specificity')}
         rows[k] = {'validation': f'{kind} {least:.2f}', 'threshold': chosen[k]} | got
     return pd.DataFrame(rows).T.astype({'threshold': float}).rename_axis('point')

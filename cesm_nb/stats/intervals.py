@@ -131,10 +131,10 @@ def explain_gaps(
         out |= dict.fromkeys(names, f'no interval: {few}, at least {LEAST_SIDE} are needed')
     return out
 
-def drop_unfounded(name, value, low, high, gaps, women=0):
-    "An interval after these rules, and why there is none; `women` > 0: a share of their breasts."
+def drop_unfounded(name, value, low, high, gaps, n_patients=0):
+    "Apply these rules to an interval; `n_patients` > 0: `value` is a share of their breasts."
     if name in gaps: return np.nan, np.nan, gaps[name]
-    if women and value in (0, 1): return *wilson(value*women, women), ''
+    if n_patients and value in (0, 1): return *wilson(value*n_patients, n_patients), ''
     if low == high: return np.nan, np.nan, 'no interval: it is the same in all draws'
     return low, high, ''
 
