@@ -220,7 +220,8 @@ def check_own(
     if not len(rows): return pd.DataFrame(columns=['patient_id', *REASONS], dtype=bool)
     b, t = own.batch, own.table.iloc[rows]
     prepared = [Prepared(b.views[i], b.rows[i], b.real[i], []) for i in rows]
-    found = ['; '.join(reasons) for reasons, _ in find_rejections(member, about, prepared, [*t.side])]
+    rejections = find_rejections(member, about, prepared, [*t.side])
+    found = ['; '.join(reasons) for reasons, _ in rejections]
     judged = {k: [words in reasons for reasons in found] for k, words in REASONS.items()}
     return pd.DataFrame(dict(patient_id=t.patient_id.to_numpy()) | judged)
 

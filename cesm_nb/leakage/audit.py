@@ -285,7 +285,8 @@ def describe_files(
     images, regions = found.images, found.regions
     _, labels = label_columns(images)
     table = labels['all rows'].rename('label').reset_index()
-    shared = np.mean([share_with_contralateral(make_splits(table, 'breast', seed)) for seed in range(5)])
+    splits = [make_splits(table, 'breast', seed) for seed in range(5)]
+    shared = np.mean([share_with_contralateral(s) for s in splits])
     files = [found.files[k] for k in ('sheet', 'regions', 'sizes') if found.files[k]]
     digest = hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()[:16]
     present = {k: presence_rule(images, k, y) for k, y in labels.items() if k not in PARTIAL}
