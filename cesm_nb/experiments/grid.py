@@ -527,7 +527,8 @@ def list_finished(
         out[name] = tuple(s for s in variant_seeds(grid, variant) if s in complete)
     missing = {s.seed for s in _selections(grid, plan) if not s.path.exists()}
     for name, listed in grid.select.items():
-        out[name] = tuple(s for s in grid.seeds if s not in missing and all(s in out[v] for v in listed))
+        out[name] = tuple(s for s in grid.seeds if s not in missing
+            and all(s in out[v] for v in listed))
     return out
 
 def _selections(grid, plan): return list_selections(grid.select, grid.n_inner, plan)
