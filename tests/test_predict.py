@@ -405,7 +405,7 @@ DAMAGE = { # file of an export -> (key, value, words of the error)
         ('signatures', {}, 'signatures.CC is absent'),
         ('signatures.CC.spread', [1.], 'signatures.CC holds rows of'),
         ('signatures.CC', [], 'signatures.CC is []'),
-        ('phantom', False, 'phantom is False, the model says True'),
+        ('phantom', False, 'phantom is False, that of the model is True'),
         ('phantom', 'no', "phantom is 'no'"), ('weights', 'x', 'is about other weights'),
         ('n_train', 2.5, 'n_train is 2.5')],
     'preparation.json': [

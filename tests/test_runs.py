@@ -118,7 +118,7 @@ def test_resume_is_exact(phantom, tensors, tmp_path, one_thread):
     quick(phantom, tensors, tmp_path/'cut', epochs=4)
     for f in ('history.csv', 'predictions.csv', 'checkpoints/best.safetensors'):
         assert (tmp_path/'whole'/f).read_bytes() == (tmp_path/'cut'/f).read_bytes(), f
-    with pytest.raises(ValueError, match='lr=0.0001 there, 0.01 asked for'):
+    with pytest.raises(ValueError, match='lr=0.0001 there, 0.01 expected'):
         quick(phantom, tensors, tmp_path/'cut', lr=.01)
 
 

@@ -222,8 +222,8 @@ def check_own(
     prepared = [Prepared(b.views[i], b.rows[i], b.real[i], []) for i in rows]
     rejections = find_rejections(member, about, prepared, [*t.side])
     found = ['; '.join(reasons) for reasons, _ in rejections]
-    judged = {k: [words in reasons for reasons in found] for k, words in REASONS.items()}
-    return pd.DataFrame(dict(patient_id=t.patient_id.to_numpy()) | judged)
+    flags = {k: [words in reasons for reasons in found] for k, words in REASONS.items()}
+    return pd.DataFrame(dict(patient_id=t.patient_id.to_numpy()) | flags)
 
 # %% ../../nbs/api/cases.ood.ipynb #f4440802
 def _interval(share, patients): # Wilson interval, n = number of patients; counts may be fractional
@@ -233,13 +233,13 @@ def _interval(share, patients): # Wilson interval, n = number of patients; count
     return max((share + z/2 - half)/(1 + z), 0.), min((share + z/2 + half)/(1 + z), 1.)
 
 def count_refusals(
-    judged:pd.DataFrame, # from `check_own`; of several runs, concatenated
+    flags:pd.DataFrame, # from `check_own`; of several runs, concatenated
 ) -> pd.DataFrame: # reason, 'any' first -> refused, breasts, women (patients), share, low, high
     "Count false rejections; the interval takes the number of patients as n."
-    reasons, patients = judged[[*REASONS]].astype(bool), judged.patient_id.nunique()
+    reasons, patients = flags[[*REASONS]].astype(bool), flags.patient_id.nunique()
     counts = pd.concat([pd.Series(dict(any=reasons.any(axis=1).sum())), reasons.sum()])
-    table = pd.DataFrame(dict(refused=counts.astype(int), breasts=len(judged), women=patients))
-    table['share'] = table.refused/len(judged) if len(judged) else np.nan
+    table = pd.DataFrame(dict(refused=counts.astype(int), breasts=len(flags), women=patients))
+    table['share'] = table.refused/len(flags) if len(flags) else np.nan
     table[['low', 'high']] = [_interval(s, patients) for s in table.share]
     return table
 
@@ -265,5 +265,5 @@ def describe_training(
     "Fit the reference distributions and count false rejections; raise ValueError without tensors."
     own = own or read_own(member)
     about = fit_training(member, own, rate)
-    judged = check_own(member, about, own, (own.table.split == 'test').to_numpy())
-    return about | dict(false_refusals=float(count_refusals(judged).share['any']))
+    flags = check_own(member, about, own, (own.table.split == 'test').to_numpy())
+    return about | dict(false_refusals=float(count_refusals(flags).share['any']))

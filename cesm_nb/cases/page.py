@@ -68,8 +68,8 @@ def draw_views(
             ax[2].imshow(maps[name], cmap='inferno', vmin=0, vmax=1, alpha=.7*maps[name])
         ax[0].set_ylabel(f'{SIDES[case.side]} {key[1]}, {ENERGY_NAMES[key[0]]}', fontsize=10)
         for a in ax: a.set(xticks=[], yticks=[])
-    for a, title in zip(axs[0], ('as read', 'as the network saw it',
-            'where it looked, not a lesion')):
+    for a, title in zip(axs[0], ('as read', 'as the network input',
+            'saliency, not a lesion')):
         a.set_title(title, fontsize=10)
     fig.tight_layout(pad=.4)
     mark_phantom(fig, member.preparation['phantom'])
@@ -79,13 +79,13 @@ def draw_views(
 _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 {% if phantom %}PHANTOM: trained on made-up images, evidence of nothing.{% endif %}<br>
 {{ summary }}</p>
-{% if doubts %}<h2>What speaks against an answer</h2>
+{% if doubts %}<h2>Reasons not to rely on an answer</h2>
 <ul>{% for d in doubts %}<li>{{ d }}{% endfor %}</ul>{% endif %}
 {% if rows %}<h2>Answer</h2><div class="wide"><table><tr><th>Class<th>Probability<th>In the set
 {% for c, p, inside in rows %}<tr><td>{{ c }}<td class="n">{{ '%.2f'|format(p) }}
 <td>{{ 'yes' if inside else 'no' }}{% endfor %}</table></div>
 <p>{{ promise }}</p>{% for c in calls %}<p>{{ c }}</p>{% endfor %}{% endif %}
-<h2>What was seen</h2><figure class="double"><img alt="{{ alt }}" src="{{ picture }}">
+<h2>Images</h2><figure class="double"><img alt="{{ alt }}" src="{{ picture }}">
 <figcaption>{{ caption }}</figcaption></figure>
 {% if notes %}<h2>Missing, assumed, done</h2>
 <ul>{% for n in notes %}<li>{{ n }}{% endfor %}</ul>{% endif %}
@@ -198,10 +198,10 @@ def page_of(
         promise=_promise(answer.certainty),
         calls=list(_calls(answer)), picture=picture, notes=answer.notes,
         models=[_describe(e) for e in experts], tables=list(_tables(answer, experts)),
-        alt='Each view as read, as the network saw it, and with a map of where it looked',
-        caption=f'Per view: as read, as the network saw it, and where it looked, not a lesion '
+        alt='Each view as read, as the network input, and with its saliency map',
+        caption=f'Per view: as read, as the network input, and the saliency map, not a lesion '
             f'({_how(member, answer.target)}). Views are as headers, names or fields have it: '
-            'CC and MLO are not told apart by their pixels.')
+            'CC and MLO are not distinguished by their pixels.')
     return make_page(f'cesm_predict: {case.name}', f'Case {case.name}', body, phantom)
 
 # %% ../../nbs/api/cases.page.ipynb #f76c497e
@@ -230,13 +230,13 @@ def _content(hd, case, answer, picture, phantom):
     "Content of the report: warning, side, sentences, probabilities, picture."
     code = lambda value, meaning, scheme='DCM': hd.sr.CodedConcept(value, scheme, meaning)
     within = dict(relationship_type='CONTAINS')
-    say = lambda text: hd.sr.TextContentItem(code('121106', 'Comment'), text[:1000], **within)
+    comment = lambda text: hd.sr.TextContentItem(code('121106', 'Comment'), text[:1000], **within)
     root = hd.sr.ContainerContentItem(code('126000', 'Imaging Measurement Report'))
     side = code(_SNOMED[case.side], f'{SIDES[case.side]} breast', 'SCT')
     site = hd.sr.CodeContentItem(code('363698007', 'Finding Site', 'SCT'), side, **within)
-    items = [say(_WARNING), say(summarise(case, answer)), site]
-    if phantom: items.insert(1, say('PHANTOM: trained on made-up images, evidence of nothing.'))
-    items += [say(s) for s in (*answer.doubts, *answer.notes)]
+    items = [comment(_WARNING), comment(summarise(case, answer)), site]
+    if phantom: items.insert(1, comment('PHANTOM: trained on made-up images, evidence of nothing.'))
+    items += [comment(s) for s in (*answer.doubts, *answer.notes)]
     for key, name, p in zip(PROBS, CLASSES, answer.prob):
         if np.isnan(p): continue
         concept = code(key, f'Probability of {name.lower()}', '99CESM')

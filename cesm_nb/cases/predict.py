@@ -62,9 +62,9 @@ def describe_expert(
     "Describe a run for cases; raise ValueError as `describe_training`, or without validation set."
     own = read_own(member)
     if not (own[0].split == 'val').any():
-        raise CesmError(f'{member.folder} has no breast to say by how sure its model is, all but '
-                        "the test breasts trained: train a model for cases with fit_on='train'")
-    print(f'{member.name} is tried on its own breasts first, which takes a while')
+        raise CesmError(f'{member.folder} has no validation breasts to calibrate on, all but the '
+                        "test breasts were used for training: train with fit_on='train'")
+    print(f'Calibrating {member.name} on its validation breasts (a few minutes)')
     predictions = predict_held(member, own)
     certain = describe_certainty(predictions)
     if member.net.settings.get('other_breast', 'none') != 'none': # the same breasts, as pairs
@@ -84,7 +84,7 @@ def _read_kept(member, path):
         raise CesmError(f'{path} is about other weights: {advice}')
     if found['phantom'] is not phantom:
         raise CesmError(
-            f'{path}: phantom is {found["phantom"]}, the model says {phantom}: {advice}')
+            f'{path}: phantom is {found["phantom"]}, that of the model is {phantom}: {advice}')
     try: check_clouds(member, found)
     except ValueError as e: raise CesmError(f'{path}: {e}: {advice}') from e
     return found
@@ -429,9 +429,9 @@ def predict_cases(
             own = options | own
             inputs = _digest_inputs(files, own, about)
             stem, row = answers.get(inputs, ('', None))
-            wanted = ['.html']*pages + [f'-{k}.dcm' for k in _DICOM]*dicom
-            said = ''
-            if row is None or not all((out/f'{stem}{k}').exists() for k in wanted):
+            kinds = ['.html']*pages + [f'-{k}.dcm' for k in _DICOM]*dicom
+            reason = ''
+            if row is None or not all((out/f'{stem}{k}').exists() for k in kinds):
                 try:
                     if 'problem' in own: raise CesmError(own['problem'])
                     case = read_case(files, **own)
@@ -441,15 +441,15 @@ def predict_cases(
                     row, stem = to_row(answer), ''
                     try: stem = write_prediction(answer, page, out, extra, inputs)
                     except OSError as e:
-                        said = str(e)
+                        reason = str(e)
                         print(f'{answer.name} is predicted, but {e}')
                 except ValueError as e:
-                    said, name = str(e), own.get('name') or f'case {i}'
-                    row, stem = dict(case=name, problem=_without_names(said, files)), ''
+                    reason, name = str(e), own.get('name') or f'case {i}'
+                    row, stem = dict(case=name, problem=_without_names(reason, files)), ''
             row = {k: row.get(k, '') for k in _ROW} | dict(file=stem, inputs=inputs)
             table.put(row)
             place = printable(files[0].parent.name) if files and len(cases) > 1 else ''
-            shown.append(row | dict(problem=said, place='' if own.get('name') else place))
+            shown.append(row | dict(problem=reason, place='' if own.get('name') else place))
     return pd.DataFrame(shown)
 
 # %% ../../nbs/07_predict.ipynb #9ed00011

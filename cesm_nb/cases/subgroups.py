@@ -110,9 +110,9 @@ def hide_input(
     return batch._replace(views=views, rows=rows, real=real)
 
 def _have(own, member): # input -> (n,) bool: breasts that have it and another view
-    t, seen = own.table, _places(member)
-    several = own.batch.real[:, list(seen.values())].sum(1).numpy() > 1
-    out = {n: own.batch.real[:, i].numpy() & several for n, i in seen.items()}
+    t, places = own.table, _places(member)
+    several = own.batch.real[:, list(places.values())].sum(1).numpy() > 1
+    out = {n: own.batch.real[:, i].numpy() & several for n, i in places.items()}
     if not member.net.settings['metadata']: return out
     return out | dict(age=np.ones(len(t), bool), density=(t.density != '').to_numpy())
 
