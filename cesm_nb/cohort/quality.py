@@ -118,7 +118,7 @@ def cohort_tables(
     decade = every.age_years.floordiv(10).mul(10).astype(int).astype(str) + ' ...'
     found = images.assign(finding=images.findings.str.lower().str.split('$'))
     found = found.explode('finding', ignore_index=True)
-    found['finding'] = found.finding.str.strip().replace({'': 'none said', '_': 'none said'})
+    found['finding'] = found.finding.str.strip().replace({'': 'none given', '_': 'none given'})
     found = found.drop_duplicates(['image_name', 'finding'])
     def count(by, label):
         table = pd.crosstab(by, label.map(dict(enumerate(CLASSES))))
@@ -226,7 +226,7 @@ def find_problems(
     found = pd.DataFrame(rows, columns=['kind', 'image_name', 'detail'])
     problems = pd.concat([found, named.assign(detail='')], ignore_index=True)
     facts |= {'images opened': len(checked),
-              'images whose chest wall can be told': int((checked.wall != '').sum())}
+              'images whose chest wall is found': int((checked.wall != '').sum())}
     facts |= {f'found: {k}': int(n) for k, n in problems.kind.value_counts().items()}
     facts = {k: v for k, v in facts.items() if not k.startswith('names: ')}
     return facts, problems, checked[checked.problem == ''].set_index('image_name').thumb.to_dict()

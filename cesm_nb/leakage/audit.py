@@ -407,7 +407,7 @@ def _rows_shared():
     "List kinds of leakage in which the protocols do not differ, or that neither has."
     both = lambda text: [text, text]
     median = _does('density_missing', 'no: nothing is fitted', 'no: the training median')
-    undated, copies = 'cannot be told: the files have no dates', 'same pixels under two names'
+    undated, copies = 'not detectable: the files have no dates', 'same pixels under two names'
     return {
         'L1.1 no test set': [*both('no'), _cell('chapter 00', '00_data.ipynb')],
         'L1.2 preprocessing on training and test data': [
