@@ -149,7 +149,7 @@ def find_layout(
         raise AbsentError(
             f'{root} lacks {absent}: looked for {SHEET_NAME} (or .csv) and folders '
             f'{list(FOLDERS.values())} there and below, found {held}; '
-            'data/README.md says what to download and where to put it')
+            'data/README.md lists what to download and where to put it')
     return out
 
 # %% ../nbs/00_data.ipynb #78310f17
@@ -262,7 +262,7 @@ def check_sheet(
     columns = dict(patient_id=_patient(s.Patient_ID), side=value['Side'], modality=value['Type'],
                    view=value['View'])
     for c, own in columns.items():
-        refuse(out[c].astype(str) != own, f'image name says another {c} than the sheet',
+        refuse(out[c].astype(str) != own, f'image name gives another {c} than the sheet',
                'Image_name')
     return out.reset_index(drop=True)
 

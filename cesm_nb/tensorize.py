@@ -110,7 +110,7 @@ def claim_folder(
         return write_atomic(path, json.dumps(settings, indent=1).encode())
     old = read_json(path, f'delete {folder} and run again')
     other = '; '.join(
-        f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in settings.items()
+        f'{k}={old.get(k)!r} there, {v!r} expected' for k, v in settings.items()
         if old.get(k) != v)
     if other:
         raise CesmError(
@@ -238,7 +238,7 @@ def check_tensor(
     if not high[:-1].max() <= 1:
         wrong.append(f'image values up to {high[:-1].max()}, expected at most 1')
     for k in ('label', 'patient_id', 'side'):
-        if d[k] != task[k]: wrong.append(f'{k} {d[k]!r}, the sheet says {task[k]!r}')
+        if d[k] != task[k]: wrong.append(f'{k} {d[k]!r}, the sheet has {task[k]!r}')
     if not torch.equal(x[-1], encode_rows(task['age_years'], task['density'], image_size)):
         wrong.append(f"third channel decodes to {decode_rows(x).tolist()}, "
                      f"not to age {task['age_years']} "

@@ -124,7 +124,7 @@ def test_invalid_forms(client, site, cases, monkeypatch):
         (post(dict(CM_CC=('../../etc/cron.d/x.jpg', b'\xff\xd8\xff'))), 422, '>X?x.jpg'),
         (post({}), 415, 'No form with files'),
         (post(dict(CM_CC=('..\\..\\win.jpg', b'\xff\xd8\xff'))), 422, 'win.jpg'),
-        (post(dict(DM_CC=cases[0]['CM_CC'])), 422, 'no model looks at a file in the field'),
+        (post(dict(DM_CC=cases[0]['CM_CC'])), 422, 'no model uses a file in the field'),
         (post(age_years='old'), 422, 'is no number'),
         (post(age_years='3'), 422, 'expected 10 to 120'),
         (post(density='E'), 422, 'expected one of'),

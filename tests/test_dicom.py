@@ -397,7 +397,7 @@ INVALID = [ # changed attributes, message
     (dict(ViewPosition='MLO', PatientOrientation=['A', 'R']),
      'about its view .ViewPosition MLO, PatientOrientation CC'),
     (dict(PatientOrientation=['L', 'R']),
-     'does not say where its chest wall is .PatientOrientation.'),
+     'does not state where its chest wall is .PatientOrientation.'),
     (dict(PatientOrientation=['P', 'R']),
      'contradicts itself about its chest wall .PatientOrientation'),
     (dict(ViewModifierCodeSequence=IMPLANT), 'with the implant displaced'),
@@ -414,13 +414,13 @@ INVALID = [ # changed attributes, message
     (dict(ViewCodeSequence=[item(CodeValue='R-10226')]),
      'contradicts itself about its view .ViewPosition CC, ViewCodeSequence MLO'),
     (dict(ImageType=['DERIVED', 'PRIMARY']),
-     'does not say its energy .DM low energy or CM subtracted.: give it as an option'),
-    (dict(ImageLaterality=None, ViewPosition=None), 'does not say its side .L or R. and view'),
+     'does not state its energy .DM low energy or CM subtracted.: give it as an option'),
+    (dict(ImageLaterality=None, ViewPosition=None), 'does not state its side .L or R. and view'),
     (dict(VOILUTFunction='CUBIC'), 'has another VOI function than LINEAR'),
     (dict(WindowWidth=0), 'window of centre 2048 and width 0'),
     (dict(WindowWidth=[1, 2]), '1 window centres and 2 widths'),
     (dict(BitsStored=10, HighBit=9),
-     'has values of more than 10 bits, expected as BitsStored says'),
+     'has values of more than 10 bits, expected as in BitsStored'),
     (dict(HighBit=13), 'stores 12 bits in 16 up to bit 13'),
     (dict(SamplesPerPixel=3), 'with 3 values per pixel'),
     (dict(Rows=40000, Columns=40000), 'claims 40000 x 40000 pixels'),
@@ -514,7 +514,7 @@ def test_images_by_name_and_option(picture, tmp_path):
     cv2.imwrite(str(tmp_path/'L_R_CM_CC.png'), picture)
     with pytest.raises(ValueError, match='L_R_CM_CC.png contradicts itself about its side'):
         read_case([tmp_path/'L_R_CM_CC.png'])
-    with pytest.raises(ValueError, match='q.png does not say its energy .* and side .* and view'):
+    with pytest.raises(ValueError, match='q.png does not state its energy .* and side .* and view'):
         read_case([tmp_path/'q.png'])
 
 

@@ -54,7 +54,7 @@ from cesm_nb.core.terms import PROBS
 from cesm_nb.stats.intervals import interval_table
 from cesm_nb.synthetic.predictions import simulate_predictions
 from cesm_nb.reporting.tables import compare_paired, write_table
-a, b = simulate_predictions(20), simulate_predictions(20, twin=1)
+a, b = simulate_predictions(20), simulate_predictions(20, model=1)
 label, prob, patients = (a[k].to_numpy() for k in ('label', PROBS, 'patient_id'))
 table = interval_table(label, prob, patients, 50)
 row = table.loc['spherical']

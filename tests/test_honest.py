@@ -234,7 +234,7 @@ def test_region_attention_needs_only_pixels_at_test(attentive, small, module_pat
 def test_region_attention_without_regions_is_rejected(small, data, tmp_path, plain):
     "Tensors, data or training patients without regions are rejected."
     run = lambda **k: fit(make_config(small | REGIONS | k))
-    with pytest.raises(ValueError, match='region_teacher=None there, True asked for'):
+    with pytest.raises(ValueError, match='region_teacher=None there, True expected'):
         run(image_size=32, run_dir=str(tmp_path/'a'))
     shutil.copytree(data, tmp_path/'bare')
     for f in tmp_path.glob('bare/*egment*'): f.unlink()

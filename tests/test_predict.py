@@ -23,7 +23,7 @@ from cesm_nb.cases.ood import REASONS, count_refusals, false_refusals, features,
 from cesm_nb.stats.intervals import wilson
 from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.cases.web import handle_form, make_site
-from cesm_nb.cases.page import looked_at, page_of
+from cesm_nb.cases.page import compute_saliency, page_of
 from cesm_nb.stats.calibration import heat
 from cesm_nb.cases.predict import (
     TRAINING, certainty_of, export_expert, list_cases, open_experts, predict_case, write_prediction)
@@ -342,7 +342,8 @@ def test_pair_model_predicts_a_single_breast(data, module_path, tmp_path, capsys
                  'have a set of one class', 'trained on the regions of other patients'):
         assert text in page, text
     assert 'one, ' in capsys.readouterr().out + page
-    assert max(m.max() for m in looked_at(member, prepare_case(case, member), 2).values()) > .99
+    maps = compute_saliency(member, prepare_case(case, member), 2)
+    assert max(m.max() for m in maps.values()) > .99
     site = make_site([run.run_dir], 8123)
     upload = {f'{m}_{v}': Upload(Path(f).name, Path(f).read_bytes())
               for (m, v), f in zip(case.views, files)}
@@ -404,7 +405,7 @@ DAMAGE = { # file of an export -> (key, value, words of the error)
         ('signatures', {}, 'signatures.CC is absent'),
         ('signatures.CC.spread', [1.], 'signatures.CC holds rows of'),
         ('signatures.CC', [], 'signatures.CC is []'),
-        ('phantom', False, 'phantom is False, the model says True'),
+        ('phantom', False, 'phantom is False, that of the model is True'),
         ('phantom', 'no', "phantom is 'no'"), ('weights', 'x', 'is about other weights'),
         ('n_train', 2.5, 'n_train is 2.5')],
     'preparation.json': [

@@ -81,10 +81,10 @@ def test_trailing_blank_finds_its_file(images):
 
 def test_split_by_breast_shares_patients(images):
     table = data.breasts(images)
-    by_breast = [splits.share_with_twin(splits.make_splits(table, 'breast', seed))
+    by_breast = [splits.share_with_contralateral(splits.make_splits(table, 'breast', seed))
                  for seed in range(5)]
     assert .5 < sum(by_breast)/5 < .7 # design: 60 %
-    assert splits.share_with_twin(splits.make_splits(table, 'patient')) == 0
+    assert splits.share_with_contralateral(splits.make_splits(table, 'patient')) == 0
 
 
 def regions_of(images, modality='CM'):

@@ -305,7 +305,7 @@ def simulate_grid(root, name):
     "Results of a grid of `configs/` with simulated predictions."
     grid = make_grid(read_grid_file(ROOT/'configs'/f'{name}.yaml'))
     def draw(k, seed):
-        t = simulate(40, 0 if grid.n_folds else seed, signal=.5 + .1*k, twin=9*seed + k)
+        t = simulate(40, 0 if grid.n_folds else seed, signal=.5 + .1*k, model=9*seed + k)
         table = pd.DataFrame(t.prob, columns=PROBS).assign(label=t.label, patient_id=t.patient_id,
                                                            side=['L', 'R']*40)
         return table.assign(fold=np.arange(80)//2 % max(1, grid.n_folds))

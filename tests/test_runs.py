@@ -12,7 +12,7 @@ import papermill as pm
 import pytest
 import torch
 
-from cesm_nb.cohort.splits import share_with_twin
+from cesm_nb.cohort.splits import share_with_contralateral
 from cesm_nb.cli import cesm_evaluate, cesm_phantom, cesm_tensorize, cesm_train
 from cesm_nb.evaluate import evaluate
 from cesm_nb.experiments.reproduce import read_settings
@@ -94,12 +94,12 @@ def test_protocols_use_their_split_unit(phantom, tensors, tmp_path):
     sources = dict(paper='annotation', clinical='breast')
     for protocol, shared in [('paper', True), ('clinical', False)]:
         ran = quick(phantom, tensors, tmp_path/protocol, protocol=protocol, epochs=1)
-        assert (share_with_twin(ran.predictions) > 0) is shared
+        assert (share_with_contralateral(ran.predictions) > 0) is shared
         assert ran.config['switches']['roi_source'] == sources[protocol]
         assert ran.config['switches']['mask_missing_views'] is (protocol == 'clinical')
     one = quick(phantom, tensors, tmp_path/'one', protocol='paper', split_unit='patient',
                 epochs=1) # only one switch
-    assert share_with_twin(one.predictions) == 0
+    assert share_with_contralateral(one.predictions) == 0
     assert one.config['switches']['roi_source'] == 'annotation'
 
 
@@ -118,7 +118,7 @@ def test_resume_is_exact(phantom, tensors, tmp_path, one_thread):
     quick(phantom, tensors, tmp_path/'cut', epochs=4)
     for f in ('history.csv', 'predictions.csv', 'checkpoints/best.safetensors'):
         assert (tmp_path/'whole'/f).read_bytes() == (tmp_path/'cut'/f).read_bytes(), f
-    with pytest.raises(ValueError, match='lr=0.0001 there, 0.01 asked for'):
+    with pytest.raises(ValueError, match='lr=0.0001 there, 0.01 expected'):
         quick(phantom, tensors, tmp_path/'cut', lr=.01)
 
 

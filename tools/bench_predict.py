@@ -97,9 +97,9 @@ def main():
     imports = time_imports()
     import torch
     from cesm_nb.cases.prepare import prepare_case
-    from cesm_nb.cases.page import looked_at, page_of
+    from cesm_nb.cases.page import compute_saliency, page_of
     from cesm_nb.imaging.dicom import read_case
-    from cesm_nb.cases.ood import doubts
+    from cesm_nb.cases.ood import find_rejections
     from cesm_nb.cases.predict import open_experts, predict_case, predict_cases
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         folder = Path(folder)
@@ -118,9 +118,9 @@ def main():
         read, case = clock(o.repeat, read_case, files)
         prepare, ready = clock(o.repeat, prepare_case, case, member)
         ood = (float('nan'),)*2
-        if known: ood, _ = clock(o.repeat, doubts, member, known, [ready], [case.side])
+        if known: ood, _ = clock(o.repeat, find_rejections, member, known, [ready], [case.side])
         prediction = predict_case(case, experts, anyway=True)
-        maps, _ = clock(o.repeat, looked_at, member, ready, 2)
+        maps, _ = clock(o.repeat, compute_saliency, member, ready, 2)
         page, _ = clock(o.repeat, page_of, case, prediction, experts)
         bare, network = time_network(member, ready, 16*o.repeat)
         cases = [(files, dict(name=f'case {i}')) for i in range(o.cases)]

@@ -20,7 +20,7 @@ from cesm_nb.cases.subgroups import read_own
 from cesm_nb.cases.prepare import open_member, prepare_case
 from cesm_nb.data import breasts, read_dataset
 from cesm_nb.imaging.dicom import read_case
-from cesm_nb.cases.ood import REASONS, doubts, fit_training
+from cesm_nb.cases.ood import REASONS, find_rejections, fit_training
 from cesm_nb.stats.intervals import patient_share
 from cesm_nb.core.runs import read_config
 
@@ -103,7 +103,7 @@ def flag_breasts(run, data_root, sample=None):
         cases = alter(case, other_paths.get(key, {}))
         if i not in altered: cases = {k: cases[k] for k in (AS_IT_IS, OTHER_ENERGY) if k in cases}
         prepared = [prepare_case(c, member) for c in cases.values()]
-        found = doubts(member, training, prepared, [case.side]*len(cases))
+        found = find_rejections(member, training, prepared, [case.side]*len(cases))
         for kind, (sentences, _) in zip(cases, found):
             flags = {k: any(words in s for s in sentences) for k, words in REASONS.items()}
             name = NAMES[modality] if kind == OTHER_ENERGY else kind

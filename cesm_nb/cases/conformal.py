@@ -95,7 +95,7 @@ def _apply(chosen, test):
 
 def _score_test(val, test, level):
     "Score test breasts by `_apply`, with limits from calibration breasts of other patients."
-    if not len(test): raise CesmError('no test breast to judge: has the split a test part?')
+    if not len(test): raise CesmError('no test breast to score: has the split a test part?')
     patients, of = np.unique([*val.patient_id, *test.patient_id], return_inverse=True)
     n = N_GROUPS if set(val.patient_id) & set(test.patient_id) else 1
     group = (np.random.default_rng(0).permutation(len(patients)) % n)[of]
@@ -117,18 +117,18 @@ def describe_certainty(
     predictions:pd.DataFrame, # of a run
     level:float=LEVEL, # see `find_limit`
 ) -> dict: # JSON: temperature, limit, coverage and set sizes on the test split, calls, scores
-    "Choose temperature, limit and thresholds on validation breasts; measure them on test breasts."
+    "Select temperature, limit and thresholds on validation breasts; measure them on test breasts."
     val, test = (predictions[predictions.split == s] for s in ('val', 'test'))
-    chosen, judged = _select(val, level), _score_test(val, test, level)
-    covered = judged.groupby('patient_id').held.all()
+    chosen, scored = _select(val, level), _score_test(val, test, level)
+    covered = scored.groupby('patient_id').held.all()
     found = interval_table(
-        judged.label.to_numpy(), judged[PROBS].to_numpy(), judged.patient_id.to_numpy(), 500)
+        scored.label.to_numpy(), scored[PROBS].to_numpy(), scored.patient_id.to_numpy(), 500)
     return dict(
         temperature=chosen['temperature'], level=level, limit=chosen['limit'],
         covered=_span(patient_share(covered, covered.index)),
-        sizes=[int((judged['size'] == k + 1).sum()) for k in range(len(CLASSES))],
-        n_val_women=int(val.patient_id.nunique()), n_test_women=len(covered), n_test=len(judged),
-        calls={k: _describe_call(k, chosen['at'][k], judged) for k in CALLS},
+        sizes=[int((scored['size'] == k + 1).sum()) for k in range(len(CLASSES))],
+        n_val_women=int(val.patient_id.nunique()), n_test_women=len(covered), n_test=len(scored),
+        calls={k: _describe_call(k, chosen['at'][k], scored) for k in CALLS},
         scores={k: _span(found.loc[k, ['value', 'low', 'high']])
             for k in ('accuracy', 'auc') if k in found.index})
 

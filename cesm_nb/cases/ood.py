@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RATE', 'CLOUD_FORM', 'SIGNATURE', 'REASONS', 'quantile_of', 'fit_cloud', 'far_from', 'fit_crossed', 'signature',
-           'features', 'check_clouds', 'fit_training', 'doubts', 'judge_own', 'count_refusals', 'false_refusals',
-           'describe_training']
+           'features', 'check_clouds', 'fit_training', 'find_rejections', 'check_own', 'count_refusals',
+           'false_refusals', 'describe_training']
 
 # %% ../../nbs/api/cases.ood.ipynb #fa300004
 from math import ceil
@@ -174,7 +174,7 @@ def _hard(member, prepared, side):
     return out + [f'{a} and {b} are the same image' for a, b in same]
 
 # %% ../../nbs/api/cases.ood.ipynb #9e0e00b6
-def doubts(
+def find_rejections(
     member:Member, # the model
     about:dict, # from `describe_training`
     prepared:list, # of `Prepared`
@@ -203,13 +203,13 @@ def doubts(
     return out
 
 # %% ../../nbs/api/cases.ood.ipynb #7dd48fff
-REASONS = { # reason -> words of its sentence in `doubts`
+REASONS = { # reason -> words of its sentence in `find_rejections`
     'no breast': 'no breast is found', 'wrong side': 'the chest wall is on the side',
     'a view twice': 'are the same image', 'grey levels': 'grey levels unlike',
     'features': 'its features'}
 
 # %% ../../nbs/api/cases.ood.ipynb #d19b279d
-def judge_own(
+def check_own(
     member:Member, # the model
     about:dict, # clouds, from `describe_training`
     own:Own, # breasts
@@ -220,9 +220,10 @@ def judge_own(
     if not len(rows): return pd.DataFrame(columns=['patient_id', *REASONS], dtype=bool)
     b, t = own.batch, own.table.iloc[rows]
     prepared = [Prepared(b.views[i], b.rows[i], b.real[i], []) for i in rows]
-    found = ['; '.join(reasons) for reasons, _ in doubts(member, about, prepared, [*t.side])]
-    judged = {k: [words in reasons for reasons in found] for k, words in REASONS.items()}
-    return pd.DataFrame(dict(patient_id=t.patient_id.to_numpy()) | judged)
+    rejections = find_rejections(member, about, prepared, [*t.side])
+    found = ['; '.join(reasons) for reasons, _ in rejections]
+    flags = {k: [words in reasons for reasons in found] for k, words in REASONS.items()}
+    return pd.DataFrame(dict(patient_id=t.patient_id.to_numpy()) | flags)
 
 # %% ../../nbs/api/cases.ood.ipynb #f4440802
 def _interval(share, patients): # Wilson interval, n = number of patients; counts may be fractional
@@ -232,13 +233,13 @@ def _interval(share, patients): # Wilson interval, n = number of patients; count
     return max((share + z/2 - half)/(1 + z), 0.), min((share + z/2 + half)/(1 + z), 1.)
 
 def count_refusals(
-    judged:pd.DataFrame, # from `judge_own`; of several runs, concatenated
+    flags:pd.DataFrame, # from `check_own`; of several runs, concatenated
 ) -> pd.DataFrame: # reason, 'any' first -> refused, breasts, women (patients), share, low, high
     "Count false rejections; the interval takes the number of patients as n."
-    reasons, patients = judged[[*REASONS]].astype(bool), judged.patient_id.nunique()
+    reasons, patients = flags[[*REASONS]].astype(bool), flags.patient_id.nunique()
     counts = pd.concat([pd.Series(dict(any=reasons.any(axis=1).sum())), reasons.sum()])
-    table = pd.DataFrame(dict(refused=counts.astype(int), breasts=len(judged), women=patients))
-    table['share'] = table.refused/len(judged) if len(judged) else np.nan
+    table = pd.DataFrame(dict(refused=counts.astype(int), breasts=len(flags), women=patients))
+    table['share'] = table.refused/len(flags) if len(flags) else np.nan
     table[['low', 'high']] = [_interval(s, patients) for s in table.share]
     return table
 
@@ -252,7 +253,7 @@ def false_refusals(
         member = open_member(run)
         own = read_own(member)
         test = (own.table.split == 'test').to_numpy()
-        found.append(judge_own(member, fit_training(member, own), own, test))
+        found.append(check_own(member, fit_training(member, own), own, test))
     return count_refusals(pd.concat(found, ignore_index=True))
 
 # %% ../../nbs/api/cases.ood.ipynb #d84353a1
@@ -264,5 +265,5 @@ def describe_training(
     "Fit the reference distributions and count false rejections; raise ValueError without tensors."
     own = own or read_own(member)
     about = fit_training(member, own, rate)
-    judged = judge_own(member, about, own, (own.table.split == 'test').to_numpy())
-    return about | dict(false_refusals=float(count_refusals(judged).share['any']))
+    flags = check_own(member, about, own, (own.table.split == 'test').to_numpy())
+    return about | dict(false_refusals=float(count_refusals(flags).share['any']))

@@ -20,15 +20,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from .subgroups import (
-    ALIKE_FORM, describe_subgroups, name_groups_of, predict_held, read_own)
+    SUBGROUPS_FORM, describe_subgroups, name_groups_of, predict_held, read_own)
 from .prepare import (
     Member, predict_prepared, export_for_cases, open_member, prepare_case)
-from .page import looked_at, make_dicom, need_highdicom, page_of, to_bytes
+from .page import compute_saliency, make_dicom, need_highdicom, page_of, to_bytes
 from ..core.errors import CesmError, FileError, explain_error
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Case, printable, read_case
-from .ood import CLOUD_FORM, check_clouds, describe_training, doubts
+from .ood import CLOUD_FORM, check_clouds, describe_training, find_rejections
 from ..stats.calibration import heat
 from ..core.files import lock_folder, read_sealed, write_atomic, write_json, write_sealed
 from ..core.runs import Run, read_config, run_file
@@ -40,7 +40,7 @@ from .conformal import (
 TRAINING = 'training.json'
 
 _COUNT = 'whole [0, inf)'
-_FORM = ALIKE_FORM | { # of `training.json`, see `cesm_nb.core.files.check_form`
+_FORM = SUBGROUPS_FORM | { # of `training.json`, see `cesm_nb.core.files.check_form`
     'weights': str, 'phantom': bool, 'protocol': str, 'signatures': {'*': CLOUD_FORM},
     'features': CLOUD_FORM, 'rate': '(0, 1)', 'n_train': _COUNT, 'n_val': _COUNT, 'n_test': _COUNT,
     'false_refusals': (None, '[0, 1]'), 'certainty': CERTAINTY_FORM, 'digest?': str}
@@ -62,9 +62,9 @@ def describe_expert(
     "Describe a run for cases; raise ValueError as `describe_training`, or without validation set."
     own = read_own(member)
     if not (own[0].split == 'val').any():
-        raise CesmError(f'{member.folder} has no breast to say by how sure its model is, all but '
-                        "the test breasts trained: train a model for cases with fit_on='train'")
-    print(f'{member.name} is tried on its own breasts first, which takes a while')
+        raise CesmError(f'{member.folder} has no validation breasts to calibrate on, all but the '
+                        "test breasts were used for training: train with fit_on='train'")
+    print(f'Calibrating {member.name} on its validation breasts (a few minutes)')
     predictions = predict_held(member, own)
     certain = describe_certainty(predictions)
     if member.net.settings.get('other_breast', 'none') != 'none': # the same breasts, as pairs
@@ -84,7 +84,7 @@ def _read_kept(member, path):
         raise CesmError(f'{path} is about other weights: {advice}')
     if found['phantom'] is not phantom:
         raise CesmError(
-            f'{path}: phantom is {found["phantom"]}, the model says {phantom}: {advice}')
+            f'{path}: phantom is {found["phantom"]}, that of the model is {phantom}: {advice}')
     try: check_clouds(member, found)
     except ValueError as e: raise CesmError(f'{path}: {e}: {advice}') from e
     return found
@@ -185,7 +185,7 @@ class Answer(NamedTuple):
     alike: dict # subgroup of the case -> scores of the first model
     costs: dict # loss by a missing view, age or density, for the first model
     target: int # class whose logit the maps explain: the most probable one, or malignant
-    maps: dict # from `looked_at`, for the first model; empty: not computed
+    maps: dict # from `compute_saliency`, for the first model; empty: not computed
 
 def _predict_expert(case, expert, regions):
     "Return the prepared case, probabilities, calls and out-of-distribution findings of one model."
@@ -198,7 +198,7 @@ def _predict_expert(case, expert, regions):
             "or all patients outside the test set were used for training, see fit_on='train'"]
     certain = known['certainty']
     prob = heat(prob, certain['temperature'])
-    unlike = doubts(member, known, [ready], [case.side])[0][0]
+    unlike = find_rejections(member, known, [ready], [case.side])[0][0]
     return ready, prob[0], _call(prob, certain), unlike
 
 def _call(prob, certain): # (1, 3) -> call -> bool
@@ -229,7 +229,7 @@ def predict_case(
     silent = bool(why) and not anyway
     target = len(CLASSES) - 1 if silent else int(prob[0].argmax())
     beside = (list(ready), *_compare(case, experts[0]), target,
-        looked_at(experts[0].member, ready[0], target) if maps else {})
+        compute_saliency(experts[0].member, ready[0], target) if maps else {})
     if silent:
         nothing = np.full(len(CLASSES), np.nan)
         return Answer(case.name, nothing, [], {}, why, notes, {}, certain, *beside)
@@ -429,9 +429,9 @@ def predict_cases(
             own = options | own
             inputs = _digest_inputs(files, own, about)
             stem, row = answers.get(inputs, ('', None))
-            wanted = ['.html']*pages + [f'-{k}.dcm' for k in _DICOM]*dicom
-            said = ''
-            if row is None or not all((out/f'{stem}{k}').exists() for k in wanted):
+            kinds = ['.html']*pages + [f'-{k}.dcm' for k in _DICOM]*dicom
+            reason = ''
+            if row is None or not all((out/f'{stem}{k}').exists() for k in kinds):
                 try:
                     if 'problem' in own: raise CesmError(own['problem'])
                     case = read_case(files, **own)
@@ -441,15 +441,15 @@ def predict_cases(
                     row, stem = to_row(answer), ''
                     try: stem = write_prediction(answer, page, out, extra, inputs)
                     except OSError as e:
-                        said = str(e)
+                        reason = str(e)
                         print(f'{answer.name} is predicted, but {e}')
                 except ValueError as e:
-                    said, name = str(e), own.get('name') or f'case {i}'
-                    row, stem = dict(case=name, problem=_without_names(said, files)), ''
+                    reason, name = str(e), own.get('name') or f'case {i}'
+                    row, stem = dict(case=name, problem=_without_names(reason, files)), ''
             row = {k: row.get(k, '') for k in _ROW} | dict(file=stem, inputs=inputs)
             table.put(row)
             place = printable(files[0].parent.name) if files and len(cases) > 1 else ''
-            shown.append(row | dict(problem=said, place='' if own.get('name') else place))
+            shown.append(row | dict(problem=reason, place='' if own.get('name') else place))
     return pd.DataFrame(shown)
 
 # %% ../../nbs/07_predict.ipynb #9ed00011

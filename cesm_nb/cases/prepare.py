@@ -152,7 +152,7 @@ def _check_used(case, member, regions):
         want, have = (' or '.join(f'{ENERGY_NAMES[m]} {v}' for m, v in o)
             for o in (used_channels(member), case.views))
         raise CesmError(
-            f'{case.name} has {have}, but {member.name} looks at {want}: name such an image')
+            f'{case.name} has {have}, but {member.name} uses {want}: name such an image')
     if tensors['roi_source'] != 'annotation': return
     if not any(_regions_of(case.views[k], regions) for k in usable):
         raise CesmError(

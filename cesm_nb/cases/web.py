@@ -88,7 +88,7 @@ _FORM = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 {% for name, label in images %}<p><label>{{ label }}<br>
 <input type="file" name="{{ name }}" aria-describedby="kinds"></label></p>{% endfor %}
 <h2>What else is known</h2>
-<p><label>Breast <select name="side"><option value="">as the files say</option>
+<p><label>Breast <select name="side"><option value="">as in the files</option>
 {% for k, v in sides %}<option value="{{ k }}">{{ v }}</option>{% endfor %}</select></label></p>
 <p><label>Age in years <input type="number" name="age_years" min="10" max="120"></label></p>
 <p><label>ACR density <select name="density"><option value="">unknown</option>
@@ -189,7 +189,7 @@ def read_upload(
 ): # `cesm_nb.imaging.dicom.Case`
     "Read the case in a form; raise ValueError with one sentence if there is none."
     if odd := [k for k in files if k not in images]:
-        raise CesmError(f'no model looks at a file in the field {odd[0][:20]!r}: leave it out')
+        raise CesmError(f'no model uses a file in the field {odd[0][:20]!r}: leave it out')
     age, window = fields.get('age_years', ''), fields.get('window') or '1'
     try: age = float(age) if age else None
     except ValueError: raise CesmError(f'age {age[:20]!r} is no number') from None

@@ -39,10 +39,10 @@ def is_cut(
 
 def _images_there(root):
     "Paths of images by kind, the first of each name."
-    kinds, seen = dict(low_energy={}, subtracted={}), dict(DM='low_energy', CM='subtracted')
+    kinds, energy = dict(low_energy={}, subtracted={}), dict(DM='low_energy', CM='subtracted')
     for path in sorted(root.rglob('*')):
         key = image_key(path.name) if path.suffix else ''
-        if key and path.is_file(): kinds[seen[key.split('_')[2]]].setdefault(key, path)
+        if key and path.is_file(): kinds[energy[key.split('_')[2]]].setdefault(key, path)
     return kinds
 
 # %% ../../nbs/api/cohort.download.ipynb #d572963e
@@ -64,12 +64,12 @@ def inspect_download(
         raise AbsentError(
             f'{root} is no folder: make it and put the files of {PAGE} there')
     present, wrong = _images_there(root), []
-    read, wanted, why, phantom = _annotations(root)
+    read, listed, why, phantom = _annotations(root)
     size = lambda files: sum(f.stat().st_size for f in files.values())
     counts = read | {k: (len(v), size(v)) for k, v in present.items()}
     expected = dict(PUBLISHED)
-    if wanted is not None: # another sheet has its own counts
-        kinds = Counter(key.split('_')[2] for key in wanted)
+    if listed is not None: # another sheet has its own counts
+        kinds = Counter(key.split('_')[2] for key in listed)
         expected |= dict(low_energy=kinds['DM'], subtracted=kinds['CM'])
     if phantom: expected |= {k: counts.get(k, (0,))[0] for k in ('sheet', 'regions')}
     rows = {_NAMES[k]: (*counts.get(k, (0, 0)), expected[k]) for k in PUBLISHED}
@@ -83,17 +83,17 @@ def inspect_download(
         if n < expected[k]:
             wrong.append(f'{_NAMES[k]}: {n} of {expected[k]} are there; get {_FOR[k]} from {PAGE}')
     files = {key: f for v in present.values() for key, f in v.items()}
-    wrong += _odd_files(root, files, wanted)
+    wrong += _odd_files(root, files, listed)
     table['megabytes'] = (table.pop('bytes')/1e6).round(1)
     return table[['found', 'expected', 'megabytes']], wrong, phantom
 
 # %% ../../nbs/api/cohort.download.ipynb #b6a029e4
-def _odd_files(root, files, wanted):
+def _odd_files(root, files, listed):
     "Sentences about files that are truncated, packed, or not in the sheet."
     name = lambda some: ', '.join(sorted(some)[:3]) + (' ...' if len(some) > 3 else '')
     cut = [f.name for f in files.values() if is_cut(f)]
     left = [f.name for f in root.rglob('*') if f.suffix.lower() in LEFT_OVER and f.is_file()]
-    other = set(files) - wanted if wanted is not None else set()
+    other = set(files) - listed if listed is not None else set()
     if cut: yield f'{len(cut)} images are empty or cut off ({name(cut)}): fetch them again'
     if left:
         yield (f'{len(left)} files have not fully arrived or are packed ({name(left)}): '

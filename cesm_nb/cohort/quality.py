@@ -118,7 +118,7 @@ def cohort_tables(
     decade = every.age_years.floordiv(10).mul(10).astype(int).astype(str) + ' ...'
     found = images.assign(finding=images.findings.str.lower().str.split('$'))
     found = found.explode('finding', ignore_index=True)
-    found['finding'] = found.finding.str.strip().replace({'': 'none said', '_': 'none said'})
+    found['finding'] = found.finding.str.strip().replace({'': 'none given', '_': 'none given'})
     found = found.drop_duplicates(['image_name', 'finding'])
     def count(by, label):
         table = pd.crosstab(by, label.map(dict(enumerate(CLASSES))))
@@ -164,26 +164,26 @@ def inspect_image(
                       wall=chest_wall(thumb), thumb=thumb)
 
 # %% ../../nbs/api/cohort.quality.ipynb #91e1f8d6
-def _wrong_side(seen):
+def _wrong_side(checked):
     "Images whose chest wall is at the other side's edge; empty if both sides have the same."
-    known = seen[seen.wall != '']
+    known = checked[checked.wall != '']
     usual = known.groupby('side').wall.agg(lambda w: w.mode()[0])
     if usual.nunique() < 2: return known.head(0)
     return known[known.wall != known.side.map(usual)]
 
-_ALIKE_GREYS, _ALIKE_PX = 3., 64 # RMS difference, and side, of thumbnails of one picture
+_SAME_GREYS, _SAME_PX = 3., 64 # RMS difference, and side, of thumbnails of one picture
 
 def _same_again(good):
     "Pairs of images of two patients with the same picture, compressed or scaled again."
     good = good[(good.doubt == '') & ~good.digest.duplicated()]
     if len(good) < 2: return
-    copies = [resize_area(t, _ALIKE_PX) for t in good.thumb]
+    copies = [resize_area(t, _SAME_PX) for t in good.thumb]
     rows = np.stack(copies).reshape(len(good), -1).astype(np.float32)
     size, names = (rows**2).mean(1), good.image_name.tolist()
     patients = [parse_name(n)['patient_id'] for n in names]
     for i in range(1, len(rows)):
         off = size[:i] + size[i] - 2*rows[:i]@rows[i]/rows.shape[1]
-        for k in np.flatnonzero(off < _ALIKE_GREYS**2):
+        for k in np.flatnonzero(off < _SAME_GREYS**2):
             if patients[k] != patients[i]: yield names[i], names[k]
 
 def _region_problems(images, regions):
@@ -194,11 +194,11 @@ def _region_problems(images, regions):
         odd = region_problem(r.geometry, tuple(size) if size.notna().all() else (1e5, 1e5))
         if odd: yield f"region {odd.partition(': ')[0]}", r.image_name, odd.partition(': ')[2]
 
-def _image_problems(seen):
+def _image_problems(checked):
     "Kind, image and detail of images with a problem, alone or compared with others."
-    for o in seen[seen.problem != ''].itertuples():
+    for o in checked[checked.problem != ''].itertuples():
         yield 'image cannot be used', o.image_name, o.problem
-    good = seen[seen.problem == '']
+    good = checked[checked.problem == '']
     first = good.drop_duplicates('digest').set_index('digest').image_name
     for o in good[good.digest.duplicated(keep=False)].itertuples():
         yield 'same pixels under two names', o.image_name, f'first: {first[o.digest]}'
@@ -220,16 +220,16 @@ def find_problems(
     (facts, named), images, regions = quality_report(data), data.images, data.regions
     present = images.dropna(subset='path').reset_index(drop=True)
     columns = ['path', 'problem', 'doubt', 'turn', 'digest', 'wall', 'thumb']
-    looks = pd.DataFrame(map(inspect_image, present.path), columns=columns)
-    seen = present[['image_name', 'side']].join(looks)
-    rows = [*_image_problems(seen), *_region_problems(images, regions)]
+    opened = pd.DataFrame(map(inspect_image, present.path), columns=columns)
+    checked = present[['image_name', 'side']].join(opened)
+    rows = [*_image_problems(checked), *_region_problems(images, regions)]
     found = pd.DataFrame(rows, columns=['kind', 'image_name', 'detail'])
     problems = pd.concat([found, named.assign(detail='')], ignore_index=True)
-    facts |= {'images opened': len(seen),
-              'images whose chest wall can be told': int((seen.wall != '').sum())}
+    facts |= {'images opened': len(checked),
+              'images whose chest wall is found': int((checked.wall != '').sum())}
     facts |= {f'found: {k}': int(n) for k, n in problems.kind.value_counts().items()}
     facts = {k: v for k, v in facts.items() if not k.startswith('names: ')}
-    return facts, problems, seen[seen.problem == ''].set_index('image_name').thumb.to_dict()
+    return facts, problems, checked[checked.problem == ''].set_index('image_name').thumb.to_dict()
 
 # %% ../../nbs/api/cohort.quality.ipynb #59da5f66
 LOOKED_FOR = (

@@ -121,9 +121,9 @@ def _check_finished(config):
     absent += [k for k in SWITCHES if k not in switches]
     if absent: raise CesmError(f'has no {absent}')
     check_ranges(cfg := make_config(with_defaults(settings)))
-    asked = switches_of(cfg)
-    if asked != switches:
-        raise CesmError(f'has switches {switches}, but its settings mean {asked}')
+    expected = switches_of(cfg)
+    if expected != switches:
+        raise CesmError(f'has switches {switches}, but its settings give {expected}')
     if not isinstance(config.get('precision'), str): raise CesmError("has no 'precision'")
 
 def read_config(
@@ -164,13 +164,13 @@ def find_folder(
 # %% ../../nbs/api/core.runs.ipynb #b854160f
 _PARTS = ('train', 'val', 'test')
 
-def _refuse_rows(path, bad, table, columns, wanted):
+def _refuse_rows(path, bad, table, columns, expected):
     "Raise ValueError that names the first bad row."
     bad = np.asarray(bad)
     if not bad.any(): return
     i = int(bad.argmax())
     values = ', '.join(f'{c} {table[c].iloc[i]}' for c in columns)
-    raise CesmError(f'{path} line {i+2}: {values}; expected {wanted}: {_REDO}')
+    raise CesmError(f'{path} line {i+2}: {values}; expected {expected}: {_REDO}')
 
 def _numbers(column): return pd.to_numeric(column, errors='coerce')
 
@@ -256,7 +256,7 @@ def check_manifest(
                  ['age_years'], 'an age in years')
     views = table[[c for c in table if c.startswith('has_')]]
     _refuse_rows(path, ~views.isin([True, False]).all(axis=1), table, list(views), 'True or False')
-    if views.shape[1] < 2: raise CesmError(f'{path} does not say which views there are: {_REDO}')
+    if views.shape[1] < 2: raise CesmError(f'{path} does not list which views there are: {_REDO}')
 
 # %% ../../nbs/api/core.runs.ipynb #cd088f5b
 def find_commit():
@@ -293,7 +293,7 @@ def find_run(
     kept = read_config(run_dir)
     old, new = _facts(kept), _facts(config)
     other = '; '.join(
-        f'{k}={old.get(k)!r} there, {v!r} asked for' for k, v in new.items() if old.get(k) != v)
+        f'{k}={old.get(k)!r} there, {v!r} expected' for k, v in new.items() if old.get(k) != v)
     if other: raise CesmError(f'{run_dir} holds a run with other settings ({other}): {advice}')
     if (f := run_file(run_dir, 'splits')).exists() and f.read_text() != splits.to_csv(index=False):
         raise CesmError(f'{run_dir} holds a run with another split, see {f}: {advice}')

@@ -266,13 +266,13 @@ def _yaml_loader():
         text = self.construct_scalar(node)
         return int(text, {'0o': 8, '0x': 16}.get(text[:2], 10))
     def read_mapping(self, node, deep=False):
-        seen = {}
+        lines = {}
         for key, _ in node.value:
             name, line = str(key.value), key.start_mark.line + 1
-            if name in seen:
-                raise CesmError(f'{name!r} stands twice, in lines {seen[name]} and {line}: '
+            if name in lines:
+                raise CesmError(f'{name!r} stands twice, in lines {lines[name]} and {line}: '
                                 'remove one')
-            seen[name] = line
+            lines[name] = line
         return yaml.SafeLoader.construct_mapping(self, node, deep)
     Loader.construct_mapping = read_mapping
     Loader.add_constructor('tag:yaml.org,2002:int', read_int)
@@ -440,6 +440,6 @@ def check_parameters(
         raise CesmError(f'{notebook} has parameters {list(found)}, expected {list(names)}: '
                         'is the `parameters` tag there?')
     for k, text in (comments or {}).items():
-        if (said := found[k]['help']) == text: continue
-        raise CesmError(f'{notebook}: the comment of {k} is {said!r}, expected {text!r}')
+        if (comment := found[k]['help']) == text: continue
+        raise CesmError(f'{notebook}: the comment of {k} is {comment!r}, expected {text!r}')
     return {k: v['default'] for k, v in found.items()}

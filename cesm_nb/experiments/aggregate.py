@@ -92,13 +92,13 @@ def count_dealt(
 
 def _intervals(a, b, n_draws, seed):
     "Scores of `a`, or differences b - a, with a column for each seed."
-    fold, who = a.fold, a.keys.patient_id.to_numpy()
+    fold, patients = a.fold, a.keys.patient_id.to_numpy()
     dealt = count_dealt(a) if b is None else count_dealt(a, b)
     if b is None: t = repeated_interval(
-        a.label, a.prob, who, None, n_draws, seed, fold=fold, dealt=dealt)
+        a.label, a.prob, patients, None, n_draws, seed, fold=fold, dealt=dealt)
     else:
         if not np.array_equal(fold, b.fold): fold = None # different folds
-        t = paired_table(a.label, a.prob, b.prob, who, n_draws, seed, fold, dealt)
+        t = paired_table(a.label, a.prob, b.prob, patients, n_draws, seed, fold, dealt)
     t['method'] = METHODS[dealt > 0]
     t = t.rename(columns={f'seed {i}': f'seed {s}' for i, s in enumerate(a.seeds)})
     return t.reset_index(names='score').drop(columns=['breasts', 'patients'])
@@ -240,10 +240,10 @@ def score_repeats(
     parts = []
     for name, seeds in tests.items():
         for s, t in seeds.items():
-            who = t.patient_id.to_numpy()
-            table = interval_table(t.label.to_numpy(), t[PROBS].to_numpy(), who, n_draws)
+            ids = t.patient_id.to_numpy()
+            table = interval_table(t.label.to_numpy(), t[PROBS].to_numpy(), ids, n_draws)
             part = table[['value', 'low', 'high']].reset_index(names='score')
-            parts.append(part.assign(variant=name, seed=s, breasts=len(t), patients=len(set(who))))
+            parts.append(part.assign(variant=name, seed=s, breasts=len(t), patients=len(set(ids))))
     return pd.concat(parts, ignore_index=True).set_index(['variant', 'seed'])
 
 def repeats_table(

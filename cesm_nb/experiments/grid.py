@@ -180,12 +180,12 @@ def make_grid(
         _check_folds(g, name, change.get('n_folds', g.n_folds))
         check_config(make_config(g.base | own_settings(change)))
     names = [*g.variants, *g.rescore, *g.select]
-    asked = [(n, names) for pair in g.pairs for n in pair]
-    asked += [(r['of'], g.variants) for r in g.rescore.values()]
+    named = [(n, names) for pair in g.pairs for n in pair]
+    named += [(r['of'], g.variants) for r in g.rescore.values()]
     changes = [*g.variants.values(), *g.rescore.values()]
-    asked += [(c['data'], g.data) for c in changes if c.get('data')]
-    asked += [(v, g.variants) for listed in g.select.values() for v in listed]
-    for name, known in asked:
+    named += [(c['data'], g.data) for c in changes if c.get('data')]
+    named += [(v, g.variants) for listed in g.select.values() for v in listed]
+    for name, known in named:
         if name not in known:
             raise CesmError(f'the grid names {name!r}, which is none of {list(known)}')
     if g.select: _check_selection(g)
@@ -375,8 +375,8 @@ def is_finished(
     run = Path(cfg.run_dir)
     if not all(run_file(run, k).exists() for k in _LEFT): return False
     stored = with_defaults(read_config(run)['settings'])
-    asked = _settings(cfg) | dict(seed=cfg.seed, fold=cfg.fold)
-    return all(stored.get(k) == v for k, v in asked.items())
+    expected = _settings(cfg) | dict(seed=cfg.seed, fold=cfg.fold)
+    return all(stored.get(k) == v for k, v in expected.items())
 
 def run_section(
     notebook:str|Path, # chapter 04
@@ -404,8 +404,8 @@ def run_notebook(
     check_parameters(notebook, list(asdict(cfg)))
     out = Path(cfg.run_dir)/'notebook.ipynb'
     out.parent.mkdir(parents=True, exist_ok=True)
-    asked = dict(kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'])
-    try: pm.execute_notebook(run_section(notebook), str(out), asdict(cfg), **asked)
+    options = dict(kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'])
+    try: pm.execute_notebook(run_section(notebook), str(out), asdict(cfg), **options)
     except DeadKernelError:
         raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a '
                         f'signal; see {out}') from None

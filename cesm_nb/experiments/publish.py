@@ -184,13 +184,13 @@ def gather_facts(
     configs = [read_config(p.cfg.run_dir) for p in runs]
     m, of = read_manifest(runs[0].cfg.run_dir), [p.variant for p in runs]
     settings, variants = _describe_variants(runs, configs, done)
-    asked = asdict(grid) | dict(base=_without_paths(grid.base), variants=_shown(grid.variants))
+    definition = asdict(grid) | dict(base=_without_paths(grid.base), variants=_shown(grid.variants))
     return dict(
         command=command, commit=shorten_commits(name_commits(of, configs)),
         **{k: _agreed([c[k] for c in configs]) for k in _FACTS},
         seeds={k: list(v) for k, v in done.items()}, n_runs=len(runs), n_breasts=len(m),
         n_patients=int(m.patient_id.nunique()), n_images=int(m.filter(like='has_').sum().sum()),
-        grid=asked, settings=settings, variants=variants)
+        grid=definition, settings=settings, variants=variants)
 
 # %% ../../nbs/api/experiments.publish.ipynb #b8089979
 def fold_tables(grid, tests, n_draws):

@@ -233,8 +233,8 @@ def _clear_unused(stored, ds, name):
     cleared = (stored << unused) >> unused # keeps the sign
     if (cleared == stored).all(): return stored, ''
     if _needs(stored, cleared):
-        raise Refused(f'{name} has values of more than {ds.BitsStored} bits, expected as BitsStored'
-                      ' says: export it again')
+        raise Refused(f'{name} has values of more than {ds.BitsStored} bits, expected as in '
+                      'BitsStored: export it again')
     return cleared, f'bits above the {ds.BitsStored} of the picture were cleared'
 
 def _stored(ds, data, name):
@@ -327,8 +327,8 @@ def _turn(image, ds, name, side):
     across, down, aside = _orientation(ds)
     if not (across or down) or side not in SIDES: return image, []
     if across[:1] not in ('A', 'P'):
-        raise Refused(f'{name} does not say where its chest wall is (PatientOrientation), expected '
-                      'rows or columns that run to A or P: correct it or leave it out')
+        raise Refused(f'{name} does not state where its chest wall is (PatientOrientation), '
+                      'expected rows or columns that run to A or P: correct it or leave it out')
     mirrored = across[0] != dict(L='A', R='P')[side]
     lateral = down[:1] == side and not set('FH') & set(down)
     flipped = 'H' in down or lateral
@@ -337,8 +337,8 @@ def _turn(image, ds, name, side):
     image = np.ascontiguousarray(image[::-1 if flipped else 1, ::-1 if mirrored else 1])
     usual = dict(L='left', R='right')[side]
     if wall_side(image) not in ('', usual):
-        raise Refused(f'{name} contradicts itself about its chest wall (PatientOrientation says it '
-                      'is elsewhere than in the picture): correct it or leave it out')
+        raise Refused(f'{name} contradicts itself about its chest wall (PatientOrientation puts '
+                      'it elsewhere than in the picture): correct it or leave it out')
     upright = not (aside or flipped)
     return image, ['mirrored to the usual side' if upright else 'turned upright']
 
@@ -423,7 +423,7 @@ def _read_any(file, options, window, secondary, crop):
     absent = [_ABSENT[k] for k, v in facts.items() if not v]
     if absent:
         several = [f'--{k}' for k, v in facts.items() if not v]
-        raise Refused(f'{name} does not say its {" and ".join(absent)}: give it as an option '
+        raise Refused(f'{name} does not state its {" and ".join(absent)}: give it as an option '
                       f'({", ".join(several)}; for several files one value each, separated by ";")')
     image, done = crop_breast(image) if (usual if crop is None else crop) else (image, [])
     notes = (*notes, *done)
@@ -484,13 +484,13 @@ def _refuse_mixture(views):
             two = ' and '.join(list(several.values())[:2])
             raise CesmError(f'{two} differ in {k}, expected files of one breast from one '
                             'examination: name those alone')
-    seen = {}
+    by_view = {}
     for v in views:
-        other = seen.setdefault((v.modality, v.view), v)
+        other = by_view.setdefault((v.modality, v.view), v)
         if other is not v:
             which = f'{v.view} view, {ENERGY_NAMES[v.modality]}'
             raise CesmError(f'{other.file} and {v.file} are both the {which}: name one')
-    return seen
+    return by_view
 
 # %% ../../nbs/api/imaging.dicom.ipynb #30915ad0
 def join_views(

@@ -88,9 +88,9 @@ _WINDOW_NAMES = 'NORMAL', 'HARDER', 'SOFTER' # others are free text, which is re
 
 def _choose(names, window, name):
     "Position of the requested window, by number from 1 or by name."
-    wanted = str(window).strip().upper()
-    if wanted.isdecimal() and 1 <= int(wanted) <= len(names): return int(wanted) - 1
-    if wanted in names: return names.index(wanted)
+    key = str(window).strip().upper()
+    if key.isdecimal() and 1 <= int(key) <= len(names): return int(key) - 1
+    if key in names: return names.index(key)
     shown = [n if n in _WINDOW_NAMES else '' for n in names]
     choice = ', '.join(f'{i} {n}'.strip() for i, n in enumerate(shown, 1))
     raise Refused(f'{name} has no window {window!r}: choose one of {choice}')

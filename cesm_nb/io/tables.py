@@ -39,8 +39,8 @@ def only_one(
 ) -> Optional[Path]: # the first; None if there is none
     "Pick the only file; raise ValueError, naming them, if several differ."
     paths = list(dict.fromkeys(paths))
-    alike = lambda a, b: a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
-    others = [p for p in paths[1:] if not alike(p, paths[0])]
+    equal = lambda a, b: a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
+    others = [p for p in paths[1:] if not equal(p, paths[0])]
     if others:
         raise CesmError(f'{what} is there more than once: '
                         f'{", ".join(map(str, [paths[0], *others[:4]]))}; '
@@ -119,23 +119,23 @@ def _records(text, sep, strict=True):
     csv.field_size_limit(MAX_BYTES)
     return enumerate(csv.reader(StringIO(text, newline=''), delimiter=sep, strict=strict), 1)
 
-def _fit(cells, wanted):
-    "Count the expected columns that a row names; `wanted` maps spelled names to columns."
-    return len({wanted[s] for c in cells if (s := spell(c)) in wanted})
+def _fit(cells, spelled):
+    "Count the expected columns that a row names; `spelled`: normalised name -> column."
+    return len({spelled[s] for c in cells if (s := spell(c)) in spelled})
 
-def _separator(text, wanted):
+def _separator(text, spelled):
     "Find the separator with which a line near the top names most of the expected columns."
     first = lambda sep: islice(_records(text[:50_000], sep, strict=False), 30)
-    fit = lambda sep: max((_fit(r, wanted) for _, r in first(sep)), default=0)
+    fit = lambda sep: max((_fit(r, spelled) for _, r in first(sep)), default=0)
     return max(',;\t|', key=fit)
 
-def _text_rows(path, data, wanted):
+def _text_rows(path, data, spelled):
     "Rows of a text file: (number, cells), without blank ones."
     text = decode_text(data, path)
     named = re.match(r'"?sep=(.)"?[ \t]*\r?\n', text, re.IGNORECASE)
     if named: text = text[named.end():]
     try:
-        rows = [(i, r) for i, r in _records(text, named[1] if named else _separator(text, wanted))
+        rows = [(i, r) for i, r in _records(text, named[1] if named else _separator(text, spelled))
                 if any(map(str.strip, r))]
     except csv.Error as e:
         raise CesmError(f'{path} is no CSV file that can be read ({e}): '
@@ -185,22 +185,22 @@ def _add_formulas(sheet, rows):
             if not cells[k]: cells[k] = _Formula(v)
     return dict(sorted(rows.items()))
 
-def _pick_sheet(path, book, wanted):
+def _pick_sheet(path, book, spelled):
     "Find the sheet with the columns; raise ValueError if several have them and none is 'all'."
     if not book.worksheets:
         raise CesmError(f'{path} has no sheet that can be read (is it Strict Open XML?): '
                         'save it as Excel workbook (.xlsx) or .csv')
     with _damage(path):
-        fits = {s.title: max((_fit(r, wanted) for _, r in islice(_sheet_rows(s), 30)), default=0)
+        fits = {s.title: max((_fit(r, spelled) for _, r in islice(_sheet_rows(s), 30)), default=0)
                 for s in book.worksheets}
-    good = [t for t, n in fits.items() if n and 2*n >= len(set(wanted.values()))] or list(fits)[:1]
+    good = [t for t, n in fits.items() if n and 2*n >= len(set(spelled.values()))] or list(fits)[:1]
     named = [t for t in good if spell(t) == 'all']
     if len(good) > 1 and not named:
         raise CesmError(f"{path} has several sheets with these columns, {good}: "
                         "call the one that is meant 'all'")
     return book[(named or good)[0]]
 
-def _book_rows(path, data, wanted):
+def _book_rows(path, data, spelled):
     "Rows of the workbook sheet with the columns: (number, cells), without blank ones."
     with _damage(path):
         size = sum(f.file_size for f in zipfile.ZipFile(BytesIO(data)).infolist())
@@ -209,7 +209,7 @@ def _book_rows(path, data, wanted):
     if size > MAX_BYTES:
         raise CesmError(f'{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: '
                         'save the sheet as .csv')
-    sheet = _pick_sheet(path, book, wanted)
+    sheet = _pick_sheet(path, book, spelled)
     with _damage(path):
         rows = dict(islice(_sheet_rows(sheet), MAX_ROWS + 1))
         if b'<f' in sheet._get_source().read():
@@ -224,13 +224,13 @@ def _book_rows(path, data, wanted):
     return list(rows.items())
 
 # %% ../../nbs/api/io.tables.ipynb #85f82d26
-def _header(path, rows, wanted, columns, closed):
+def _header(path, rows, spelled, columns, closed):
     "Find the header; raise ValueError if columns are absent or repeated."
-    columns, known = list(columns), list(dict.fromkeys(wanted.values()))
-    at = max(range(min(30, len(rows))), key=lambda k: (_fit(rows[k][1], wanted), -k))
-    number, cells = rows[at] if 2*_fit(rows[at][1], wanted) >= len(columns) else rows[0]
+    columns, known = list(columns), list(dict.fromkeys(spelled.values()))
+    at = max(range(min(30, len(rows))), key=lambda k: (_fit(rows[k][1], spelled), -k))
+    number, cells = rows[at] if 2*_fit(rows[at][1], spelled) >= len(columns) else rows[0]
     at = at if rows[at][0] == number else 0
-    named = [wanted.get(spell(c)) for c in cells]
+    named = [spelled.get(spell(c)) for c in cells]
     absent = [c for c in columns if c not in named]
     twice = [c for c in known if named.count(c) > 1]
     shown = [c[:60] for c in map(str.strip, cells) if c][:20]
@@ -257,16 +257,16 @@ def read_table(
 ) -> pd.DataFrame: # these columns as text, in this order; index: spreadsheet row
     "Read columns of a table; raise ValueError if it cannot be read or lacks one of them."
     own = {c: c for c in (*columns, *optional)}
-    wanted = {spell(k): c for k, c in {**own, **(aliases or {})}.items()}
+    spelled = {spell(k): c for k, c in {**own, **(aliases or {})}.items()}
     data = text.encode() or read_bytes(path)
     book = not text and (Path(path).suffix.lower() in ('.xlsx', '.xlsm')
                          or data.startswith(b'PK\x03\x04'))
     if book and not data: raise CesmError(f'{path} is empty: download it again')
-    rows = (_book_rows if book else _text_rows)(path, data, wanted)
+    rows = (_book_rows if book else _text_rows)(path, data, spelled)
     if not rows: raise CesmError(f'{path} has no rows; expected one per image, download it again')
     if len(rows) > MAX_ROWS:
         raise CesmError(f'{path} has more than {MAX_ROWS:,} rows: is it the sheet that is meant?')
-    at, width, where = _header(path, rows, wanted, columns, closed)
+    at, width, where = _header(path, rows, spelled, columns, closed)
     for i, r in rows[at+1:] if not book else ():
         if any(c.strip() for c in r[width:]):
             raise CesmError(f'{path}: row {i} has {len(r)} cells, the header {width}: '

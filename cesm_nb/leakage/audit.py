@@ -36,7 +36,7 @@ from .split_audit import leak_prices, phrase_prices
 from ..reporting.html import embed, fill_in, make_page
 from ..core.runs import find_commit, read_config, read_parts
 from ..core.settings import PROTOCOLS, AuditConfig, resolve_protocol
-from ..cohort.splits import make_splits, share_with_twin
+from ..cohort.splits import make_splits, share_with_contralateral
 from ..reporting.tables import with_interval, write_table
 
 # %% ../../nbs/06_leakage_audit.ipynb #c76918f3
@@ -67,12 +67,13 @@ def out_of_fold(
         shares = np.bincount(label[~test], minlength=len(CLASSES))/(~test).sum()
         prob[test] = shares
         if not x.shape[1]: continue
-        seen, twin_trains = x.copy(), pd.Series(~test, label.index).reindex(swap, fill_value=False)
-        if control.known == 'in training': seen[~twin_trains.to_numpy()] = 0
-        fill = SimpleImputer(strategy='median', keep_empty_features=True).fit(seen[~test])
-        known, new = fill.transform(seen[~test]), fill.transform(seen[test])
+        in_training = pd.Series(~test, label.index).reindex(swap, fill_value=False)
+        inputs = x.copy()
+        if control.known == 'in training': inputs[~in_training.to_numpy()] = 0
+        fill = SimpleImputer(strategy='median', keep_empty_features=True).fit(inputs[~test])
+        fitted, held_out = fill.transform(inputs[~test]), fill.transform(inputs[test])
         forest = RandomForestClassifier(n_trees, random_state=seed)
-        p = forest.fit(known, label[~test]).predict_proba(new)
+        p = forest.fit(fitted, label[~test]).predict_proba(held_out)
         prob[np.ix_(test, forest.classes_)] += n_trees*p # prob holds the shares: one more tree
         prob[test] /= n_trees + 1
     return prob
@@ -141,9 +142,9 @@ def run_controls(
     of = {(k, u): [c for c in controls if c.label == k and u in c.units] for k in labels
           for u in BOTH}
     seeds = range(cfg.seed, cfg.seed + cfg.n_repeats)
-    asked = [(k, u, s) for (k, u), some in of.items() if some for s in seeds]
-    found = dict(zip(asked, _queue([
-        delayed(run_repeat)(of[k, u], labels[k], u, s, cfg) for k, u, s in asked],
+    keys = [(k, u, s) for (k, u), some in of.items() if some for s in seeds]
+    found = dict(zip(keys, _queue([
+        delayed(run_repeat)(of[k, u], labels[k], u, s, cfg) for k, u, s in keys],
         cfg.n_jobs, 'forests', progress)))
     scores = [
         delayed(score_control)(c, u, labels[c.label], [found[c.label, u, s] for s in seeds], cfg)
@@ -218,7 +219,7 @@ def verdict(
     chance = auc[auc.control.str.startswith('permuted')].iloc[0]
     words = 'In part' if shapes.low > max(.5, chance.high) else 'Not by these numbers'
     if shapes.low > .8: words = 'Yes'
-    if np.isnan(shapes.low): words = 'Too few breasts to tell'
+    if np.isnan(shapes.low): words = 'Too few breasts to decide'
     name = ['control', 'label', 'split_unit', 'score']
     at = lambda score: table.set_index(name).value[(shapes.control, shapes.label, 'patient', score)]
     mark = 'PHANTOM, evidence of nothing. ' if phantom else ''
@@ -285,7 +286,8 @@ def describe_files(
     images, regions = found.images, found.regions
     _, labels = label_columns(images)
     table = labels['all rows'].rename('label').reset_index()
-    shared = np.mean([share_with_twin(make_splits(table, 'breast', seed)) for seed in range(5)])
+    splits = [make_splits(table, 'breast', seed) for seed in range(5)]
+    shared = np.mean([share_with_contralateral(s) for s in splits])
     files = [found.files[k] for k in ('sheet', 'regions', 'sizes') if found.files[k]]
     digest = hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()[:16]
     present = {k: presence_rule(images, k, y) for k, y in labels.items() if k not in PARTIAL}
@@ -387,7 +389,7 @@ def find_leaks_in_run(
 ) -> list: # sentences
     "List what leaked in a finished run: by its switches and by the split that was used."
     switches = read_config(run_dir)['switches']
-    shared = share_with_twin(read_parts(run_dir))
+    shared = share_with_contralateral(read_parts(run_dir))
     found = [f'{k}={switches[k]!r}: {why}' for k, why in LEAKY.items()
              if switches[k] == PROTOCOLS['paper'][k]]
     if shared: found.append(f'{shared:.0%} of the test breasts have the other breast in training')
@@ -401,11 +403,11 @@ def _does(switch, yes, no):
 
 def _cell(text, where): return f'[{text}]({where})'
 
-def _rows_alike():
+def _rows_shared():
     "List kinds of leakage in which the protocols do not differ, or that neither has."
     both = lambda text: [text, text]
     median = _does('density_missing', 'no: nothing is fitted', 'no: the training median')
-    undated, alike = 'cannot be told: the files have no dates', 'same pixels under two names'
+    undated, copies = 'not detectable: the files have no dates', 'same pixels under two names'
     return {
         'L1.1 no test set': [*both('no'), _cell('chapter 00', '00_data.ipynb')],
         'L1.2 preprocessing on training and test data': [
@@ -413,7 +415,7 @@ def _rows_alike():
         'L1.3 feature selection on training and test data': [
             *both('no: none is selected'), _cell('chapter 03', '03_model.ipynb')],
         'L1.4 duplicates': [
-            *both('no: none found'), _cell(alike, 'api/cohort.quality.ipynb#all-images')],
+            *both('no: none found'), _cell(copies, 'api/cohort.quality.ipynb#all-images')],
         'L3.1 temporal leakage': [*both(undated), _cell('columns of the sheet', '00_data.ipynb')],
         'L3.3 test data are not of the population of interest': [
             *both('**yes**: one hospital, far more cancers than in screening'),
@@ -431,7 +433,7 @@ def info_sheet(
     trials = 'api/leakage.ladder.ipynb#the-ladder-on-phantoms'
     trial = lambda leak: _cell(f'trial, leak `{leak}`', trials)
     here = _cell('controls', '06_leakage_audit.ipynb#what-the-annotations-of-cdd-cesm-reveal')
-    rows = _rows_alike() | {
+    rows = _rows_shared() | {
         'L2 features that are not legitimate: regions': [*_does(
             'roi_source', f'**yes**: drawn masks alone, AUC {masks:.3f}',
             'no: the segmented breast'), here],

@@ -137,12 +137,12 @@ LEAKS = ('region', 'twin', 'density', 'view')
 
 def _leaky_labels(
     layout:pd.DataFrame, # one row per breast: patient_id, side
-    twin:bool, # both breasts of a patient have one label, else independent ones
+    shared:bool, # both breasts of a patient have one label, else independent ones
     seed:int, # seed of the phantom
 ) -> np.ndarray: # (n_breasts,) int, 0 Normal, 1 Benign, 2 Malignant
     "Draw labels that are either the same in both breasts of a patient or independent."
     rng, ids = stream(seed, 'leak'), layout.patient_id.to_numpy()
-    if not twin: return _quota((1, 1, 1), len(layout), rng)
+    if not shared: return _quota((1, 1, 1), len(layout), rng)
     return _quota((1, 1, 1), ids.max(), rng)[ids - 1]
 
 # %% ../../nbs/api/synthetic.phantom.ipynb #d824eec9

@@ -30,11 +30,11 @@ def simulate(
     seed:int=0, # another seed, another set
     signal:float=1.2, # logit advantage of the true class; 0: none
     shared:float=.5, # share of noise and classes common to a patient's two breasts
-    twin:int=0, # another number: predictions of the same breasts by another model
+    model:int=0, # another number: predictions of the same breasts by another model
 ) -> Simulated:
     "Draw labels and probabilities that are correlated within a patient."
     k, n = len(CLASSES), 2*n_patients
-    rng, other = np.random.default_rng(seed), np.random.default_rng([seed, 1 + twin])
+    rng, other = np.random.default_rng(seed), np.random.default_rng([seed, 1 + model])
     label = rng.choice(k, n, p=[.4, .3, .3])
     same = np.repeat(rng.random(n_patients) < shared, 2)
     label = np.where(same, np.repeat(label[::2], 2), label)
@@ -53,7 +53,7 @@ def simulate_trainings(
 ) -> tuple: # label (n,), probabilities (n_seeds, n, 3), patient_id (n,)
     "Draw predictions of the same breasts by trainings with several seeds."
     signals = signal + spread*np.random.default_rng([seed, first, 2]).normal(size=n_seeds)
-    each = [simulate(n_patients, seed, s, twin=first + i) for i, s in enumerate(signals)]
+    each = [simulate(n_patients, seed, s, model=first + i) for i, s in enumerate(signals)]
     return each[0].label, np.stack([s.prob for s in each]), each[0].patient_id
 
 # %% ../../nbs/api/synthetic.predictions.ipynb #47a49358
