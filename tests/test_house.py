@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from dataclasses import fields
 from pathlib import Path
 
