@@ -240,7 +240,7 @@ class _Queue:
         self.n -= 1
         self.turns.release()
 
-async def _ask(site, queue, request):
+async def _post(site, queue, request):
     "Respond to a form with its prediction, or with the reason why there is none."
     check_caller(site, request.headers, True)
     async with queue: return await _predict(site, request)
@@ -270,7 +270,7 @@ def make_app(
     async def broken(request, e):
         return _explain(500, f'An error nobody foresaw ({type(e).__name__}): see the terminal.')
     return Starlette(
-        routes=[Route('/', form), Route('/ask', partial(_ask, site, _Queue()), methods=['POST'])],
+        routes=[Route('/', form), Route('/ask', partial(_post, site, _Queue()), methods=['POST'])],
         exception_handlers={Rejected: reject, HTTPException: lost, Exception: broken})
 
 # %% ../../nbs/api/cases.web.ipynb #a9900012

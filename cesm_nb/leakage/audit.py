@@ -113,9 +113,9 @@ def score_control(
 ) -> pd.DataFrame: # one row per score
     "Score one control over its seeds."
     folds, probs = zip(*((f, p[control.name]) for f, p in repeats))
-    who = label.index.get_level_values('patient_id').to_numpy()
+    patients = label.index.get_level_values('patient_id').to_numpy()
     table = repeated_interval(
-        label.to_numpy(), np.stack(probs), who, None, cfg.n_draws, cfg.seed, SCORED,
+        label.to_numpy(), np.stack(probs), patients, None, cfg.n_draws, cfg.seed, SCORED,
         np.stack(folds), dealt=cfg.n_folds if len(repeats) > 1 else 0) # no variance with one seed
     kept = table[_COUNTS + [c for c in table if c.startswith('seed ')]].reset_index()
     about = dict(control=control.name, label=control.label, split_unit=split_unit)
