@@ -16,7 +16,7 @@ from unittest.mock import patch
 import cv2
 from sklearn.ensemble import RandomForestClassifier
 
-from cesm_nb.cohort import check
+from cesm_nb.cohort import quality
 from cesm_nb.cli import cesm_audit
 from cesm_nb.data import read_dataset
 
@@ -46,7 +46,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as d:
         decode = seconds(lambda: [cv2.imread(f, cv2.IMREAD_GRAYSCALE) is None for f in files])
-        checked = seconds(lambda: check.main(a.data, f'{d}/check'))
+        checked = seconds(lambda: quality.main(a.data, f'{d}/check'))
         options = [a.data, '--out', f'{d}/audit', '--n-jobs', '1', *a.audit]
         with patch.object(RandomForestClassifier, 'fit', timed):
             audited = seconds(lambda: cesm_audit(options))
