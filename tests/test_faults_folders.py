@@ -9,10 +9,11 @@ from PIL import Image
 
 from cesm_nb.cohort.quality import quality_report
 from cesm_nb.cohort.splits import read_splits
-from cesm_nb.core.errors import explain_error
+from cesm_nb.core.errors import explain_cell, explain_error
 from cesm_nb.core.settings import TensorConfig
 from cesm_nb.core.terms import FOLDERS, SHEET_COLUMNS
 from cesm_nb.data import breasts, plot_breast, read_dataset
+from cesm_nb.leakage.split_audit import audit_split, read_foreign
 from cesm_nb.tensorize import prepare
 
 ODD = os.fsdecode(b'\xfcbersicht') # a name in Latin-1
@@ -112,3 +113,18 @@ def test_foreseeable_errors_name_cause_and_option():
         (ValueError("Key backend: 'x' is not a valid value for backend"), 'unset MPLBACKEND')
     ]:
         assert says in explain_error(e) and 'unforeseen' not in explain_error(e)
+    found = explain_cell('ModuleNotFoundError', "No module named 'cesm_nb'")
+    assert found.startswith('ModuleNotFoundError') and 'ipykernel install' in found
+    assert explain_cell('ValueError', 'x') == 'ValueError: x'
+
+
+def test_audit_reads_a_split_from_a_workbook(tmp_path):
+    "A split in a workbook is audited like the same rows in a text file; lines are named."
+    rows = dict(patient_id=[1, 1, 2, 3], side=['L', 'R', 'L', 'R'],
+                split=['train', 'test', 'val', 'Test'], note='')
+    (table := pd.DataFrame(rows)).to_csv(text := tmp_path/'s.csv', index=False)
+    table.to_excel(book := tmp_path/'s.xlsx', index=False)
+    pd.testing.assert_frame_equal(read_foreign(book), read_foreign(text))
+    assert audit_split(read_foreign(book)).found['patients of test in train'] == 1
+    table.assign(split=['train', 'test', 'x', 'val']).to_excel(book, index=False)
+    with pytest.raises(ValueError, match="s.xlsx line 4: part 'x'"): read_foreign(book)
