@@ -22,7 +22,7 @@ from .core.errors import CesmError, one_way_out
 from cesm_nb.reporting.figures import (
     plot_confusion, plot_curves, plot_decision, plot_forest, plot_ranking, plot_reliability,
     plot_scores, save_figure)
-from .core.files import write_atomic
+from .core.files import write_atomic, write_json
 from .reporting.saliency import explain_run, plot_attention, plot_examples, pointing_table
 from .stats.intervals import bootstrap_weights, explain_gaps, interval_ends, interval_table
 from .reporting.html import embed, fill_in, make_page
@@ -338,7 +338,7 @@ def evaluate(
         n_draws=n_draws, n_patients=test.patient_id.nunique(), best_epochs=best, chosen=fitted,
         notes=[*notes, scaling],
         scores=json.loads(scores.to_json(orient='index', double_precision=15)))
-    write_atomic(out/'metrics.json', json.dumps(metrics, indent=1).encode())
+    write_json(metrics, out/'metrics.json')
     shown = {title: (text, table) for title, text, table in tables.values()}
     found = [f'{k} {with_interval(scores.loc[m])}' for k, m in _SUMMARY.items()]
     facts = (

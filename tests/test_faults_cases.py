@@ -206,3 +206,52 @@ def test_each_view_of_two_energies_has_its_channel(modality, views, expected):
         hidden = hide_input(member, batch, name)
         assert not hidden.views[:, i].any() and (~hidden.real).nonzero().tolist() == [[0, i]]
         assert _have(own, member)[name].tolist() == [True]
+
+
+def test_stalled_forms_are_given_up(monkeypatch):
+    "Half of a form does not hold the queue."
+    pytest.importorskip('starlette')
+    from starlette.requests import Request
+    from cesm_nb.cases import web
+    monkeypatch.setattr(web, 'QUIET_S', .05)
+    part = b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\nhal'
+    sent = [dict(type='http.request', body=part, more_body=True)]
+
+    async def receive():
+        return sent.pop() if sent else await asyncio.Event().wait()
+
+    form = Request(dict(type='http', method='POST', headers=[
+        (b'content-type', b'multipart/form-data; boundary=x')]), receive)
+    with pytest.raises(web.Rejected, match='Nothing came for') as e:
+        asyncio.run(asyncio.wait_for(web.read_form(form), 60))
+    assert e.value.args[0] == 408
+
+
+def test_stalled_headers_are_given_up(monkeypatch):
+    "A connection with half of a request's headers, be it the first or a later one, is closed."
+    uvicorn = pytest.importorskip('uvicorn')
+    from cesm_nb.cases import web
+    monkeypatch.setattr(web, 'QUIET_S', .05)
+
+    async def app(scope, receive, send):
+        await send(dict(type='http.response.start', status=204, headers=[]))
+        await send(dict(type='http.response.body', body=b''))
+
+    async def serve():
+        config = web.make_server(app).config
+        config.lifespan = 'off'
+        config.load()
+        state = uvicorn.server.ServerState()
+        make = lambda: config.http_protocol_class(config, state, {})
+        server = await asyncio.get_running_loop().create_server(make, '127.0.0.1', 0)
+        address = server.sockets[0].getsockname()
+        answers = []
+        for head in (b'', b'GET / HTTP/1.1\r\nHo', b'GET / HTTP/1.1\r\nHost: a\r\n\r\nGET'):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(head)
+            answers.append((await asyncio.wait_for(reader.read(), 60))[:12])
+            writer.close()
+        server.close()
+        return answers
+
+    assert asyncio.run(serve()) == [b'', b'', b'HTTP/1.1 204']

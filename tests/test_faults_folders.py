@@ -1,5 +1,8 @@
 "Data folders with odd names, dead links and damaged images; split files of other programs."
+import json
 import os
+import warnings
+import zipfile
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,10 +12,14 @@ from PIL import Image
 
 from cesm_nb.cohort.quality import quality_report
 from cesm_nb.cohort.splits import read_splits
-from cesm_nb.core.errors import explain_error
+from cesm_nb.core.errors import explain_cell, explain_error
 from cesm_nb.core.settings import TensorConfig
 from cesm_nb.core.terms import FOLDERS, SHEET_COLUMNS
 from cesm_nb.data import breasts, plot_breast, read_dataset
+from cesm_nb.evaluate import evaluate
+from cesm_nb.io.tables import read_table
+from cesm_nb.leakage.split_audit import audit_split, read_foreign
+from cesm_nb.synthetic.predictions import simulate_predictions, simulate_run
 from cesm_nb.tensorize import prepare
 
 ODD = os.fsdecode(b'\xfcbersicht') # a name in Latin-1
@@ -112,3 +119,47 @@ def test_foreseeable_errors_name_cause_and_option():
         (ValueError("Key backend: 'x' is not a valid value for backend"), 'unset MPLBACKEND')
     ]:
         assert says in explain_error(e) and 'unforeseen' not in explain_error(e)
+    found = explain_cell('ModuleNotFoundError', "No module named 'cesm_nb'")
+    assert found.startswith('ModuleNotFoundError') and 'ipykernel install' in found
+    assert explain_cell('ValueError', 'x') == 'ValueError: x'
+
+
+def test_audit_reads_a_split_from_a_workbook(tmp_path):
+    "A split in a workbook is audited like the same rows in a text file; lines are named."
+    rows = dict(patient_id=[1, 1, 2, 3], side=['L', 'R', 'L', 'R'],
+                split=['train', 'test', 'val', 'Test'], note='')
+    (table := pd.DataFrame(rows)).to_csv(text := tmp_path/'s.csv', index=False)
+    table.to_excel(book := tmp_path/'s.xlsx', index=False)
+    pd.testing.assert_frame_equal(read_foreign(book), read_foreign(text))
+    assert audit_split(read_foreign(book)).found['patients of test in train'] == 1
+    table.assign(split=['train', 'test', 'x', 'val']).to_excel(book, index=False)
+    with pytest.raises(ValueError, match="s.xlsx line 4: part 'x'"): read_foreign(book)
+
+
+def test_strict_workbooks_are_named_without_warnings(tmp_path):
+    "A Strict Open XML workbook gives the sentence that says how to save it, and nothing else."
+    pd.DataFrame(dict(case=['A'])).to_excel(path := tmp_path/'s.xlsx', index=False)
+    with zipfile.ZipFile(path) as z: parts = {n: z.read(n) for n in z.namelist()}
+    old, new = b'http://schemas.openxmlformats.org/', b'http://purl.oclc.org/ooxml/'
+    with zipfile.ZipFile(path, 'w') as z:
+        for name, content in parts.items():
+            for kind in (b'spreadsheetml', b'officeDocument'):
+                content = content.replace(old + kind + b'/2006', new + kind)
+            z.writestr(name, content)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        with pytest.raises(ValueError, match='Strict Open XML.*save it as'):
+            read_table(path, ('case',))
+    assert not warned
+
+
+def test_metrics_are_json_for_any_program(tmp_path):
+    "Scores that cannot be computed, as of a single class, are null instead of NaN."
+    part = lambda name, seed, kind: simulate_predictions(60, seed, name).query(f'label == {kind}')
+    run = simulate_run(tmp_path/'run', test := part('test', 0, 0))
+    pd.concat([test, part('val', 1, 1).assign(patient_id=lambda t: t.patient_id + 100)]).to_csv(
+        run/'predictions.csv', index=False)
+    evaluate(run, tmp_path/'out', n_draws=10, inside=False)
+    def no_json(word): raise ValueError(f'{word} is no JSON')
+    text = (tmp_path/'out'/'metrics.json').read_text()
+    assert json.loads(text, parse_constant=no_json)['scores'] and 'null' in text

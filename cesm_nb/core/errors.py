@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CesmError', 'FileError', 'AbsentError', 'NotFiniteError', 'note_file', 'first_line', 'is_refusal', 'explain_error',
-           'one_way_out']
+           'explain_cell', 'one_way_out']
 
 # %% ../../nbs/api/core.errors.ipynb #58721857
 import errno
@@ -91,6 +91,15 @@ def explain_error(
     return (f'unforeseen {type(e).__name__}: {first_line(e)} (at {Path(file).name} line {line} in '
             f'{name}{last}); '
             f'please report this line at {_ISSUES}')
+
+def explain_cell(
+    ename:str, # type of the error that stopped a notebook
+    evalue:str, # its message
+) -> str: # one sentence
+    "Explain an error in a notebook; add what to do if its kernel lacks a module."
+    other = (': the kernel python3 belongs to another Python; register this one by '
+             'python -m ipykernel install --sys-prefix')
+    return f'{ename}: {evalue}' + (other if ename == 'ModuleNotFoundError' else '')
 
 # %% ../../nbs/api/core.errors.ipynb #b2e26f4d
 def _children():

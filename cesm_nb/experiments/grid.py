@@ -25,7 +25,7 @@ import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from ..core.errors import CesmError
+from ..core.errors import CesmError, explain_cell
 from ..synthetic.altered_regions import HOW, alter_regions, write_view
 from ..data import breasts, read_dataset
 from ..core.terms import KEYS
@@ -410,7 +410,7 @@ def run_notebook(
         raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a '
                         f'signal; see {out}') from None
     except PapermillExecutionError as e:
-        raise CesmError(f'{e.ename}: {e.evalue}; see {out}') from None
+        raise CesmError(f'{explain_cell(e.ename, e.evalue)}; see {out}') from None
 
 # %% ../../nbs/api/experiments.grid.ipynb #f3a2c9c7
 @cache # once per process

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ..core.errors import CesmError, one_way_out
+from ..core.errors import CesmError, explain_cell, one_way_out
 from ..core.files import reading
 from ..core.runs import read_config
 from ..core.settings import TrainConfig, make_config, read_yaml
@@ -135,7 +135,7 @@ def main(
     logging.getLogger('papermill').setLevel(logging.ERROR)
     try: reproduce(data, protocol, run_dir, changes)
     except PapermillExecutionError as e:
-        raise SystemExit(f'chapter stopped: {e.ename}: {e.evalue}\n'
+        raise SystemExit(f'chapter stopped: {explain_cell(e.ename, e.evalue)}\n'
                          'its notebook is in the run folder') from None
     except DeadKernelError:
         raise SystemExit('cesm_reproduce: the process of a chapter has died, '

@@ -9,6 +9,7 @@ __all__ = ['MAX_COLUMNS', 'MAX_ROWS', 'MAX_BYTES', 'MAX_FOLDERS', 'spell', 'only
 # %% ../../nbs/api/io.tables.ipynb #3dd9ad12
 import csv
 import re
+import warnings
 import zipfile
 from contextlib import contextmanager
 from io import BytesIO, StringIO
@@ -202,7 +203,8 @@ def _pick_sheet(path, book, spelled):
 
 def _book_rows(path, data, spelled):
     "Rows of the workbook sheet with the columns: (number, cells), without blank ones."
-    with _damage(path):
+    with _damage(path), warnings.catch_warnings():
+        warnings.simplefilter('ignore') # of openpyxl, on parts of a workbook that it skips
         size = sum(f.file_size for f in zipfile.ZipFile(BytesIO(data)).infolist())
         book = size <= MAX_BYTES and openpyxl.load_workbook(
             BytesIO(data), read_only=True, data_only=True)

@@ -20,6 +20,7 @@ from ..core.errors import CesmError
 from ..data import image_key, parse_name, read_dataset
 from ..core.terms import CLASSES, KEYS
 from ..core.files import reading, write_atomic
+from ..io.tables import read_table
 from ..reporting.tables import with_interval
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #2c2106b3
@@ -96,17 +97,24 @@ def _read_lists(folder):
     return pd.DataFrame(rows, columns=['image_name', 'split'])
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #961e5ead
+def _read_rows(path):
+    "Read a CSV file or workbook; the index is the line in the file less 2."
+    if Path(path).suffix.lower() in ('.xlsx', '.xlsm'):
+        table = read_table(path, ('split',), optional=(*_IMAGE, 'patient_id', 'side'))
+        return table.set_axis(table.index - 2)
+    with reading(path, 'split file', 'save it as CSV') as f:
+        head = Path(f).read_text('utf-8-sig').partition('\n')[0]
+        sep = next((c for c in ';\t' if c in head), ',')
+        return pd.read_csv(f, dtype=str, keep_default_na=False, sep=sep, encoding='utf-8-sig')
+
 def read_foreign(
-    path:str|Path, # CSV: split, and image_name or patient_id (and side); or a folder of lists
+    path:str|Path, # table: split, and image_name or patient_id (and side); or a folder of lists
 ) -> pd.DataFrame: # patient_id, side ('' for a split by patient), image ('' else), split
     "Read a split, a line per image, breast or patient; raise ValueError naming the line."
     if Path(path).is_dir():
         table = _read_lists(Path(path))
         return _who(table, 'image_name', path).assign(split=table.split)
-    with reading(path, 'split file', 'save it as CSV') as f:
-        head = Path(f).read_text('utf-8-sig').partition('\n')[0]
-        sep = next((c for c in ';\t' if c in head), ',')
-        table = pd.read_csv(f, dtype=str, keep_default_na=False, sep=sep, encoding='utf-8-sig')
+    table = _read_rows(path)
     table.columns = [str(c).strip().lower() for c in table]
     key = next((c for c in (*_IMAGE, 'patient_id') if c in table), '')
     if not key or 'split' not in table or not len(table):
