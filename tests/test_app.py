@@ -47,7 +47,9 @@ def site(module_path, data):
 
 
 @pytest.fixture
-def client(site): return TestClient(page.make_app(site), HOME)
+def client(site):
+    "A client whose requests share one event loop, as those of the server do."
+    with TestClient(page.make_app(site), HOME) as found: yield found
 
 
 @pytest.fixture(scope='module')

@@ -77,9 +77,9 @@ def colourful(kind):
 
 
 BAD_IMAGES = { # kind -> (how an image is damaged, part of the message)
-    'empty': (lambda b: b'', 'cannot identify'),
+    'empty': (lambda b: b'', 'it is empty'),
     'truncated': (lambda b: b[:len(b) // 2], 'Premature end'),
-    'text': (lambda b: b'<html>', 'cannot identify'),
+    'text': (lambda b: b'<html>', 'it is a web page'),
     '16-bit': (lambda b: as_png(np.full((80, 80), 999, np.uint16)), '16 bits a pixel'),
     'CMYK': (lambda b: as_jpeg('CMYK'), 'CMYK'),
     'colour JPEG': (lambda b: colourful('.jpg'), 'in colour'),

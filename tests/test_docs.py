@@ -212,7 +212,7 @@ def test_filter_processes_notebooks_that_nbdev_skipped(folder, tmp_path):
     kernel = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3'}}
     before = nbformat.writes(new_notebook(cells=cells, metadata=kernel))
     status, after = run('quarto_filter.py', tmp_path/folder, before)
-    words = '00 data: from sheets', 'show_doc(double)', 'output-file', '#| export', '1/0'
+    words = '00 data: ', 'show_doc(double)', 'output-file', '#| export', '1/0'
     present = [w in after for w in words]
     if folder == '_proc': assert status == 0 and json.loads(after) == json.loads(before)
     else: assert status == 0 and present == [True, True, False, False, False]

@@ -88,7 +88,7 @@ def test_new_score_is_one_table_line(tmp_path):
 
 GREYS = '''
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 import pandas as pd
 import torch
 from safetensors.torch import save
@@ -102,7 +102,7 @@ from cesm_nb.training.losses import name_scores
 @dataclass(frozen=True)
 class GreysConfig(TrainConfig):
     "Settings of the mean grey levels."
-    title:ClassVar = 'the mean grey levels'
+    title = 'the mean grey levels'
     model:Literal['greys'] = 'greys'
     strength:float = 1.0 # inverse of the penalty on the weights
 

@@ -218,7 +218,7 @@ def test_stalled_forms_are_given_up(monkeypatch):
     sent = [dict(type='http.request', body=part, more_body=True)]
 
     async def receive():
-        return sent.pop() if sent else await asyncio.Event().wait()
+        return sent.pop() if sent else await asyncio.get_running_loop().create_future()
 
     form = Request(dict(type='http', method='POST', headers=[
         (b'content-type', b'multipart/form-data; boundary=x')]), receive)

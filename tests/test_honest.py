@@ -279,7 +279,7 @@ def test_nothing_is_selected_on_training_patients(whole, tmp_path):
     assert 'there is no validation breast to fit it on' in text
     expert, = open_experts([more.run_dir])
     assert expert.training is None and certainty_of([expert]) == {}
-    with pytest.raises(ValueError, match="all but the test breasts trained: .* fit_on='train'"):
+    with pytest.raises(ValueError, match="used for training: .* fit_on='train'"):
         export_expert(more.run_dir, tmp_path/'case')
 
 

@@ -61,9 +61,10 @@ def test_every_combination_of_settings(monkeypatch):
         other[1, 1], other[2, :2] = .7, .3 # pixels of a missing view
         unchanged = torch.equal(net(x, real), net(other, real))
         assert unchanged == settings['mask_missing_views'], settings
+        net.eval()
         with torch.no_grad(): # a different code path inside PyTorch
             one_by_one = torch.cat([net(x[[i]], real[[i]]) for i in range(3)])
-            assert_close(net.eval()(x, real), one_by_one, atol=1e-5, rtol=1e-4)
+            assert_close(net(x, real), one_by_one, atol=1e-5, rtol=1e-4)
         again = FourStream(**net.settings)
         again.load_state_dict(net.state_dict())
         with torch.no_grad(): assert torch.equal(again.eval()(x, real), net(x, real)), settings

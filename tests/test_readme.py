@@ -80,15 +80,16 @@ def lines_of(text):
 
 
 def every_line():
-    "List (where, command) of all documented shell lines."
+    "List (where, command) of all documented shell lines; a backslash continues a line."
+    join = lambda text: re.sub(r'\\\n\s*', '', text)
     files = ('README.md', 'data/README.md', 'CONTRIBUTING.md')
-    out = [(f, line) for f in files for line in lines_of((ROOT/f).read_text())]
+    out = [(f, line) for f in files for line in lines_of(join((ROOT/f).read_text()))]
     for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == 'markdown':
-                out += [(path.name, line) for line in lines_of(cell.source)]
+                out += [(path.name, line) for line in lines_of(join(cell.source))]
             if cell.cell_type == 'code':
-                out += [(path.name, m) for m in re.findall(r'^\s*!.*', cell.source, re.M)]
+                out += [(path.name, m) for m in re.findall(r'^\s*!.*', join(cell.source), re.M)]
     return list(dict.fromkeys((where, part) for where, line in out for part in split_line(line)))
 
 
@@ -98,7 +99,7 @@ def words_of(line):
     return Path(program).name, rest
 
 
-class Parsed(Exception): "Raised when a command has parsed its options and would start."
+class Parsed(BaseException): "Raised when a command has parsed its options and would start."
 
 
 MODULE = dict( # command -> module whose `main` does the work
@@ -119,7 +120,7 @@ def parse(monkeypatch, program, args):
                        ('leakage.split_audit', 'main_splits')):
         part = import_module(f'cesm_nb.{part}')
         monkeypatch.setattr(part, work, stop_at(getattr(part, work)))
-    with pytest.raises(Parsed): getattr(commands, program).__wrapped__(args)
+    with pytest.raises(Parsed): getattr(commands, program)(args)
 
 
 def parse_pip(args):

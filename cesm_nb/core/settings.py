@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Optional, Union, get_args, get_origin
+from typing import Annotated, Literal, Optional, Union, get_args, get_origin
 
 from .errors import CesmError
 
@@ -102,8 +102,8 @@ class ModelConfig(TensorConfig):
 @dataclass(frozen=True)
 class TrainConfig(ModelConfig):
     "All settings of a run of the paper's network."
-    title:ClassVar = "the paper's network" # in messages
-    unused:ClassVar = () # inherited settings without effect
+    title = "the paper's network" # in messages
+    unused = () # inherited settings without effect
     split_unit:Optional[SplitUnit] = None # kept in one part: 'breast', 'patient'; None: by protocol
     density_missing:Optional[Fill] = None # 'zero' or the training 'median'; None: by protocol
     splits_csv:str = '' # a split made elsewhere: patient_id, side, split; empty: made here
@@ -139,8 +139,8 @@ class TrainConfig(ModelConfig):
 @dataclass(frozen=True)
 class ProbeConfig(TrainConfig):
     "All settings of a run of the linear probe."
-    title:ClassVar = 'the linear probe'
-    unused:ClassVar = (
+    title = 'the linear probe'
+    unused = (
         'attention', 'token_mlp', 'token_kernel', 'n_heads', 'drop_rate', 'batch_size', 'lr',
         'weight_decay', 'grad_clip', 'lr_patience', 'lr_factor', 'patience', 'augment', 'flip_lr',
         'flip_ud', 'rotation_deg', 'crop_min', 'jitter', 'compile_model')
