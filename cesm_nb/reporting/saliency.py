@@ -250,7 +250,7 @@ def plot_attention(
     sns.heatmap(
         weights, annot=True, fmt='.2f', cmap='Blues', vmin=0, vmax=1, cbar=False, square=True,
         xticklabels=names, yticklabels=names, ax=ax)
-    ax.set(xlabel='looked at', ylabel='token that asks')
+    ax.set(xlabel='attended token', ylabel='token')
     ax.tick_params(axis='x', rotation=30)
     ax.tick_params(axis='y', rotation=0)
     return ax
