@@ -224,8 +224,11 @@ def phrase_change(
     t = differences[differences.score == score]
     if change not in t.index: return 'not finished'
     r = t.loc[change]
+    if assess(r) == 'untested':
+        each = 'one seed' if r.seeds == 1 else f'each of {r.seeds:.0f} seeds: {_phrase_each(r)}'
+        return f'{with_interval(r)} (untested; {each})'
     p = phrase_p(r.p_holm)
-    tested = f'corrected p {p if p[0] == "<" else f"= {p}"}' if p else 'one seed'
+    tested = f'corrected p {p if p[0] == "<" else f"= {p}"}'
     return f'{with_interval(r)} ({assess(r)}; {tested}; each seed: {_phrase_each(r)})'
 
 # %% ../../nbs/api/experiments.aggregate.ipynb #65be72f3
