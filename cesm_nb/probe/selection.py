@@ -79,7 +79,7 @@ def score_recipes(
         torch.manual_seed(cfg.seed) # of a backbone from scratch
         model = build_probe(
             asdict(cfg), switches, pretrained=cfg.pretrained, weights_dir=cfg.weights_dir,
-            allow_scratch=cfg.allow_scratch).eval()
+            allow_scratch=cfg.allow_scratch).to(memory_format=torch.channels_last).eval()
         every = read_breasts(cfg.tensor_dir, manifest)
         features = compute_features(model, every, cfg.tensor_dir)
         data, features = _keep_breasts(every, features, manifest, index)
