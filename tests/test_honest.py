@@ -116,11 +116,12 @@ def test_features_are_cached_and_shared(small, data, tmp_path, monkeypatch):
     def compute(*_): raise AssertionError('computed again')
     with monkeypatch.context() as m:
         m.setattr(type(net), 'forward_images', compute)
-        changes = dict(fold=1), dict(split_seed=1), dict(other_breast='none'), dict(metadata=False)
+        changes = (dict(fold=1), dict(split_seed=1), dict(other_breast='none'),
+                   dict(metadata=False), dict(pooling='mean'), dict(also_size=0))
         for i, change in enumerate(changes):
             fit(make_config(probe | change | dict(run_dir=str(tmp_path/f'b{i}'))))
         with pytest.raises(AssertionError, match='again'):
-            fit(make_config(probe | dict(pooling='mean', run_dir=str(tmp_path/'c'))))
+            fit(make_config(probe | dict(stretch_greys=False, run_dir=str(tmp_path/'c'))))
     kept[0].write_bytes(kept[0].read_bytes()[:-20]) # damaged: recomputed, with the same result
     again = fit(make_config(probe | dict(run_dir=str(tmp_path/'d')))).predictions
     pd.testing.assert_frame_equal(again, run.predictions)

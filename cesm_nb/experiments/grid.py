@@ -42,7 +42,7 @@ from ..core.settings import (
     settings_that_count, switches_of, usual_settings, with_defaults)
 from ..cohort.splits import hold_out
 from .nested import list_selections, read_selection
-from ..probe.selection import select_recipe
+from ..probe.selection import cache_features, select_recipe
 from ..tensorize import read_manifest, tensor_settings, tensorize
 from ..train import check_config, fit
 
@@ -486,6 +486,8 @@ def run_jobs(
     n_jobs = min(n_jobs, len(jobs), os.cpu_count() or 1) # more only take memory
     making = {c.tensor_dir: c for own, others in jobs for c in (own, *others)}
     for cfg in making.values(): tensorize(cfg)
+    with _threads(os.cpu_count() or 1):
+        cache_features([own for own, _ in jobs if own.model == 'probe'])
     n_threads = max(1, (os.cpu_count() or 1)//max(1, n_jobs))
     queue = tqdm(jobs, 'runs', unit='run', disable=not jobs) # counts jobs started
     calls = ((own, [c.tensor_dir for c in others], n_threads, notebook) for own, others in queue)

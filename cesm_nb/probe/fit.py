@@ -16,8 +16,9 @@ from typing import NamedTuple, Optional
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from ..core.errors import CesmError
 from ..training.dataset import Breasts, assemble, breasts_at_once, first_breasts
@@ -33,9 +34,9 @@ from ..core.runs import BEST
 from ..core.settings import ProbeConfig, normalises_input
 
 # %% ../../nbs/api/probe.fit.ipynb #7040493f
-_DECIDE = ( # settings that the features depend on
-    'backbones', 'pooling', 'view_fusion', 'also_size', 'stretch_greys', 'normalise_input', 'views',
-    'channels', 'mask_missing_views', 'region_teacher')
+_DECIDE = ( # settings that the features depend on, besides what of them is used
+    'backbones', 'view_fusion', 'stretch_greys', 'normalise_input', 'views', 'channels',
+    'mask_missing_views')
 
 def digest_features(
     model:LinearProbe, # the model
@@ -46,30 +47,34 @@ def digest_features(
     facts |= dict(torch=torch.__version__, on=data.views.device.type)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for t in (data.views, data.real): digest.update(t.cpu().contiguous().numpy())
-    for k, t in sorted(model.streams.state_dict().items()):
+    for k, t in sorted(model.pooled.backbone.state_dict().items()):
         digest.update(k.encode())
         digest.update(t.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
 
 class Features(NamedTuple):
-    "Features of all breasts."
+    "Features of some breasts."
     statistics: torch.Tensor # (N, width) float32, views joined, without region-supervised attention
     cells: Optional[torch.Tensor] = None # (N, V, P, C) float32, for region-supervised attention
+    name: str = '' # digest of what they depend on; '': not cached
 
-def _read_features(path, name, n):
-    "Read the cache of `compute_features`; None if it is absent, damaged or of other inputs."
+def _read_features(path, model, name, n):
+    "Read the cache of `compute_features`; None if it is damaged, or lacks what the model uses."
+    pooled, keys = model.pooled, ['statistics', *['cells']*(model.taught is not None)]
     try:
         with safe_open(path, 'pt') as f:
-            if f.metadata()['name'] != name: return None
-            found = Features(**{k: f.get_tensor(k) for k in f.keys()})
-    except (OSError, SafetensorError, KeyError, TypeError): return None
+            of, also_size = f.metadata()['name'].split()
+            if of != name or pooled.also_size not in (0, int(also_size)): return None
+            found = Features(**{k: f.get_tensor(k) for k in keys}, name=name)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError): return None
+    found = found._replace(statistics=found.statistics[:, :pooled.n_statistics].contiguous())
     return found if len(found.statistics) == n else None
 
 def _compute_batch(model, x, real):
     "`Features` of some breasts."
     if model.taught is None: return Features(model.forward_images(x, real))
     statistics, cells = model.forward_cells(x, real)
-    return Features(statistics[:, :-model.taught.width], cells)
+    return Features(statistics[:, :model.pooled.n_statistics], cells)
 
 @torch.no_grad()
 def compute_features(
@@ -81,18 +86,23 @@ def compute_features(
     model.eval()
     name = digest_features(model, data) if folder else ''
     path = Path(folder)/f'features-{name[:16]}.safetensors'
-    found = _read_features(path, name, len(data.real)) if folder else None
+    found = _read_features(path, model, name, len(data.real)) if folder else None
     if found is None:
         parts = torch.arange(len(data.real)).split(breasts_at_once(data.views))
         def batch(i):
             x = assemble(data.views[i]/255, data.rows[i])
             return x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(data.views.device.type, enabled=False):
-            each = [_compute_batch(model, batch(i), data.real[i]) for i in parts]
-        found = Features(*(None if k[0] is None else torch.cat(k) for k in zip(*each)))
-        kept = {k: v.cpu().contiguous() for k, v in found._asdict().items() if v is not None}
-        if folder: write_atomic(path, save(kept, dict(name=name)))
-    return Features(*(v if v is None else v.to(data.views.device) for v in found))
+            each = [_compute_batch(model, batch(i), data.real[i])
+                    for i in tqdm(parts, 'features', unit='batch', leave=False)]
+        kept = {k: torch.cat([getattr(e, k) for e in each]).cpu()
+                for k in Features._fields[:2] if getattr(each[0], k) is not None}
+        found = Features(**kept, name=name)
+        facts = dict(name=f'{name} {model.pooled.also_size}')
+        if folder: write_atomic(path, save(kept, facts))
+    where = data.views.device
+    return found._replace(statistics=found.statistics.to(where),
+                          cells=None if found.cells is None else found.cells.to(where))
 
 @torch.no_grad()
 def join_features(
@@ -102,7 +112,8 @@ def join_features(
     attended:Optional[torch.Tensor]=None, # (N, V, C) from `fit_attention`; None: by the model
 ) -> torch.Tensor: # (N, p) float32, input of the last layer before it is standardised
     "Join statistics, features of region-supervised attention, age and density."
-    parts = [features.statistics]
+    pooled = model.pooled
+    parts = [features.statistics[:, pooled.used[:pooled.n_statistics]]]
     if model.taught is not None:
         if attended is None: attended = torch.stack([model.taught.weigh(c) for c in features.cells])
         hidden = ~data.real if model.settings['mask_missing_views'] else None
@@ -196,6 +207,11 @@ def _standardise(model, rows):
     model.scaled.scale.copy_(scale)
     return (rows - centre)/scale
 
+def _rotate(x): # (n, p) -> (p, m) orthonormal basis, (n, m) coordinates; m = min(n, p)
+    "Describe rows by the space they span: the penalty of weights within it stays the same."
+    basis, coordinates = torch.linalg.qr(x.T)
+    return basis, coordinates.T
+
 def _penalty(weights, cfg): # (3, p): normal, benign, malignant
     "Squared weights; those that separate benign from the middle of the other two may count more."
     apart = (weights*weights.new_tensor([[1], [-2], [1]])).sum(0).square().sum()/6
@@ -211,9 +227,11 @@ def fit_head(
 ) -> torch.Tensor: # (n, 3) logits of these breasts
     "Standardise features and fit the last layer."
     x, weight = _standardise(model, rows), weight.double()
+    basis, x = _rotate(x)
     layer, paired = model.head[1], model.settings['other_breast'] == 'pair'
     own = [layer.weight, layer.bias, *([model.pair_table, model.pair_alone] if paired else [])]
-    free = [torch.zeros_like(p, dtype=torch.float64, requires_grad=True) for p in own]
+    shapes = (len(CLASSES), x.shape[1]), *(p.shape for p in own[1:])
+    free = [x.new_zeros(s, requires_grad=True) for s in shapes]
     beside = torch.where(other < 0, -1, label[other]) if paired else None
     def compute():
         logits = F.linear(x, *free[:2])
@@ -227,7 +245,8 @@ def fit_head(
         return total
     opt = torch.optim.LBFGS(free, max_iter=200, line_search_fn='strong_wolfe')
     with torch.enable_grad(): opt.step(loss)
-    for p, v in zip(own, free): p.copy_(v.detach())
+    weights = F.linear(free[0].detach(), basis), *(v.detach() for v in free[1:])
+    for p, v in zip(own, weights): p.copy_(v)
     found = compute().detach()
     return (found.logsumexp(2) if paired else found).float()
 
@@ -282,11 +301,25 @@ def attend_all(
     features:Features, # from `compute_features`
     data:Breasts, # the same breasts
     index:torch.Tensor, # (n,) training breasts
+    folder:str|Path='', # cache; empty: none
 ) -> torch.Tensor: # (N, V, width), cross-fitted for training breasts
-    "Fit attention and apply it to all breasts; raise as `fit_attention`."
-    out = fit_attention(model.taught, features.cells, data, index)
+    "Fit attention and apply it to all breasts, unless cached; raise as `fit_attention`."
+    digest = hashlib.sha256(features.name.encode())
+    for t in (data.real, data.label, data.contralateral, data.regions, index):
+        if t is not None: digest.update(t.cpu().contiguous().numpy())
+    path, pool = Path(folder)/f'attention-{digest.hexdigest()[:16]}.safetensors', model.taught
+    if folder and features.name and path.exists():
+        try: found = load(path.read_bytes())
+        except SafetensorError: found = {}
+        if set(found) == {'attended', 'weight', 'offset'}:
+            pool.load_state_dict({k: found[k] for k in ('weight', 'offset')})
+            return found['attended'].to(features.cells.device)
+    out = fit_attention(pool, features.cells, data, index)
     others = set(range(len(out))) - set(index.tolist())
-    for i in sorted(others): out[i] = model.taught.weigh(features.cells[i])
+    for i in sorted(others): out[i] = pool.weigh(features.cells[i])
+    if folder and features.name:
+        kept = dict(attended=out, weight=pool.weight, offset=pool.offset)
+        write_atomic(path, save({k: v.cpu().contiguous() for k, v in kept.items()}))
     return out
 
 @torch.no_grad()
@@ -327,7 +360,7 @@ def fit_probe(
     weight = _weigh(data.label[index], cfg)
     features = compute_features(model, data, cfg.tensor_dir)
     attended = None
-    if cfg.region_teacher: attended = fit_attention(model.taught, features.cells, data, index)
+    if cfg.region_teacher: attended = attend_all(model, features, data, index, cfg.tensor_dir)
     fitted = fit_rows(model, features, data, index, cfg, attended)
     logits = predict_attended(model, features, data)
     row = dict(epoch=1, lr=cfg.lr)

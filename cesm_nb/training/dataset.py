@@ -163,7 +163,7 @@ def assemble(
     return torch.cat([views, channel[:, None].to(views.dtype)], 1)
 
 # %% ../../nbs/api/training.dataset.ipynb #7a8e2e1d
-PIXELS_AT_ONCE = 2**19 # pixels of a view, summed over a batch: more is slower on a CPU
+PIXELS_AT_ONCE = 2**17 # pixels of a view, summed over a batch: more is slower on a CPU
 
 def breasts_at_once(views): # (N, V, S, S) -> breasts in a batch of frozen features
     return max(1, PIXELS_AT_ONCE//views.shape[-1]**2)
