@@ -104,10 +104,11 @@ def check_results_folder(
     path = folder/'settings.json'
     if not path.exists(): return
     there = read_json(path, 'restore it, or give another --out')
-    if there.get('data_fingerprint') == fingerprint: return
+    known = there.get('data_fingerprint') # a list where variants alter the data
+    if fingerprint in (known if isinstance(known, list) else [known]): return
     what = 'a phantom' if there.get('phantom') else 'another data set'
     raise CesmError(f'{folder} holds results on {what} (data_fingerprint '
-                    f'{there.get("data_fingerprint")}, expected {fingerprint}): '
+                    f'{known}, expected {fingerprint}): '
                     'give another --out, or move them away')
 
 # %% ../../nbs/api/experiments.run.ipynb #cc835404
