@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PREDICTIONS', 'read_curves', 'plot_all_curves', 'check_commits', 'name_commits', 'shorten_commits',
            'lengthen_commits', 'describe_settings', 'gather_facts', 'fold_tables', 'repeat_tables', 'write_predictions',
-           'read_predictions_of_grid', 'Published', 'read_published', 'drop_published', 'keep_seeds', 'join_facts',
-           'write_tables', 'write_results', 'recompute_results', 'show_recomputed', 'find_results', 'read_results',
-           'phrase_absent', 'phrase_settings', 'show_results', 'plot_absent']
+           'read_predictions_of_grid', 'Published', 'holds_data', 'read_published', 'drop_published', 'keep_seeds',
+           'join_facts', 'write_tables', 'write_results', 'recompute_results', 'show_recomputed', 'find_results',
+           'read_results', 'phrase_absent', 'phrase_settings', 'show_results', 'plot_absent']
 
 # %% ../../nbs/api/experiments.publish.ipynb #ccf03c5c
 import gzip
@@ -278,6 +278,14 @@ def _essence(settings, variant):
     given = _without_paths(with_defaults(settings['settings'] | own['settings']))
     return given | {k: own[k] for k in ('switches', 'weights')}
 
+def holds_data(
+    facts:dict, # from `settings.json` of a grid
+    fingerprint:str, # of a data set
+) -> bool: # whether its results are on these data
+    "Compare the data of published results; a grid that alters its data has several fingerprints."
+    known = facts.get('data_fingerprint')
+    return fingerprint in (known if isinstance(known, list) else [known])
+
 def read_published(
     folder:str|Path, # results of a grid
     grid:Grid, # from `make_grid`
@@ -289,7 +297,7 @@ def read_published(
     if not (folder/PREDICTIONS).exists(): return None
     facts = json.loads((folder/'settings.json').read_text())
     advice = 'give another --out'
-    if facts['data_fingerprint'] != data.fingerprint:
+    if not holds_data(facts, data.fingerprint):
         raise CesmError(f'{folder} holds results on other data ({facts["data_fingerprint"]}, '
                         f'not {data.fingerprint}): {advice}')
     for p in {p.variant: p for p in plan}.values():

@@ -20,7 +20,8 @@ from .grid import (
     Grid, join_jobs, list_jobs, make_grid, plan_runs, read_grid_file, run_jobs)
 from .reproduce import CHAPTERS, find_checkout, read_changes
 from .nested import list_selections, score_selections
-from .publish import drop_published, keep_seeds, read_published, write_results
+from .publish import (
+    drop_published, holds_data, keep_seeds, read_published, write_results)
 from ..core.settings import make_config
 
 # %% ../../nbs/api/experiments.run.ipynb #978b2219
@@ -104,11 +105,10 @@ def check_results_folder(
     path = folder/'settings.json'
     if not path.exists(): return
     there = read_json(path, 'restore it, or give another --out')
-    known = there.get('data_fingerprint') # a list where variants alter the data
-    if fingerprint in (known if isinstance(known, list) else [known]): return
+    if holds_data(there, fingerprint): return
     what = 'a phantom' if there.get('phantom') else 'another data set'
     raise CesmError(f'{folder} holds results on {what} (data_fingerprint '
-                    f'{known}, expected {fingerprint}): '
+                    f'{there.get("data_fingerprint")}, expected {fingerprint}): '
                     'give another --out, or move them away')
 
 # %% ../../nbs/api/experiments.run.ipynb #cc835404
