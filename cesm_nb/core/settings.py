@@ -149,13 +149,11 @@ class ProbeConfig(TrainConfig):
     epochs:int = 1 # fitted in one pass
     keep:Literal['last'] = 'last' # of that pass
     pooling:Literal['mean', 'mean_std'] = 'mean_std' # probe: statistics over each feature map
-    view_fusion:Literal['mean', 'max'] = 'mean' # probe: how the views' features are joined
     other_breast:Literal['none', 'pair'] = 'none' # probe: 'pair' adds the contralateral breast
     also_size:int = 0 # probe: side of a second, smaller copy of each view in pixels; 0: none
     stretch_greys:bool = False # probe: to the full range per breast, not in the smaller copy
     region_teacher:bool = False # probe: attention trained on the regions of training patients
     root_features:bool = False # probe: signed square root of the distance from the median
-    target:Literal['classes', 'ordinal'] = 'classes' # probe: 'ordinal': abnormal and malignant
     fit_on:Literal['train', 'train+val'] = 'train' # probe: splits to fit on
     train_share:float = 1.0 # probe: share of the training patients that is used, in (0, 1]
     probe_strength:float = 3.0 # probe: inverse of the penalty on the weights
@@ -197,7 +195,7 @@ def check_types(
 # %% ../../nbs/api/core.settings.ipynb #94eae6c9
 _REMOVED = dict( # setting of version 0.1.0 -> its value in every published run
     pool_share=.02, frozen_stages=0, flip_test=False, backbone_lr=1., schedule='plateau',
-    average_decay=0.)
+    average_decay=0., view_fusion='mean', target='classes')
 
 def translate_settings(
     settings:dict, # of a YAML file, of `config.json` or of an exported model

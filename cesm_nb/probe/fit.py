@@ -29,14 +29,13 @@ from ..networks.backbones import split_backbones
 from ..networks.weights import check_pretraining_data
 from .model import LinearProbe, pair_logits
 from ..core.recipes import Fitted, Job, Recipe
-from .region_attention import RegionAttention, fit_attention
+from .region_attention import RegionAttention, fit_attention, minimise
 from ..core.runs import BEST
 from ..core.settings import ProbeConfig, normalises_input
 
 # %% ../../nbs/api/probe.fit.ipynb #7040493f
 _DECIDE = ( # settings that the features depend on, besides what of them is used
-    'backbones', 'view_fusion', 'stretch_greys', 'normalise_input', 'views', 'channels',
-    'mask_missing_views')
+    'backbones', 'stretch_greys', 'normalise_input', 'views', 'channels', 'mask_missing_views')
 
 def digest_features(
     model:LinearProbe, # the model
@@ -138,30 +137,15 @@ def sum_losses(
     logits:torch.Tensor, # (B, 3) float; of pairs (B, 3, 3), own and contralateral class
     label:torch.Tensor, # (B,) int64
     weight:torch.Tensor, # (3,) class weights
-    target:str='classes', # 'classes' or 'ordinal'
     other:Optional[torch.Tensor]=None, # of pairs: (B,) contralateral label, -1: absent
 ) -> torch.Tensor: # (), sum over breasts of weight times loss
-    "Return the weighted sum of losses."
-    if other is not None: return _sum_pair_losses(logits, label, weight, target, other)
-    if target == 'classes': return F.cross_entropy(logits, label, weight, reduction='sum')
-    log_p = logits.log_softmax(1)
-    total = 0.
-    for first in range(1, len(CLASSES)): # lowest class that counts as positive
-        yes, no = log_p[:, first:].logsumexp(1), log_p[:, :first].logsumexp(1)
-        total = total - torch.where(label >= first, yes, no)
-    return (total*weight[label]).sum()/(len(CLASSES) - 1)
-
-def _sum_pair_losses(logits, label, weight, target, other):
-    "The same for pairs, per breast; for a single breast, its own loss."
-    paired, own = other >= 0, sum_losses(logits.logsumexp(2), label, weight, target)
-    if not paired.any(): return own
-    two, label, other = logits[paired], label[paired], other[paired]
-    mine = sum_losses(two.logsumexp(2), label, weight, target)
-    if target == 'classes':
-        joint = F.cross_entropy(two.flatten(1), label*len(CLASSES) + other, reduction='none')
-        return own - mine + (joint*weight[label]).sum()/2
-    beside = sum_losses(two.logsumexp(1), other, weight, target)
-    return own - mine + (mine + beside)/2
+    "Return the weighted sum of cross-entropies; each breast of a pair has half of their joint one."
+    if other is None: return F.cross_entropy(logits, label, weight, reduction='sum')
+    paired = other >= 0
+    alone = sum_losses(logits[~paired].logsumexp(2), label[~paired], weight)
+    both = label[paired]*len(CLASSES) + other[paired]
+    joint = F.cross_entropy(logits[paired].flatten(1), both, reduction='none')
+    return alone + (joint*weight[label[paired]]).sum()/2
 
 # %% ../../nbs/api/probe.fit.ipynb #85fb45eb
 def sample_patients(
@@ -226,28 +210,22 @@ def fit_head(
     cfg:ProbeConfig, # settings
 ) -> torch.Tensor: # (n, 3) logits of these breasts
     "Standardise features and fit the last layer."
-    x, weight = _standardise(model, rows), weight.double()
-    basis, x = _rotate(x)
+    basis, x = _rotate(_standardise(model, rows))
+    weight = weight.double()
     layer, paired = model.head[1], model.settings['other_breast'] == 'pair'
     own = [layer.weight, layer.bias, *([model.pair_table, model.pair_alone] if paired else [])]
     shapes = (len(CLASSES), x.shape[1]), *(p.shape for p in own[1:])
-    free = [x.new_zeros(s, requires_grad=True) for s in shapes]
+    free = [x.new_zeros(s) for s in shapes]
     beside = torch.where(other < 0, -1, label[other]) if paired else None
     def compute():
         logits = F.linear(x, *free[:2])
         return pair_logits(logits, logits[other], other >= 0, *free[2:]) if paired else logits
     def loss():
-        opt.zero_grad()
-        penalty = _penalty(free[0], cfg)
-        for p in free[2:]: penalty = penalty + p.square().sum()/10
-        total = sum_losses(compute(), label, weight, cfg.target, beside) + penalty/2
-        total.backward()
-        return total
-    opt = torch.optim.LBFGS(free, max_iter=200, line_search_fn='strong_wolfe')
-    with torch.enable_grad(): opt.step(loss)
-    weights = F.linear(free[0].detach(), basis), *(v.detach() for v in free[1:])
-    for p, v in zip(own, weights): p.copy_(v)
-    found = compute().detach()
+        penalty = _penalty(free[0], cfg) + sum(p.square().sum()/10 for p in free[2:])
+        return sum_losses(compute(), label, weight, beside) + penalty/2
+    minimise(loss, free, 200)
+    for p, v in zip(own, (F.linear(free[0], basis), *free[1:])): p.copy_(v)
+    found = compute()
     return (found.logsumexp(2) if paired else found).float()
 
 # %% ../../nbs/api/probe.fit.ipynb #4e759eab
@@ -276,8 +254,8 @@ def check_probe(
             f"split_unit={switches['split_unit']!r}: use split_unit='patient'")
 
 _ARGUMENTS = ( # arguments of `LinearProbe` that are settings of a run
-    'views', 'backbones', 'metadata', 'pooling', 'view_fusion', 'other_breast', 'also_size',
-    'stretch_greys', 'root_features', 'region_teacher')
+    'views', 'backbones', 'metadata', 'pooling', 'other_breast', 'also_size', 'stretch_greys',
+    'root_features', 'region_teacher')
 
 def build_probe(
     settings:dict, # of a run

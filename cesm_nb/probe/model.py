@@ -148,8 +148,7 @@ def pair_logits(
 
 # %% ../../nbs/api/probe.model.ipynb #37bec29a
 CHOICES = dict( # settings of the probe with a list of values
-    pooling=('mean', 'mean_std'), view_fusion=('mean', 'max'), views=('both', 'CC', 'MLO'),
-    other_breast=('none', 'pair'))
+    pooling=('mean', 'mean_std'), views=('both', 'CC', 'MLO'), other_breast=('none', 'pair'))
 
 class LinearProbe(SharedModel, nn.Module):
     "A linear layer on features of a frozen backbone; its input is that of `FourStream`."
@@ -158,7 +157,6 @@ class LinearProbe(SharedModel, nn.Module):
         model:str='probe', # its name in `MODELS`
         num_classes:int=len(CLASSES), # logits
         pooling:str='mean_std', # statistics of a map: 'mean' or 'mean_std'
-        view_fusion:str='mean', # pooling over views: 'mean' or 'max'
         other_breast:str='none', # 'pair': use the contralateral breast
         also_size:int=0, # side of a second, smaller copy of each view in pixels; 0: none
         stretch_greys:bool=False, # of each breast; the smaller copy keeps its own
@@ -176,11 +174,10 @@ class LinearProbe(SharedModel, nn.Module):
     ):
         super().__init__()
         self.settings = s = dict(
-            model='probe', num_classes=num_classes, pooling=pooling, view_fusion=view_fusion,
-            other_breast=other_breast, also_size=also_size, stretch_greys=stretch_greys,
-            root_features=root_features, region_teacher=region_teacher,
-            mask_missing_views=mask_missing_views, views=views, channels=channels,
-            backbones=backbones, metadata=metadata,
+            model='probe', num_classes=num_classes, pooling=pooling, other_breast=other_breast,
+            also_size=also_size, stretch_greys=stretch_greys, root_features=root_features,
+            region_teacher=region_teacher, mask_missing_views=mask_missing_views, views=views,
+            channels=channels, backbones=backbones, metadata=metadata,
             normalise_input=pretrained if normalise_input is None else normalise_input)
         for k, allowed in CHOICES.items():
             if s[k] in allowed: continue
@@ -207,10 +204,7 @@ class LinearProbe(SharedModel, nn.Module):
     forward_tokens = FourStream.forward_tokens # features of each view, and which views are hidden
 
     def join_views(self, tokens, hidden): # (B, V, width), (B, V) bool or None -> (B, width)
-        if self.settings['view_fusion'] == 'mean':
-            return mean_visible(tokens, None if hidden is None else ~hidden)
-        if hidden is not None: tokens = tokens.masked_fill(hidden[..., None], -torch.inf)
-        return tokens.amax(1)
+        return mean_visible(tokens, None if hidden is None else ~hidden)
 
     def forward_images(self, x, real=None): # see `forward_tokens` -> all features, views joined
         return self.join_views(*self.forward_tokens(x, real))

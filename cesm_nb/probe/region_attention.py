@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHARP', 'TOP', 'INSIDE', 'OUTSIDE', 'SHARE', 'STRENGTH', 'WEIGHTS', 'N_PARTS', 'RegionAttention', 'mark_cells',
-           'fit_cells', 'pick_cells', 'deal_patients', 'mark_training_cells', 'fit_attention']
+           'minimise', 'fit_cells', 'pick_cells', 'deal_patients', 'mark_training_cells', 'fit_attention']
 
 # %% ../../nbs/api/probe.region_attention.ipynb #60e9e900
+from collections.abc import Callable
 from math import log
 
 import torch
@@ -73,6 +74,21 @@ SHARE = .25 # of the cells outside regions, drawn once for a grid
 STRENGTH = 50. # inverse of the penalty on the layer's weights
 WEIGHTS = 1., 3., 2. # of a cell of normal tissue, a benign and a malignant lesion
 
+def minimise(
+    compute:Callable, # -> loss, a tensor ()
+    free:list, # tensors that it depends on, changed in place
+    steps:int, # at most
+):
+    "Minimise a smooth loss by L-BFGS."
+    for t in free: t.requires_grad_()
+    opt = torch.optim.LBFGS(free, max_iter=steps, line_search_fn='strong_wolfe')
+    def step():
+        opt.zero_grad()
+        (loss := compute()).backward()
+        return loss
+    with torch.enable_grad(): opt.step(step)
+    for t in free: t.requires_grad_(False)
+
 def fit_cells(
     cells:torch.Tensor, # (m, C) float32
     mark:torch.Tensor, # (m,) int64, index into CLASSES
@@ -80,16 +96,11 @@ def fit_cells(
     "Fit a penalised multinomial layer that separates cells of lesions from normal tissue."
     centre, scale = cells.mean(0), cells.std(0, correction=0) + 1e-3
     x, even = (cells - centre)/scale, cells.new_tensor(WEIGHTS)
-    free = [cells.new_zeros(3, cells.shape[1]), cells.new_zeros(3)]
-    for p in free: p.requires_grad_()
-    opt = torch.optim.LBFGS(free, max_iter=60, line_search_fn='strong_wolfe')
+    weight, offset = free = [cells.new_zeros(3, cells.shape[1]), cells.new_zeros(3)]
     def loss():
-        opt.zero_grad()
-        total = F.cross_entropy(F.linear(x, *free), mark, even) + free[0].square().sum()/STRENGTH
-        total.backward()
-        return total
-    with torch.enable_grad(): opt.step(loss)
-    weight, offset = (p.detach() for p in free)
+        entropy = F.cross_entropy(F.linear(x, weight, offset), mark, even)
+        return entropy + weight.square().sum()/STRENGTH
+    minimise(loss, free, 60)
     return weight/scale, offset - weight @ (centre/scale)
 
 def pick_cells(
