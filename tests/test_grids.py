@@ -141,6 +141,19 @@ def test_confirmation_uses_published_recipes():
     assert grid.pairs[0] == ('clinical', 'regions')
 
 
+def test_best_is_a_candidate_of_the_search():
+    "configs/best.yaml, and what its comment adds for both breasts, are recipes of the search."
+    search, alone = make_grid(read_yaml('probe_search')), read_yaml('best')
+    pair = dict(other_breast='pair', probe_strength=8., probe_order=.03125)
+    for own, name in ((alone, 'single: 512 and 224 px, attention'),
+                      (alone | pair, 'both: 512 and 224 px, attention, two penalties')):
+        folds = dict(n_folds=5, split_seed=0)
+        there = make_config(own_settings(search.base | search.variants[name] | folds))
+        assert make_config(own) == there
+        assert name in sum(search.select.values(), [])
+    assert len(sum(search.select.values(), [])) == 24
+
+
 def test_primary_compares_clinical_with_regions():
     content = read_yaml('primary')
     assert content['variants'] == dict(clinical=dict(protocol='clinical'),

@@ -175,7 +175,7 @@ def made_up(root):
         dict(change='clinical -> regions', score='auc', value=.15, low=.1, high=.2, p=1e-6,
              p_holm=1e-6, se_women=.02, se_seeds=.01, seeds=3, **seeds)])
     write_folds('primary', dict(clinical=.78, regions=.93), differences=differences)
-    write_folds('best_grid', {'best, each breast by itself': .802, 'best': .829})
+    write_folds('probe', {'single breast': .802, 'both breasts': .829})
     controls = pd.DataFrame([
         dict(control=c, label='CM rows', split_unit='patient', score=k, value=v, low=.95, high=.97,
              breasts=566, patients=326, seeds=3)
@@ -194,7 +194,7 @@ def change(path, **new):
 def test_checks_pass_and_fail(tmp_path):
     made_up(tmp_path)
     at = {k: tmp_path/'results'/k/'settings.json'
-          for k in ('replication', 'primary', 'best_grid', 'audit')}
+          for k in ('replication', 'primary', 'probe', 'audit')}
     assert [find_odd(f) for f in at.values()] == [[], [], [], []]
     change(at['replication'], commit=A_COMMIT + '+changes')
     assert find_odd(at['replication']) == [f"commit '{A_COMMIT}+changes'"]
@@ -236,7 +236,7 @@ def test_lead_table_reads_each_row_from_its_folder(tmp_path):
         ': 0.150 [0.100, 0.200] (higher; corrected p < 0.0001; each seed: 0.140, 0.150, 0.160).')
 
 @pytest.mark.parametrize('absent, rows', [
-    ('replication', [1]), ('primary', [2, 3, 4]), ('best_grid', [3, 5, 6]), ('audit', [3, 7, 8])])
+    ('replication', [1]), ('primary', [2, 3, 4]), ('probe', [3, 5, 6]), ('audit', [3, 7, 8])])
 def test_absent_folder_is_reported(tmp_path, absent, rows):
     shutil.rmtree(made_up(tmp_path)/'results'/absent)
     t = lead_table((tmp_path,))
@@ -272,7 +272,7 @@ def test_finding_follows_from_the_files(tmp_path):
     assert '0.150 [0.100, 0.200]' in text and t.iloc[0] in text and 'by about 0.10 over' in text
     scores = lead_scores((root,))
     assert f'{scores.value.iloc[0]:.3f}' == t[ROWS[7]].split()[0] and len(scores) == 6
-    for name in ('audit', 'best_grid'):
+    for name in ('audit', 'probe'):
         shutil.rmtree(root/'results'/name)
         assert phrase_finding((root,)) == phrase_references((root,)) == ''
 

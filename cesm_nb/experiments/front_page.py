@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LEAD', 'MORE', 'CONTROL', 'READER', 'NOT_RUN', 'NOT_SCORED', 'OUTLINES', 'TESTED', 'DRAWN', 'NOT_DRAWN', 'lead_rows',
            'lead_table', 'phrase_outcome', 'phrase_replication', 'confirmation_table', 'phrase_confirmation',
-           'phrase_composition', 'phrase_power', 'lead_scores', 'plot_lead', 'phrase_finding', 'phrase_references']
+           'phrase_composition', 'phrase_power', 'lead_scores', 'plot_lead', 'phrase_finding', 'phrase_probe',
+           'phrase_references']
 
 # %% ../../nbs/api/experiments.front_page.ipynb #21694d6c
 import matplotlib.pyplot as plt
@@ -71,15 +72,14 @@ def _published(): # cells of the paper
     return dict.fromkeys((*LEAD, *MORE), 'not reported') | reported | {TESTED: PAPER_SIZE}
 
 # %% ../../nbs/api/experiments.front_page.ipynb #1eeefc50
-_HONEST = 'best_grid', 'best' # the grid of chapter 08 and its model
-_ALONE = f'{_HONEST[1]}, each breast by itself'
+_PROBE, _SINGLE, _BOTH = 'probe', 'single breast', 'both breasts' # results of chapter 08
 _MODELS = ( # row of the table, folder, variant, whether test images are outlined
     ("four streams, the paper's split by breast", 'replication', 'paper', 'yes'),
     ('four streams, outlines', 'primary', 'regions', 'yes'),
     ('the same, outlines in training alone', 'primary', 'regions, none at test', 'no'),
     ('four streams, no outlines (`clinical`)', 'primary', 'clinical', 'no'),
-    ('linear probe, no outlines, single breast', _HONEST[0], _ALONE, 'no'),
-    ('linear probe, no outlines, both breasts', *_HONEST, 'no'))
+    ('linear probe, no outlines, single breast', _PROBE, _SINGLE, 'no'),
+    ('linear probe, no outlines, both breasts', _PROBE, _BOTH, 'no'))
 
 def lead_rows(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
@@ -138,10 +138,13 @@ def phrase_replication(
     return f"{mark}Of the paper's Table 1, " + '; '.join(parts) + '.'
 
 # %% ../../nbs/api/experiments.front_page.ipynb #6f2d4a04
-_CONFIRMED = { # variant of `confirmation` -> the same model out of fold
-    'regions': ('primary', 'regions'), 'clinical': ('primary', 'clinical'),
-    _ALONE: (_HONEST[0], _ALONE), _HONEST[1]: _HONEST}
-_NAMES = {v: name for name, _, v, _ in _MODELS}
+_OLD, _OLD_BOTH = 'best_grid', 'best' # the probe of version 0.1.0, out of fold
+_OLD_SINGLE = 'best, each breast by itself'
+_CONFIRMED = { # variant of `confirmation` -> its name, the same model out of fold
+    'regions': ('four streams, outlines', 'primary'),
+    'clinical': ('four streams, no outlines (`clinical`)', 'primary'),
+    _OLD_SINGLE: ('linear probe of version 0.1.0, single breast', _OLD),
+    _OLD_BOTH: ('linear probe of version 0.1.0, both breasts', _OLD)}
 
 def confirmation_table(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
@@ -149,15 +152,15 @@ def confirmation_table(
 ) -> pd.DataFrame: # a row per model and score: held-out patients, out of fold; text
     "Put the scores on held-out patients beside the out-of-fold scores."
     found, rows = read_results('confirmation', roots), {}
-    for variant, (folder, name) in _CONFIRMED.items():
+    for variant, (name, folder) in _CONFIRMED.items():
         t = found['scores'].loc[variant].set_index('score')
         other = read_results(folder, roots)
-        beside = other['scores'].loc[name].set_index('score') if other else t.iloc[:0]
+        beside = other['scores'].loc[variant].set_index('score') if other else t.iloc[:0]
         for k in scores:
             if k not in t.index: continue
             before = with_interval(beside.loc[k]) if k in beside.index else NOT_SCORED
             title = (SHOWN_NAMES | PAIR_NAMES)[k]
-            rows[_NAMES[variant], title] = with_interval(t.loc[k]), before
+            rows[name, title] = with_interval(t.loc[k]), before
     size = t.breasts.iloc[0], t.patients.iloc[0]
     columns = [f'held-out patients ({size[0]} breasts, {size[1]} patients)', 'out of fold']
     return pd.DataFrame.from_dict(rows, 'index', columns=columns).set_axis(
@@ -167,12 +170,12 @@ def phrase_confirmation(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # some sentences; empty if it is not published
     "Describe the confirmation on held-out patients."
-    found, honest = read_results('confirmation', roots), read_results(_HONEST[0], roots)
+    found, old = read_results('confirmation', roots), read_results(_OLD, roots)
     if found is None: return ''
     row = lambda f, v: f['scores'].loc[v].set_index('score').loc['auc']
     n, probes = row(found, 'clinical'), []
-    for title, v in (('a single breast', _ALONE), ('both breasts', _HONEST[1])):
-        before = f' (out of fold {row(honest, v).value:.3f})' if honest else ''
+    for title, v in (('a single breast', _OLD_SINGLE), ('both breasts', _OLD_BOTH)):
+        before = f' (out of fold {row(old, v).value:.3f})' if old else ''
         probes.append(f'{with_interval(row(found, v))} on {title}{before}')
     mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
     change = phrase_change(found['differences'], 'clinical -> regions')
@@ -180,27 +183,28 @@ def phrase_confirmation(
         f'{mark}**Confirmation** on {n.breasts} breasts of {n.patients} patients on whom no recipe '
         f'was developed: outlines change macro AUC from {n.value:.3f} to '
         f'{row(found, "regions").value:.3f}, a difference of '
-        f'{change}. Without outlines, the linear probe reaches {" and ".join(probes)}.')
+        f'{change}. Without outlines, the linear probe of version 0.1.0 reaches '
+        f'{" and ".join(probes)}.')
 
 def phrase_composition(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # some sentences; empty if it is not published
     "Report how much of the gap between held-out and out-of-fold scores is due to class shares."
-    found, honest = read_results('confirmation', roots), read_results(_HONEST[0], roots)
-    if not (found and honest and 'composition' in found): return ''
-    t, parts = found['composition'].loc[_HONEST[1]], []
+    found, old = read_results('confirmation', roots), read_results(_OLD, roots)
+    if not (found and old and 'composition' in found): return ''
+    t, parts = found['composition'].loc[_OLD_BOTH], []
     benign = found['strata'].loc['Benign, Benign']
     of = found['strata'].sum()
     for title, k in (('macro AUC', 'auc'), ('malignant against rest', 'auc_malignant'),
                      ('abnormal against normal', 'auc_abnormal')):
         own = t[t.score == k].set_index('mix').value
-        before = honest['scores'].loc[_HONEST[1]].set_index('score').value[k]
+        before = old['scores'].loc[_OLD_BOTH].set_index('score').value[k]
         parts.append(f'{title} {own["as it is"]:.3f} as it is, {own["weighted"]:.3f} weighted, '
                      f'{before:.3f} out of fold')
     return (
         f'Of the held-out breasts, {benign.tested} of {of.tested} belong to a pair of benign '
         f'breasts, of the others {benign.others} of {of.others}. Weighted to the mix of labels of '
-        'the other patients (own and contralateral breast), the linear probe on both breasts has: '
+        'the other patients (own and contralateral breast), this probe on both breasts has: '
         f'{"; ".join(parts)}.')
 
 # %% ../../nbs/api/experiments.front_page.ipynb #b0095029
@@ -245,11 +249,10 @@ def lead_scores(
     for variant, (name, needs) in _FIRST.items() if primary else ():
         t = primary['scores']
         if variant in t.index: rows[name] = t.loc[variant].set_index('score').loc['auc'], needs
-    honest = read_results(_HONEST[0], roots)
-    for variant, name in ((_ALONE, 'single breast'), (_HONEST[1], 'both breasts')):
-        if honest is None or variant not in honest['scores'].index: continue
-        own = honest['scores'].loc[variant].set_index('score').loc['auc']
-        rows[f'linear probe, {name}'] = own, NOT_DRAWN
+    probe = read_results(_PROBE, roots)
+    for variant in (_SINGLE, _BOTH) if probe else ():
+        own = probe['scores'].loc[variant].set_index('score').loc['auc']
+        rows[f'linear probe, {variant}'] = own, NOT_DRAWN
     found = {k: [r.value, r.low, r.high, needs] for k, (r, needs) in rows.items()}
     return pd.DataFrame.from_dict(found, 'index', columns=['value', 'low', 'high', 'needs'])
 
@@ -282,8 +285,8 @@ def plot_lead(
 
 # %% ../../nbs/api/experiments.front_page.ipynb #93aaad56
 def _read_finding(roots):
-    "Read primary, best_grid, the controls of outlines and reader; None if one is absent."
-    parts = (*(read_results(k, roots) for k in ('primary', _HONEST[0])),
+    "Read primary, probe, the controls of outlines and reader; None if one is absent."
+    parts = (*(read_results(k, roots) for k in ('primary', _PROBE)),
              *(_control_scores(roots, k) for k in (CONTROL, READER)))
     return None if any(p is None for p in parts) else parts
 
@@ -295,33 +298,50 @@ def phrase_finding(
 ) -> str: # some sentences; empty if a required row is not published
     "Describe the main finding, from the files."
     if (parts := _read_finding(roots)) is None: return ''
-    primary, honest = parts[:2]
+    primary, probe = parts[:2]
     outlined, plain = (_row(primary, v).value for v in ('regions', 'clinical'))
-    best, alone = (_row(honest, v).value for v in (_HONEST[1], _ALONE))
+    best, alone = (_row(probe, v).value for v in (_BOTH, _SINGLE))
     d = primary['differences']
     gain = with_interval(d[d.score == 'auc'].loc['clinical -> regions'])
-    phantom = primary['settings']['phantom'] or honest['settings']['phantom']
+    phantom = primary['settings']['phantom'] or probe['settings']['phantom']
     return (
         f"{'PHANTOM. ' if phantom else ''}**No model that we trained without a radiologist's "
         f"outlines of the lesions came near the published AUC of {PAPER['auc']:.4f}.** In our "
         f're-run on subtracted images, outlines raise macro AUC by {gain} over the same '
         f'architecture trained without them, from {plain:.3f} to {outlined:.3f}, and by about '
-        f'{outlined - best:.2f} over the best model we found without them ({alone:.3f} on a single '
-        f'breast, {best:.3f} on both).')
+        f'{outlined - best:.2f} over the best model without them, a linear probe whose recipe was '
+        f'selected by nested cross-validation ({alone:.3f} on a single breast, {best:.3f} on both, '
+        f'all {_row(probe, _SINGLE).breasts} breasts).')
+
+def phrase_probe(
+    roots:tuple=('.', '..', '../..'), # where `results/` may be
+) -> str: # some sentences; empty if it is not published
+    "Describe the linear probe, from the files."
+    found = read_results(_PROBE, roots)
+    if found is None: return ''
+    cell = lambda v, k='auc': with_interval(_row(found, v, k))
+    n = _row(found, _SINGLE)
+    mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
+    return (
+        f'{mark}**Without an outline, a linear probe '
+        f'reaches a macro AUC of {cell(_SINGLE)} on a single breast and {cell(_BOTH)} on both '
+        f'breasts of a patient** (malignant against rest {cell(_SINGLE, "auc_malignant")} and '
+        f'{cell(_BOTH, "auc_malignant")}): {n.breasts} breasts of {n.patients} patients, each '
+        'scored by a recipe that was selected and fitted without its patient.')
 
 def phrase_references(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
 ) -> str: # some sentences; empty if a required row is not published
     "Describe what qualifies the finding: malignant against rest, two references without pixels."
     if (parts := _read_finding(roots)) is None: return ''
-    primary, honest, control, reader = parts
+    primary, probe, control, reader = parts
     outlined = _row(primary, 'regions', 'auc_malignant').value
-    best = _row(honest, _HONEST[1], 'auc_malignant').value
+    best = _row(probe, _BOTH, 'auc_malignant').value
     shapes, birads = (with_interval(t.loc['auc']) for t in (control, reader))
     return (
-        'For malignant against rest the outlines add nothing over the best model without them '
-        f'({outlined:.3f} and {best:.3f}). Without a single pixel, nine numbers that describe the '
-        f"outlines reach a macro AUC of {shapes}, the radiologist's BI-RADS category of the same "
-        f'images {birads}. The latter is circular, since reader and reference standard share '
+        f'For malignant against rest, four streams with outlines reach {outlined:.3f}, the linear '
+        f'probe without them {best:.3f} on both breasts. Without a single pixel, nine numbers that '
+        f"describe the outlines reach a macro AUC of {shapes}, the radiologist's BI-RADS category "
+        f'of the same images {birads}. The latter is circular, since reader and reference standard share '
         'information; that all three values lie so close together does not show where the '
         "paper's comes from.")
