@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -378,18 +379,22 @@ def is_finished(
     expected = _settings(cfg) | dict(seed=cfg.seed, fold=cfg.fold)
     return all(stored.get(k) == v for k, v in expected.items())
 
+_SETS_UP = re.compile(r'#\| export|#\| hide\n(?:(?:from|import) .*\n?)+$')
+
 def run_section(
-    notebook:str|Path, # chapter 04
-    title:str='## Run', # heading of the section
-): # notebook with its imports and this section
-    "Extract one section of a notebook; raise ValueError if it is absent."
+    notebook:str|Path, # a chapter
+    *titles:str, # headings of the sections, without ##
+): # notebook with its exported cells, its imports and these sections, without examples and tests
+    "Reduce a notebook to sections; raise ValueError if one is absent."
     import nbformat # installed with papermill
-    nb = nbformat.read(notebook, 4)
-    starts = [i for i, c in enumerate(nb.cells) if c.source.startswith('## ')] + [len(nb.cells)]
-    at = next((i for i in starts[:-1] if nb.cells[i].source.split('\n')[0] == title), None)
-    if at is None: raise CesmError(f'{notebook} has no section {title!r}')
-    imports = next(c for c in nb.cells if c.source.startswith('#| export'))
-    nb.cells = [imports, *nb.cells[at:starts[starts.index(at) + 1]]]
+    nb, title, kept, found = nbformat.read(notebook, 4), '', [], set()
+    for c in nb.cells:
+        if c.source.startswith('## '): title = c.source.split('\n')[0][3:]
+        if title in titles: found.add(title)
+        if title in titles or _SETS_UP.match(c.source): kept.append(c)
+    if lost := [t for t in titles if t not in found]:
+        raise CesmError(f'{notebook} has no section {lost[0]!r}')
+    nb.cells = kept
     return nb
 
 # %% ../../nbs/api/experiments.grid.ipynb #3a1ac22c
@@ -405,7 +410,7 @@ def run_notebook(
     out = Path(cfg.run_dir)/'notebook.ipynb'
     out.parent.mkdir(parents=True, exist_ok=True)
     options = dict(kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'])
-    try: pm.execute_notebook(run_section(notebook), str(out), asdict(cfg), **options)
+    try: pm.execute_notebook(run_section(notebook, 'Run'), str(out), asdict(cfg), **options)
     except DeadKernelError:
         raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a '
                         f'signal; see {out}') from None

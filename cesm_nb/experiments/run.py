@@ -18,7 +18,7 @@ from ..core.errors import CesmError, one_way_out
 from ..core.files import read_json
 from .grid import (
     Grid, join_jobs, list_jobs, make_grid, plan_runs, read_grid_file, run_jobs)
-from .reproduce import CHAPTERS, find_checkout, read_changes
+from .reproduce import TRAINING, find_checkout, read_changes
 from .nested import list_selections, score_selections
 from .publish import drop_published, keep_seeds, read_published, write_results
 from ..core.settings import make_config
@@ -152,7 +152,7 @@ def main(
     make_config(changed) # a wrong name here is not the grid's
     grids = {Path(f).stem: read_grid(f, changed, seeds, folds) for f in grids}
     plans = {k: plan_runs(g, data, runs) for k, g in grids.items()}
-    notebook = '' if without_papermill else find_checkout()/'nbs'/f'{CHAPTERS[3]}.ipynb'
+    notebook = '' if without_papermill else find_checkout()/'nbs'/f'{TRAINING}.ipynb'
     read = read_dataset(data)
     for k in grids: check_results_folder(out/k, read.fingerprint)
     published = {k: read_published(out/k, g, plans[k], read) for k, g in grids.items()}
