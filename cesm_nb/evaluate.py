@@ -361,7 +361,7 @@ def describe(
     notes = [f'note: {n}' for n in found['notes']]
     figures = [f'figure: {f}' for f in found['figures']]
     lines = [line, to_markdown(found['table']), line, *notes, *figures]
-    return '\n'.join([*lines, f"report: {found['report']}"])
+    return '\n'.join([*lines, f"open {found['report']} in a browser"])
 
 # %% ../nbs/05_eval_and_figures.ipynb #2ddc216b
 def group_runs(

@@ -308,4 +308,4 @@ def main(
     if outside and not data.files.get('sizes'):
         print(f'{outside} regions lie outside of their images: if these were resized, add '
               f'{SIZES_NAME} with the columns filename, width and height of the originals')
-    print(f'{"PHANTOM, " if data.phantom else ""}all of it is in {page}')
+    print(f'{"PHANTOM, " if data.phantom else ""}open {page} in a browser')

@@ -415,6 +415,7 @@ def run_notebook(
         raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a '
                         f'signal; see {out}') from None
     except PapermillExecutionError as e:
+        if e.ename == 'KeyboardInterrupt': raise KeyboardInterrupt from None
         raise CesmError(f'{explain_cell(e.ename, e.evalue)}; see {out}') from None
 
 # %% ../../nbs/api/experiments.grid.ipynb #f3a2c9c7

@@ -90,21 +90,28 @@ def run_chapter(
         raise CesmError(f'{notebook} has no cell tagged `parameters`: '
                         'papermill would run it with its defaults')
     settings = {k: v for k, v in asdict(cfg).items() if k in known}
-    live = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if name == TRAINING else {}
+    bar = dict(desc=name, leave=False, disable=None) # in a terminal; training prints its epochs
+    show = dict(progress_bar=bar)
+    if name == TRAINING:
+        show = dict(progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
     pm.execute_notebook(
-        run_section(notebook, *CHAPTERS[name]), str(out), settings, cwd=str(root), kernel_name='python3', progress_bar=False,
-        extra_arguments=['--log-level=40'], **live)
+        run_section(notebook, *CHAPTERS[name]), str(out), settings, cwd=str(root),
+        kernel_name='python3', extra_arguments=['--log-level=40'], **show)
 
 # %% ../../nbs/api/experiments.reproduce.ipynb #e3988c8c
 def show_table(
     run_dir:Path, # run folder after chapter 05
 ) -> str: # several lines of text
     "Table 1 as written by chapter 05, the source of its numbers, and the paths of the rest."
-    line = f"*** {banner(read_config(run_dir))} ***"
+    line = f"*** {banner(config := read_config(run_dir))} ***"
     with reading(run_dir/'tables'/'table1.csv', 'table', 'run cesm_evaluate again') as f:
         table = to_markdown(pd.read_csv(f, index_col=0))
     figures = [f'figure: {f}' for f in sorted((run_dir/'figures').glob('*.png'))]
-    return '\n'.join([line, table, line, *figures, f"report: {run_dir/'report.html'}"])
+    case = f'predict a case: cesm_predict FILES --run {run_dir}'
+    if config['switches']['roi_source'] == 'annotation':
+        case = 'this run needs drawn regions: to predict a case, train with PROTOCOL=clinical'
+    page = f"open {run_dir/'report.html'} in a browser"
+    return '\n'.join([line, table, line, *figures, case, page])
 
 # %% ../../nbs/api/experiments.reproduce.ipynb #0b9e3a76
 def reproduce(
@@ -140,6 +147,7 @@ def main(
     logging.getLogger('papermill').setLevel(logging.ERROR)
     try: reproduce(data, protocol, run_dir, changes)
     except PapermillExecutionError as e:
+        if e.ename == 'KeyboardInterrupt': raise KeyboardInterrupt from None
         raise SystemExit(f'chapter stopped: {explain_cell(e.ename, e.evalue)}\n'
                          'its notebook is in the run folder') from None
     except DeadKernelError:

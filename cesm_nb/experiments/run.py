@@ -126,7 +126,8 @@ def publish(
         how = out/name, title, commands[name]
         try: write_results(g, plans[name], *how, published=published[name])
         except ValueError as e: refused.append(f'{name}: {e}')
-        else: print((out/name/'table.md').read_text(), flush=True)
+        else: print((out/name/'table.md').read_text(), f'all of it is in {out/name}', sep='\n',
+                    flush=True)
     if refused: raise CesmError('\n'.join(refused))
 
 # %% ../../nbs/api/experiments.run.ipynb #56820857
