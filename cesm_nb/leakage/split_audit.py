@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 from ..cohort.quality import inspect_image, same_pictures
-from ..cohort.splits import PARTS, SPLITS
+from ..cohort.splits import PARTS
 from ..core.errors import CesmError
 from ..data import image_key, parse_name, read_dataset
 from ..core.terms import CLASSES, KEYS
@@ -249,14 +249,17 @@ def repair_split(
     images:Optional[pd.DataFrame]=None, # of `DataSet`; None: without files
     thumbs:Optional[pd.Series]=None, # from `read_thumbs`
 ) -> pd.DataFrame: # patient_id, split: a split by patient, as `splits_csv` takes it
-    "Move each patient to one part: that of most of its entries, the test part if equal."
+    "Move each patient to one part, so that parts keep about their numbers of entries."
     group = pd.Series(ids := np.unique(parts.patient_id), ids)
     for pair in _near(thumbs) if images is not None else ():
         a, b = (images.patient_id[i] for i in pair)
         if a in group and b in group: group[group == group[b]] = group[a]
-    counts = pd.crosstab(parts.patient_id.map(group), parts.split)
-    counts = counts.reindex(columns=SPLITS[::-1], fill_value=0)
-    return pd.DataFrame(dict(patient_id=ids, split=group.map(counts.idxmax(axis=1)).to_numpy()))
+    counts, moved = pd.crosstab(parts.patient_id.map(group), parts.split), {}
+    needed, of_parts, size = counts.sum(), (counts > 0).sum(axis=1), counts.sum(axis=1)
+    for g in sorted(counts.index, key=lambda g: (of_parts[g], -size[g])):
+        moved[g] = (counts.loc[g] if of_parts[g] == 1 else needed).idxmax()
+        needed[moved[g]] -= size[g]
+    return pd.DataFrame(dict(patient_id=ids, split=group.map(moved).to_numpy()))
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #9bad50da
 def phrase_split(
