@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .stats.calibration import POINTS, SCALED, SHARES, apply_validation, pool_runs
+from .stats.calibration import (
+    POINTS, SCALED, SHARES, apply_validation, at_limit, pool_runs)
 from .stats.compare import fold_auc
 from .core.terms import PROBS
 from .core.errors import CesmError, one_way_out
@@ -308,6 +309,8 @@ def _note_scaling(fitted, scores):
     if not fitted['n_val']: return 'no temperature: there is no validation breast to fit it on'
     temperature, n = fitted['temperature'], fitted['n_val']
     found = f'temperature {temperature:.2f} fitted on {n} validation breasts'
+    if at_limit(temperature):
+        return f'{found} is at the limit of its range: probabilities stay as predicted'
     if not fitted['scaled']: return (
         f'{found} does not lower their log loss by cross-validation: '
         'probabilities stay as predicted')
