@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Grid', 'own_settings', 'shares_tests', 'variant_seeds', 'make_grid', 'read_grid_file', 'Planned', 'digest_weights',
            'plan_runs', 'plan_rescoring', 'rescore', 'rescored_path', 'is_finished', 'run_section', 'run_notebook',
-           'run_one', 'list_jobs', 'join_jobs', 'run_jobs', 'run_grid', 'list_finished', 'phrase_seeds', 'read_tests']
+           'run_one', 'list_jobs', 'join_jobs', 'threads_each', 'run_jobs', 'run_grid', 'list_finished', 'phrase_seeds',
+           'read_tests']
 
 # %% ../../nbs/api/experiments.grid.ipynb #8f21d809
 import hashlib
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from ..core.errors import CesmError, explain_cell
@@ -482,6 +483,13 @@ def join_jobs(
     return list(out.values())
 
 # %% ../../nbs/api/experiments.grid.ipynb #e9e3c77e
+def threads_each(
+    n_jobs:int, # runs at the same time
+) -> int: # at least 1
+    "Threads of a run: as `OMP_NUM_THREADS` says, else its share of the cores at hand."
+    asked = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0]
+    return int(asked) if asked.isdecimal() else max(1, cpu_count()//max(1, n_jobs))
+
 def run_jobs(
     jobs:list, # from `join_jobs`
     n_jobs:int=1, # runs at the same time; 1: in this process
@@ -489,10 +497,10 @@ def run_jobs(
 ):
     "Make all tensors, then all runs and scores, in this order; raise ValueError if `n_jobs` is 0."
     if n_jobs == 0: raise CesmError('n_jobs=0: use 1 or more')
-    n_jobs = min(n_jobs, len(jobs), os.cpu_count() or 1) # more only take memory
+    n_jobs = min(n_jobs, len(jobs), cpu_count()) # more only take memory
     making = {c.tensor_dir: c for own, others in jobs for c in (own, *others)}
     for cfg in making.values(): tensorize(cfg)
-    n_threads = max(1, (os.cpu_count() or 1)//max(1, n_jobs))
+    n_threads = threads_each(n_jobs)
     queue = tqdm(jobs, 'runs', unit='run', disable=not jobs) # counts jobs started
     calls = ((own, [c.tensor_dir for c in others], n_threads, notebook) for own, others in queue)
     if n_jobs in (0, 1):
