@@ -184,6 +184,10 @@ def test_reproduce_runs_all_chapters(tmp_path):
     assert {f.stem for f in (tmp_path/'r'/'notebooks').iterdir()} == {
         '00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures'}
     assert json.loads((tmp_path/'r'/'metrics.json').read_text())['phantom'] is True
+    for f in (tmp_path/'r'/'notebooks').iterdir(): # without the chapter's examples and tests
+        nb = json.loads(f.read_text())
+        assert nb['metadata']['papermill']['input_path'] == str(f)
+        assert not [c for c in nb['cells'] if 'test_fail(lambda: read_' in ''.join(c['source'])]
 
 
 def test_reproduce_rejects_before_running(tmp_path):

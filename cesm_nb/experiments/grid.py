@@ -404,6 +404,7 @@ def run_notebook(
     notebook:str|Path, # chapter 04
 ):
     "Execute a run through papermill; raise ValueError if it fails, naming the executed copy."
+    import nbformat
     import papermill as pm # a development tool
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -411,7 +412,8 @@ def run_notebook(
     out = Path(cfg.run_dir)/'notebook.ipynb'
     out.parent.mkdir(parents=True, exist_ok=True)
     options = dict(kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'])
-    try: pm.execute_notebook(run_section(notebook, 'Run'), str(out), asdict(cfg), **options)
+    nbformat.write(run_section(notebook, 'Run'), out) # papermill would store its input twice
+    try: pm.execute_notebook(str(out), str(out), asdict(cfg), **options)
     except DeadKernelError:
         raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a '
                         f'signal; see {out}') from None

@@ -81,6 +81,7 @@ def run_chapter(
     cfg:TrainConfig, # prepared settings; those the chapter has parameters for are passed
 ):
     "Execute one notebook; the executed copy goes to the run folder."
+    import nbformat
     import papermill as pm # a development tool
     out = Path(cfg.run_dir)/'notebooks'/f'{name}.ipynb'
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +95,10 @@ def run_chapter(
     show = dict(progress_bar=bar)
     if name == TRAINING:
         show = dict(progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+    nbformat.write(run_section(notebook, *CHAPTERS[name]), out)
     pm.execute_notebook(
-        run_section(notebook, *CHAPTERS[name]), str(out), settings, cwd=str(root),
-        kernel_name='python3', extra_arguments=['--log-level=40'], **show)
+        str(out), str(out), settings, cwd=str(root), kernel_name='python3',
+        extra_arguments=['--log-level=40'], **show)
 
 # %% ../../nbs/api/experiments.reproduce.ipynb #e3988c8c
 def show_table(
