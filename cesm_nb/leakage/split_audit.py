@@ -189,9 +189,10 @@ def _known(parts, images):
 # %% ../../nbs/api/leakage.split_audit.ipynb #f730bd27
 def read_thumbs(
     images:pd.DataFrame, # of `DataSet`
-) -> pd.Series: # (THUMB_PX, THUMB_PX) uint8 each, index as in `images`; unusable ones are absent
+) -> pd.Series: # (THUMB_PX, THUMB_PX) uint8 each, index as in `images`; without odd ones
     "Read a thumbnail of every image."
-    return images.path.dropna().map(lambda f: inspect_image(f)['thumb']).dropna()
+    found = images.path.dropna().map(inspect_image)
+    return pd.Series({i: o['thumb'] for i, o in found.items() if not o['doubt']}).dropna()
 
 def audit_split(
     parts:pd.DataFrame, # from `read_foreign`
