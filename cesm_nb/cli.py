@@ -145,6 +145,11 @@ class Audit(AuditConfig):
     out:Path = Path('runs/cesm_audit') # folder for index.html, controls.csv, controls.png
     splits:Optional[Path] = None # CSV that splits images, breasts or patients: audit it instead
     demo:bool = False # audit a synthetic phantom, in about ten seconds
+    # end with status 3 if a leak has a larger macro AUC; with --splits: if a fault is found, or a
+    # classifier tells test from training breasts with a larger AUC
+    fail_above:Optional[float] = None
+    json:str = '' # file for the result, for programs
+    repaired:str = '' # with --splits: file for a split by patient, as --splits-csv takes it
 
 def cesm_audit(
     args:Optional[list]=None, # options; None: those of the process
@@ -156,12 +161,15 @@ def _audit(options):
     "Audit regions, a split or the demonstration."
     cfg = AuditConfig(**{f.name: getattr(options, f.name) for f in fields(AuditConfig)})
     check_ranges(cfg)
+    gate = dict(fail_above=options.fail_above, json=options.json)
     if options.splits:
         from cesm_nb.leakage.split_audit import main_splits
-        return main_splits(options.splits, options.data, options.out)
+        return main_splits(options.splits, options.data, options.out, **gate,
+                           repaired=options.repaired)
+    if options.repaired: raise CesmError('--repaired needs --splits FILE, the split to repair')
     from cesm_nb.leakage.audit import demo, main
-    if options.demo: return demo(options.out)
-    main(options.data, options.out, options.regions, cfg)
+    if options.demo: return demo(options.out, **gate)
+    main(options.data, options.out, options.regions, cfg, **gate)
 
 # %% ../nbs/api/cli.ipynb #d8d117c3
 @dataclass(frozen=True)

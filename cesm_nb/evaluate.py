@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .stats.calibration import POINTS, SCALED, SHARES, apply_validation, pool_runs
+from .stats.calibration import (
+    POINTS, SCALED, SHARES, apply_validation, at_limit, pool_runs)
 from .stats.compare import fold_auc
 from .core.terms import PROBS
 from .core.errors import CesmError, one_way_out
@@ -273,22 +274,25 @@ def _group(run_dirs, test, n_draws):
 # %% ../nbs/05_eval_and_figures.ipynb #f90c5b26
 def _tables(scores, test, config, fitted, groups, saliency):
     "Make all tables of a run: file name -> (title, sentence, table)."
-    n = f'{len(test)} breasts of {test.patient_id.nunique()} patients'
+    n, phantom = f'{len(test)} breasts of {test.patient_id.nunique()} patients', config['phantom']
+    beside = "The scores of the paper's Table 1" + ('' if phantom else " beside the paper's")
     out = dict(
-        table1=('Table 1', f"The paper's scores beside this run's, {n}; under them two questions "
-                'of two classes', table_1(scores, test)),
+        table1=('Table 1', f'{beside}, {n}; under them two questions of two classes. A breast '
+                'counts as its most likely class', table_1(scores, test, phantom)),
         table2=('Table 2', "The paper's literature and this run; what is not stated cannot be "
                 'compared', table_2({config['settings']['protocol']: (config, scores, test)})),
         per_class=('Classes', 'Each class against the rest, value [95 % interval]',
                    per_class_table(scores)),
         points=('Operating points', 'Thresholds on the probability of a malignant lesion, selected '
-                f"on {fitted['n_val']} validation breasts, and what they deliver on test breasts",
+                f"on {fitted['n_val']} validation breasts, and what they deliver on test breasts; "
+                'the page of a case uses sens90 too, after temperature scaling if that helps',
                 points_table(scores, fitted, POINTS)),
         metrics=('All scores', f'95 % intervals resample patients; {n}; wilson takes breasts as '
                  'independent; _scaled: after temperature scaling; _prevalence: class shares '
                  'of the training breasts as forecast; _at_sens90, _at_spec90: threshold of 90 % '
-                 'sensitivity or specificity on validation; calibration: malignant against the '
-                 'rest', scores))
+                 'sensitivity or specificity on validation; ece: bias-corrected, so that it can be '
+                 'below 0; calibration: malignant against the rest', scores))
+    if phantom: del out['table2'] # no published number stands beside a phantom's
     if len(groups): out['subgroups'] = (
         'Subgroups', f'Fewer than {LEAST_BREASTS} breasts are counted and not scored', groups)
     if len(saliency.table): out['pointing'] = (
@@ -305,6 +309,8 @@ def _note_scaling(fitted, scores):
     if not fitted['n_val']: return 'no temperature: there is no validation breast to fit it on'
     temperature, n = fitted['temperature'], fitted['n_val']
     found = f'temperature {temperature:.2f} fitted on {n} validation breasts'
+    if at_limit(temperature):
+        return f'{found} is at the limit of its range: probabilities stay as predicted'
     if not fitted['scaled']: return (
         f'{found} does not lower their log loss by cross-validation: '
         'probabilities stay as predicted')
@@ -358,7 +364,7 @@ def describe(
     notes = [f'note: {n}' for n in found['notes']]
     figures = [f'figure: {f}' for f in found['figures']]
     lines = [line, to_markdown(found['table']), line, *notes, *figures]
-    return '\n'.join([*lines, f"report: {found['report']}"])
+    return '\n'.join([*lines, f"open {found['report']} in a browser"])
 
 # %% ../nbs/05_eval_and_figures.ipynb #2ddc216b
 def group_runs(
@@ -386,7 +392,10 @@ def compare(
     worth, phantom = '; '.join(f'{k}: {banner(c)}' for k, (c, _, _) in runs.items()), False
     side = compare_runs(runs)
     write_table(side, out/'tables'/'comparison', f'Runs side by side. {worth}')
-    write_table(table_2(runs), out/'tables'/'table2', f"The paper's literature and runs. {worth}")
+    real = {k: v for k, v in runs.items() if not v[0]['phantom']}
+    if real:
+        note = f"The paper's literature and runs. {worth}"
+        write_table(table_2(real), out/'tables'/'table2', note)
     lines = [to_markdown(side)]
     try: paired = compare_paired({k: t for k, (_, _, t) in runs.items()}, n_draws)
     except ValueError as e: return [*lines, f'note: no paired comparison: {e}']

@@ -137,7 +137,9 @@ def train_epoch(
     batches = epoch_batches(index, cfg.batch_size, generator, max(2, t.team.num_processes))
     logits = [torch.zeros(len(b), len(CLASSES), device=index.device) for b in batches]
     losses = torch.zeros(len(batches), device=index.device)
-    for i, idx in enumerate(batches):
+    bar = tqdm(batches, f'epoch {epoch}', unit='batch', leave=False, delay=2, # in a terminal
+               disable=None if t.team.is_main_process else True)
+    for i, idx in enumerate(bar):
         losses[i], out, mine = train_step(t, data, idx, weight, cfg, generator)
         logits[i][mine] = out
     order = torch.cat(batches)

@@ -33,7 +33,8 @@ def audit_here(*args):
     output = io.StringIO()
     try:
         with redirect_stdout(output): main(list(map(str, args)))
-    except SystemExit as e: return 1, str(e)
+    except SystemExit as e:
+        return (e.code, output.getvalue()) if isinstance(e.code, int) else (1, str(e))
     return 0, output.getvalue()
 
 
@@ -59,7 +60,8 @@ def test_page_of_a_phantom(phantom, tmp_path):
     verdict, controls, dom = in_browser(tmp_path/'out'/'index.html')
     mark, finding = verdict.split('. ')[:2]
     assert verdict in output and mark.startswith('PHANTOM') and finding in ('Yes', 'In part')
-    assert f'\n\nPHANTOM, page: {tmp_path}/out/index.html' in output
+    assert f'\n\nPHANTOM, open {tmp_path}/out/index.html in a browser' in output
+    assert output.index(verdict) < output.index('mask shapes') # the answer comes before the table
     table = pd.read_csv(tmp_path/'out'/'controls.csv')
     rows = table[['control', 'label', 'split_unit']].to_numpy()
     assert sorted(controls) == sorted({'|'.join(row) for row in rows})
@@ -224,6 +226,36 @@ def test_split_made_by_others(phantom, tmp_path):
     (tmp_path/'odd.csv').write_text('patient_id,split\n1,holdout\n')
     code, output = audit_here(phantom, '--splits', tmp_path/'odd.csv', '--out', tmp_path/'out')
     assert code != 0 and "odd.csv line 2: part 'holdout': expected one of train" in output
+
+
+def test_gate_ends_with_status_3(phantom, tmp_path, capsys):
+    "A leak above the limit, or a fault of a split: status 3, the reasons, and all results."
+    report, fixed = tmp_path/'a.json', tmp_path/'fixed.csv'
+    here = '--out', tmp_path/'out', '--json', report
+    code, output = audit_here(phantom, *here, *QUICK, '--n-jobs', 1, '--fail-above', .6)
+    found, said = json.loads(report.read_text()), capsys.readouterr().err
+    assert code == 3 and 'Worth in macro AUC' in output and (tmp_path/'out'/'index.html').exists()
+    assert 'drawn regions, their shapes' in found['faults'] and found['phantom'] is True
+    assert 'cesm_audit: drawn regions, their shapes: macro AUC 0.' in said
+    assert found['leaks']['drawn regions, their shapes']['auc'] > .6
+    limit = max(v['auc'] for v in found['leaks'].values()) + .001
+    assert audit_here(phantom, *here, *QUICK, '--n-jobs', 1, '--fail-above', limit)[0] == 0
+    assert json.loads(report.read_text())['faults'] == []
+
+    images = read_dataset(phantom).images
+    parts = pd.Series(['train', 'train', 'test']*len(images))[:len(images)]
+    split = tmp_path/'s.csv'
+    pd.DataFrame(dict(image_name=images.image_name, split=parts)).to_csv(split, index=False)
+    code, output = audit_here(phantom, '--splits', split, *here, '--fail-above', .9,
+                              '--repaired', fixed)
+    assert code == 3 and f'train on it with --splits-csv {fixed}' in output
+    assert 'patients of test in train' in json.loads(report.read_text())['faults']
+    code, output = audit_here(phantom, '--splits', fixed, *here, '--fail-above', .9)
+    found = json.loads(report.read_text())
+    assert (code, found['faults']) == (0, []) and found['checks']['entries in two parts']['of'] > 0
+    assert 'A classifier tells test from training breasts with an AUC of 0.' in output
+    assert audit_here(phantom, '--repaired', fixed)[1].endswith('--repaired needs --splits FILE, '
+                                                                'the split to repair')
 
 
 PUBLISHED = REAL and REAL.parent/'splits'/'versamammo.csv'

@@ -67,7 +67,8 @@ def test_command_on_two_runs(runs):
     assert answer.stdout.count('*** PHANTOM') == 4 and 'note:' not in answer.stdout
     for run in runs:
         assert {f.stem for f in (run/'tables').iterdir()} == {
-            'table1', 'table2', 'per_class', 'points', 'metrics', 'subgroups', 'pointing'}
+            'table1', 'per_class', 'points', 'metrics', 'subgroups', 'pointing'}
+        assert 'paper' not in pd.read_csv(run/'tables'/'table1.csv') # beside a phantom's scores
         svgs = list((run/'figures').glob('*.svg'))
         names = {f.stem for f in svgs}
         assert names == {f.stem for f in (run/'figures').glob('*.png')}

@@ -14,13 +14,14 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from papermill.exceptions import PapermillExecutionError
 
 from cesm_nb.experiments import run as experiments
 from cesm_nb.cli import cesm_grid
 from cesm_nb.core.settings import PROTOCOLS, SWITCHES, WHERE
 from cesm_nb.experiments.grid import (
     list_finished, make_grid, own_settings, plan_rescoring, plan_runs, read_grid_file,
-    rescored_path, run_grid)
+    rescored_path, run_grid, run_notebook, threads_each)
 from cesm_nb.experiments.publish import (
     find_results, phrase_settings, read_results, show_results, write_results)
 from cesm_nb.leakage.ladder import WALK, ladder
@@ -217,6 +218,24 @@ def ran(phantom, module_path):
 def copy_runs(runs, to):
     "Copy finished runs without files that results do not need."
     return shutil.copytree(runs, to, ignore=shutil.ignore_patterns('checkpoints', 'tensors'))
+
+
+def test_interrupt_in_a_kernel_is_an_interrupt(tmp_path, monkeypatch):
+    "Ctrl-C reaches the kernel too: the command ends as interrupted, without its traceback."
+    def stop(*args, **options):
+        raise PapermillExecutionError(1, 1, '', 'KeyboardInterrupt', '', [])
+    monkeypatch.setattr('papermill.execute_notebook', stop)
+    cfg = make_config(dict(run_dir=str(tmp_path/'run')))
+    with pytest.raises(KeyboardInterrupt):
+        run_notebook(cfg, ROOT/'nbs'/'04_train_colab_t4.ipynb')
+
+
+def test_threads_are_the_users_or_a_share_of_the_cores(monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    assert threads_each(2) == 3
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    monkeypatch.setattr('cesm_nb.experiments.grid.cpu_count', lambda: 4)
+    assert [threads_each(n) for n in (0, 1, 2, 8)] == [4, 4, 2, 1]
 
 
 def test_interrupted_run_resumes_and_finished_runs_are_kept(phantom, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import re
 import nbformat
 import papermill as pm
 import pytest
+import yaml
 from IPython.core.interactiveshell import InteractiveShell
 from papermill.exceptions import PapermillExecutionError
 
@@ -22,13 +23,20 @@ def execute(folder, **form):
 
 
 def test_from_form_to_report(tmp_path):
+    smoke = yaml.safe_load((ROOT/'configs'/'smoke.yaml').read_text())
+    form = {k: p['default'] for k, p in pm.inspect_notebook(str(QUICKSTART)).items()}
+    for k in ('epochs', 'image_size', 'phantom_patients'): assert int(form[k]) == smoke[k], k
     notebook = execute(tmp_path, run_dir=str(tmp_path/'run'), epochs=1, image_size=32,
                        phantom_patients=24)
+    used = json.loads((tmp_path/'run'/'config.json').read_text())['settings']
+    assert {k: used[k] for k in smoke if k not in {*form}} == {
+        k: v for k, v in smoke.items() if k not in {*form}}
     printed = ''.join(o.get('text', '') for c in notebook.cells for o in c.get('outputs', []))
     assert 'PHANTOM: made-up images' in printed
     shown = [o.data for o in notebook.cells[11].outputs if 'data' in o]
     scores, report = (data['text/html'] for data in shown[:2])
-    assert 'AUC-ROC' in scores and '<iframe srcdoc=' in report and 'PHANTOM' in report
+    assert 'AUC-ROC' in scores and '0.9676' not in scores
+    assert '<iframe srcdoc=' in report and 'PHANTOM' in report
     assert json.loads((tmp_path/'run'/'metrics.json').read_text())['phantom'] is True
 
 

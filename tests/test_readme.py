@@ -25,7 +25,9 @@ from packaging.utils import canonicalize_name
 
 from cesm_nb import cli as commands
 from cesm_nb.experiments.grid import make_grid, read_grid_file
+from cesm_nb.cohort.splits import make_splits
 from cesm_nb.core.settings import TrainConfig, check_parameters
+from cesm_nb.synthetic.phantom import plan_phantom
 from conftest import PATIENCE, ROOT
 
 PROGRAMS = (r'(?:cesm_\w+|make|papermill|pip|python|nbdev_\w+|accelerate|torchrun|docker|'
@@ -33,8 +35,7 @@ PROGRAMS = (r'(?:cesm_\w+|make|papermill|pip|python|nbdev_\w+|accelerate|torchru
 SMALL = dict( # program -> settings for a small run; the last of two of one name counts
     cesm_phantom='--n-patients 24 --size-px 64 --signal 2 --no-progress',
     cesm_tensorize='--image-size 32',
-    cesm_train='--image-size 32 --epochs 1 --no-pretrained --backbones mobilenetv3_small_050 '
-               '--device cpu --mixed-precision no',
+    cesm_train='--image-size 32 --epochs 1 --backbones mobilenetv3_small_050 --device cpu',
     cesm_evaluate='--n-draws 20 --no-inside',
     cesm_audit='--n-repeats 1 --n-folds 3 --n-trees 2 --n-draws 20 --n-jobs 1',
     cesm_predict='--anyway')
@@ -251,20 +252,46 @@ def readme_block():
     return lines_of(part)[:part.split('```')[1].count('\n') - 1]
 
 
+def git_status():
+    "What has changed in the checkout, ignored files aside."
+    return subprocess.run(['git', 'status', '--porcelain'], cwd=ROOT, capture_output=True,
+                          text=True, check=True, timeout=PATIENCE).stdout
+
+
 def test_readme_without_make_runs(folder, capsys):
-    "From an empty folder to the page of a case, in the order of the README."
+    "From an empty folder to the page of a case, in the order of the README; git sees no change."
+    before = git_status()
     calls = [words_of(part) for line in readme_block() for part in split_line(line)]
     assert [p for p, _ in calls] == ['pip', *RUN]
     for program, args in calls[1:]:
         small = shlex.split(SMALL.get(program, ''))
         own = [w for w in args for w in (sorted(glob.glob(w)) if '*' in w else [w])]
         assert '*' not in ' '.join(own), f'{program} {args}: nothing there matches'
-        if program == 'cesm_train': del own[own.index('--epochs'):own.index('--epochs') + 2]
         getattr(commands, program)(own + small)
     assert capsys.readouterr().out.count('PHANTOM') >= 4
     for made in ('cesm_check/index.html', 'cesm_audit/index.html', 'mine/tables/table1.csv',
                  'mine/report.html', 'cesm_predict/predictions.csv'):
         assert (folder/'runs'/made).is_file(), made
+    assert git_status() == before
+    ignored = subprocess.run(['git', 'check-ignore', 'runs/x', 'data/phantom/x'], cwd=ROOT,
+                             capture_output=True, text=True, timeout=PATIENCE)
+    made = {f.name for f in folder.iterdir() if not f.is_symlink()}
+    assert made <= {'runs', 'data'} and ignored.stdout.split() == ['runs/x', 'data/phantom/x']
+
+
+def test_readme_case_is_a_test_breast():
+    "The breast of the README's last line is held out by its training, with both views."
+    lines = {p: a for line in readme_block() for p, a in map(words_of, split_line(line))}
+    given = lines['cesm_phantom']
+    n, signal = (float(given[given.index(k) + 1]) for k in ('--n-patients', '--signal'))
+    smoke = yaml.safe_load((ROOT/'configs'/'smoke.yaml').read_text())
+    assert (n, signal) == (smoke['phantom_patients'], smoke['phantom_signal'])
+    plan = plan_phantom(int(n))
+    seen = plan.assign(label=plan.label.where(plan.seen != 'low_energy', 0)) # subtracted images
+    split = make_splits(seen, 'patient', TrainConfig.seed)
+    patient, side = re.search(r'/P(\d+)_([LR])_CM_', lines['cesm_predict'][0]).groups()
+    row = (split.patient_id == int(patient)) & (split.side == side)
+    assert split.split[row].tolist() == ['test'] and plan.views[row].tolist() == ['CC MLO']
 
 
 def test_other_shell_lines_parse(folder, monkeypatch, tmp_path_factory):

@@ -176,13 +176,18 @@ def test_reproduce_runs_all_chapters(tmp_path):
                '--set', 'phantom_patients=24', 'epochs=1', 'image_size=32', f'backbones={SMALLEST}')
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('*** PHANTOM - made-up images') == 2 and 'AUC-ROC' in done.stdout
-    assert 'IProgress' not in done.stdout + done.stderr
+    assert 'IProgress' not in done.stdout + done.stderr and '0.9676' not in done.stdout
+    assert done.stdout.splitlines()[-1] == f'open {tmp_path}/r/report.html in a browser'
     figures = [Path(line.removeprefix('figure: ')) for line in done.stdout.splitlines()
                if line.startswith('figure: ')]
     assert len(figures) == 10 and all(f.stat().st_size > 5000 for f in figures)
     assert {f.stem for f in (tmp_path/'r'/'notebooks').iterdir()} == {
         '00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures'}
     assert json.loads((tmp_path/'r'/'metrics.json').read_text())['phantom'] is True
+    for f in (tmp_path/'r'/'notebooks').iterdir(): # without the chapter's examples and tests
+        nb = json.loads(f.read_text())
+        assert nb['metadata']['papermill']['input_path'] == str(f)
+        assert not [c for c in nb['cells'] if 'test_fail(lambda: read_' in ''.join(c['source'])]
 
 
 def test_reproduce_rejects_before_running(tmp_path):

@@ -1,4 +1,5 @@
-"""Time training and inference against a plain PyTorch loop, in turn, and print ratios.
+"""Time training and inference against a plain PyTorch loop, in turn, and print ratios; time the
+precision that `auto` chooses beside float32.
 
 usage: python tools/bench_train.py --peer PEER.py [--size 224] [--batch 16] [--steps 6] [--rounds 3]
            [--device auto]
@@ -45,9 +46,11 @@ def ours(
     batch:int, # breasts per step
     steps:int, # timed steps
     device:str, # 'auto', 'cpu' or 'cuda'
+    precision:str='auto', # mixed precision
 ) -> dict: # samples/s, latency of one breast in ms and over the bare forward pass, memory in MB
     "Time our training steps and our inference in this process."
-    cfg = make_config(dict(batch_size=batch, device=device, epochs=1))
+    cfg = make_config(dict(
+        batch_size=batch, device=device, epochs=1, mixed_precision=precision))
     switches, device, dtype = check_config(cfg)
     data = read_breasts(folder, read_manifest(folder)).to(device)
     t = Training(build_network(vars(cfg), switches), cfg, device, dtype)
@@ -62,9 +65,9 @@ def ours(
     one = index[:1]
     x = data.views[one].float().div(255)
     x = torch.cat([x, torch.zeros_like(x[:, :1])], 1).contiguous(memory_format=torch.channels_last)
-    precision = torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    cast = torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
     def bare():
-        with torch.inference_mode(), precision: t.model(x).float().cpu()
+        with torch.inference_mode(), cast: t.model(x).float().cpu()
     t.model.eval()
     mine, floor = [], []
     for _ in range(30): # in turn, so that a drifting machine affects both
@@ -96,10 +99,11 @@ def main():
     for name, default in [('size', 224), ('batch', 16), ('steps', 6), ('rounds', 3)]:
         ap.add_argument(f'--{name}', type=int, default=default)
     ap.add_argument('--device', default='auto')
+    ap.add_argument('--precision', default='auto', help='of --ours')
     ap.add_argument('--ours', type=Path,
                     help='time ours only, on this tensor folder, and print JSON')
     a = ap.parse_args()
-    if a.ours: return print(json.dumps(ours(a.ours, a.batch, a.steps, a.device)))
+    if a.ours: return print(json.dumps(ours(a.ours, a.batch, a.steps, a.device, a.precision)))
     if not (a.peer and a.peer.is_file()):
         sys.exit(f'bench_train: --peer {a.peer} is not a file: name a plain training loop')
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if a.device == 'auto' else a.device
@@ -110,10 +114,11 @@ def main():
         for i in range(1, a.rounds + 1):
             peer = last(a.peer, theirs, *common)['samples_per_s']
             rounds.append(last(__file__, '--ours', mine, *common))
-            rate = rounds[-1]['samples_per_s']
+            rate, chosen = rounds[-1]['samples_per_s'], rounds[-1]['precision']
+            plain = last(__file__, '--ours', mine, *common, '--precision', 'no')['samples_per_s']
             ratios.append(rate/peer)
-            print(f'round {i}: peer {peer:.2f} samples/s, ours {rate:.2f}, ratio {rate/peer:.2f}',
-                  flush=True)
+            print(f'round {i}: peer {peer:.2f} samples/s, ours {rate:.2f} ({chosen}, chosen by '
+                  f'auto), ratio {rate/peer:.2f}; {plain:.2f} in torch.float32', flush=True)
     middle = lambda k: statistics.median(r[k] for r in rounds)
     print(f"{device}, {a.size} px, batch {a.batch}, {rounds[0]['precision']}: "
           f"median ratio {statistics.median(ratios):.2f}; one breast "

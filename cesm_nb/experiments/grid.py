@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['Grid', 'own_settings', 'shares_tests', 'variant_seeds', 'make_grid', 'read_grid_file', 'Planned', 'digest_weights',
            'plan_runs', 'plan_rescoring', 'rescore', 'rescored_path', 'is_finished', 'run_section', 'run_notebook',
-           'run_one', 'list_jobs', 'join_jobs', 'run_jobs', 'run_grid', 'list_finished', 'phrase_seeds', 'read_tests']
+           'run_one', 'list_jobs', 'join_jobs', 'threads_each', 'run_jobs', 'run_grid', 'list_finished', 'phrase_seeds',
+           'read_tests']
 
 # %% ../../nbs/api/experiments.grid.ipynb #8f21d809
 import hashlib
 import inspect
 import json
 import os
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from ..core.errors import CesmError, explain_cell
@@ -378,18 +380,22 @@ def is_finished(
     expected = _settings(cfg) | dict(seed=cfg.seed, fold=cfg.fold)
     return all(stored.get(k) == v for k, v in expected.items())
 
+_SETS_UP = re.compile(r'#\| export|#\| hide\n(?:(?:from|import) .*\n?)+$')
+
 def run_section(
-    notebook:str|Path, # chapter 04
-    title:str='## Run', # heading of the section
-): # notebook with its imports and this section
-    "Extract one section of a notebook; raise ValueError if it is absent."
+    notebook:str|Path, # a chapter
+    *titles:str, # headings of the sections, without ##
+): # notebook with its exported cells, its imports and these sections, without examples and tests
+    "Reduce a notebook to sections; raise ValueError if one is absent."
     import nbformat # installed with papermill
-    nb = nbformat.read(notebook, 4)
-    starts = [i for i, c in enumerate(nb.cells) if c.source.startswith('## ')] + [len(nb.cells)]
-    at = next((i for i in starts[:-1] if nb.cells[i].source.split('\n')[0] == title), None)
-    if at is None: raise CesmError(f'{notebook} has no section {title!r}')
-    imports = next(c for c in nb.cells if c.source.startswith('#| export'))
-    nb.cells = [imports, *nb.cells[at:starts[starts.index(at) + 1]]]
+    nb, title, kept, found = nbformat.read(notebook, 4), '', [], set()
+    for c in nb.cells:
+        if c.source.startswith('## '): title = c.source.split('\n')[0][3:]
+        if title in titles: found.add(title)
+        if title in titles or _SETS_UP.match(c.source): kept.append(c)
+    if lost := [t for t in titles if t not in found]:
+        raise CesmError(f'{notebook} has no section {lost[0]!r}')
+    nb.cells = kept
     return nb
 
 # %% ../../nbs/api/experiments.grid.ipynb #3a1ac22c
@@ -398,6 +404,7 @@ def run_notebook(
     notebook:str|Path, # chapter 04
 ):
     "Execute a run through papermill; raise ValueError if it fails, naming the executed copy."
+    import nbformat
     import papermill as pm # a development tool
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -405,11 +412,13 @@ def run_notebook(
     out = Path(cfg.run_dir)/'notebook.ipynb'
     out.parent.mkdir(parents=True, exist_ok=True)
     options = dict(kernel_name='python3', progress_bar=False, extra_arguments=['--log-level=40'])
-    try: pm.execute_notebook(run_section(notebook), str(out), asdict(cfg), **options)
+    nbformat.write(run_section(notebook, 'Run'), out) # papermill would store its input twice
+    try: pm.execute_notebook(str(out), str(out), asdict(cfg), **options)
     except DeadKernelError:
         raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a '
                         f'signal; see {out}') from None
     except PapermillExecutionError as e:
+        if e.ename == 'KeyboardInterrupt': raise KeyboardInterrupt from None
         raise CesmError(f'{explain_cell(e.ename, e.evalue)}; see {out}') from None
 
 # %% ../../nbs/api/experiments.grid.ipynb #f3a2c9c7
@@ -476,6 +485,13 @@ def join_jobs(
     return list(out.values())
 
 # %% ../../nbs/api/experiments.grid.ipynb #e9e3c77e
+def threads_each(
+    n_jobs:int, # runs at the same time
+) -> int: # at least 1
+    "Threads of a run: as `OMP_NUM_THREADS` says, else its share of the cores at hand."
+    given = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0]
+    return int(given) if given.isdecimal() else max(1, cpu_count()//max(1, n_jobs))
+
 def run_jobs(
     jobs:list, # from `join_jobs`
     n_jobs:int=1, # runs at the same time; 1: in this process
@@ -483,12 +499,12 @@ def run_jobs(
 ):
     "Make all tensors, then all runs and scores, in this order; raise ValueError if `n_jobs` is 0."
     if n_jobs == 0: raise CesmError('n_jobs=0: use 1 or more')
-    n_jobs = min(n_jobs, len(jobs), os.cpu_count() or 1) # more only take memory
+    n_jobs = min(n_jobs, len(jobs), cpu_count()) # more only take memory
     making = {c.tensor_dir: c for own, others in jobs for c in (own, *others)}
     for cfg in making.values(): tensorize(cfg)
-    with _threads(os.cpu_count() or 1):
+    with _threads(threads_each(1)):
         cache_features([own for own, _ in jobs if own.model == 'probe'])
-    n_threads = max(1, (os.cpu_count() or 1)//max(1, n_jobs))
+    n_threads = threads_each(n_jobs)
     queue = tqdm(jobs, 'runs', unit='run', disable=not jobs) # counts jobs started
     calls = ((own, [c.tensor_dir for c in others], n_threads, notebook) for own, others in queue)
     if n_jobs in (0, 1):

@@ -18,7 +18,7 @@ from ..core.errors import CesmError, one_way_out
 from ..core.files import read_json
 from .grid import (
     Grid, join_jobs, list_jobs, make_grid, plan_runs, read_grid_file, run_jobs)
-from .reproduce import CHAPTERS, find_checkout, read_changes
+from .reproduce import TRAINING, find_checkout, read_changes
 from .nested import list_selections, score_selections
 from .publish import (
     drop_published, holds_data, keep_seeds, read_published, write_results)
@@ -127,7 +127,8 @@ def publish(
         how = out/name, title, commands[name]
         try: write_results(g, plans[name], *how, published=published[name])
         except ValueError as e: refused.append(f'{name}: {e}')
-        else: print((out/name/'table.md').read_text(), flush=True)
+        else: print((out/name/'table.md').read_text(), f'all of it is in {out/name}', sep='\n',
+                    flush=True)
     if refused: raise CesmError('\n'.join(refused))
 
 # %% ../../nbs/api/experiments.run.ipynb #56820857
@@ -153,7 +154,7 @@ def main(
     make_config(changed) # a wrong name here is not the grid's
     grids = {Path(f).stem: read_grid(f, changed, seeds, folds) for f in grids}
     plans = {k: plan_runs(g, data, runs) for k, g in grids.items()}
-    notebook = '' if without_papermill else find_checkout()/'nbs'/f'{CHAPTERS[3]}.ipynb'
+    notebook = '' if without_papermill else find_checkout()/'nbs'/f'{TRAINING}.ipynb'
     read = read_dataset(data)
     for k in grids: check_results_folder(out/k, read.fingerprint)
     published = {k: read_published(out/k, g, plans[k], read) for k, g in grids.items()}

@@ -31,8 +31,8 @@ from cesm_nb.leakage.controls import (
 from ..data import DataSet
 from ..core.terms import CLASSES, KEYS, SIZE
 from ..reporting.figures import save_figure
-from ..core.files import write_atomic
-from .split_audit import leak_prices, phrase_prices
+from ..core.files import write_atomic, write_json
+from .split_audit import leak_prices, phrase_prices, stop_above
 from ..reporting.html import embed, fill_in, make_page
 from ..core.runs import find_commit, read_config, read_parts
 from ..core.settings import PROTOCOLS, AuditConfig, resolve_protocol
@@ -342,13 +342,22 @@ def main(
     out:Path, # folder for the page, the table and the figure
     regions:str='', # region file; empty: the one next to the sheet
     cfg:AuditConfig=AuditConfig(), # repeats, folds, trees, draws
+    fail_above:Optional[float]=None, # macro AUC of a leak that is still accepted; None: any
+    json:str|Path='', # file for the result; empty: none
 ):
-    "Run `cesm_audit`; raise as `write_audit`."
+    "Run `cesm_audit`; raise as `write_audit`, and SystemExit(3) if a leak is above the limit."
     table, page, answer = write_audit(data, out, regions, cfg)
     shown = show_controls(table, ('accuracy', 'auc', 'log_loss')).to_string()
-    mark = 'PHANTOM, ' if answer.startswith('PHANTOM') else ''
-    print(shown, answer, f'{mark}page: {page} (git ignores runs/, other folders perhaps not)',
-          sep='\n\n')
+    phantom, prices = answer.startswith('PHANTOM'), leak_prices(table)
+    above = prices[prices.worth + .5 > (np.inf if fail_above is None else fail_above)]
+    if json:
+        leaks = prices.assign(auc=prices.worth + .5)[['auc', 'low', 'high']]
+        write_json(dict(verdict=answer.split('\n')[0], phantom=phantom, page=str(page),
+                        leaks=leaks.to_dict('index'), fail_above=fail_above,
+                        faults=[*above.index]), Path(json))
+    print(answer, shown, f'{"PHANTOM, " * phantom}open {page} in a browser '
+          '(git ignores runs/, other folders perhaps not)', sep='\n\n')
+    stop_above([f'{leak}: macro AUC {o.auc} is above {fail_above}' for leak, o in above.iterrows()])
 
 # %% ../../nbs/06_leakage_audit.ipynb #93f17673
 DEMO = AuditConfig(n_repeats=1, n_trees=20, n_draws=200, n_jobs=1)
@@ -356,10 +365,11 @@ DEMO = AuditConfig(n_repeats=1, n_trees=20, n_draws=200, n_jobs=1)
 def demo(
     out:Path, # folder for the phantom and the page
     cfg:AuditConfig=DEMO, # repeats, folds, trees, draws
+    **gate, # fail_above and json of `main`
 ):
     "Audit a phantom to show what the command reports: seconds instead of minutes."
     from cesm_nb.synthetic.phantom import make_phantom
-    main(make_phantom(Path(out)/'phantom', 60, size_px=64, progress=False), out, '', cfg)
+    main(make_phantom(Path(out)/'phantom', 60, size_px=64, progress=False), out, '', cfg, **gate)
 
 # %% ../../nbs/06_leakage_audit.ipynb #6576c3a3
 LEAKY = dict( # switch -> what leaks at the paper's value

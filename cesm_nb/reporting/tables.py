@@ -54,15 +54,17 @@ def banner(
 def table_1(
     scores:pd.DataFrame, # from `interval_table`
     test:pd.DataFrame, # the predictions behind it
+    phantom:bool=False, # True leaves out the paper's numbers, with which a phantom cannot compare
 ) -> pd.DataFrame: # one row per score: paper, this run, its interval, the difference, n
     "Put a run's scores beside the paper's Table 1, with two binary tasks under them."
     names = [*PAPER, *(k for k in MORE_NAMES if k in scores.index)]
     out = scores.loc[names].join(pd.Series(PAPER, name='paper'))
-    return pd.DataFrame({
+    table = pd.DataFrame({
         'paper': out.paper, 'this run': out.value, 'low 95 %': out.low, 'high 95 %': out.high,
         'difference': out.value - out.paper, 'breasts': len(test),
         'patients': test.patient_id.nunique()}).rename(
             index=SCORE_NAMES | MORE_NAMES).rename_axis('metric')
+    return table.drop(columns=['paper', 'difference']) if phantom else table
 
 # %% ../../nbs/api/reporting.tables.ipynb #08657957
 def with_interval(
@@ -76,7 +78,7 @@ def with_interval(
 def compare_runs(
     runs:dict, # name -> (config, scores from `interval_table`, test predictions)
 ) -> pd.DataFrame: # one row per score, one column per run: value [low, high]
-    "Put several runs beside the paper."
+    "Put several runs beside the paper, or beside each other if one is of a phantom."
     columns = {k: scores.apply(with_interval, axis=1) for k, (_, scores, _) in runs.items()}
     out = pd.DataFrame({PUBLISHED: pd.Series(PAPER).map('{:.4f}'.format)} | columns)
     names = SCORE_NAMES | {k: v for k, v in MORE_NAMES.items() if k in out.index}
@@ -85,7 +87,7 @@ def compare_runs(
     images = ['PHANTOM' if config['phantom'] else 'real' for config, _, _ in runs.values()]
     out.loc['test breasts (patients)'] = [PAPER_SIZE, *sizes]
     out.loc['images'] = ['real', *images]
-    return out
+    return out.drop(columns=PUBLISHED) if 'PHANTOM' in images else out
 
 # %% ../../nbs/api/reporting.tables.ipynb #7527923c
 def per_class_table(

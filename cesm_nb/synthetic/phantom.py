@@ -382,4 +382,4 @@ def main(
     root = make_phantom(root, **options)
     truth, n = pd.read_csv(root/'truth.csv'), len(list(root.glob('*/*.jpg')))
     count = f'{truth.patient_id.nunique()} patients, {len(truth)} breasts, {n} images'
-    print(f'Wrote a PHANTOM (made up, no patient): {count} -> {root}')
+    print(f'Wrote a PHANTOM (made up, no patient): {count} -> {root}\nnext: cesm_check {root}')
