@@ -1,4 +1,4 @@
-"""Select the recipe of the probe on all patients, as each outer fold of a nested grid did on its own.
+"""Select the recipe of the probe on all patients, as a nested grid did on those of each outer fold.
 
 usage: python tools/select_recipe.py configs/probe_search.yaml DATA RUNS [--set KEY=VALUE ...]
 RUNS is the folder that the grid was run in, whose tensors and features are used. For each list

@@ -342,6 +342,6 @@ def phrase_references(
         f'For malignant against rest, four streams with outlines reach {outlined:.3f}, the linear '
         f'probe without them {best:.3f} on both breasts. Without a single pixel, nine numbers that '
         f"describe the outlines reach a macro AUC of {shapes}, the radiologist's BI-RADS category "
-        f'of the same images {birads}. The latter is circular, since reader and reference standard share '
-        'information; that all three values lie so close together does not show where the '
+        f'of the same images {birads}. The latter is circular, since reader and reference standard '
+        'share information; that all three values lie so close together does not show where the '
         "paper's comes from.")
