@@ -20,7 +20,7 @@ from bs4 import BeautifulSoup
 from conftest import PATIENCE, ROOT
 
 from check_docs import option_re
-from quarto_filter import joined, processed, tidied
+from quarto_filter import badge_re, joined, processed, tidied
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 BUILT = ROOT/'_docs' # by `nbdev_docs`, if Quarto is installed
@@ -28,12 +28,19 @@ BROWSERS = map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))
 BROWSER = next((b for b in BROWSERS if b), None)
 PHONE, PAPER, SCREEN = 390, 718, 1280 # widths in pixels
 SECTIONS = ['Finding', 'Use it', 'Pipeline', 'Library']
-to_html = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
+to_html_only = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
+raw_re = re.compile(r'^```\{=html\}\n(.*?)^```$', re.M | re.S)
 # rules of Quarto's cosmo theme that affect widths
 THEME = '''body {margin: 0; font: 17px/1.5 sans-serif}
 main {max-width: 800px; margin: auto; padding: 0 16px}
 td, th {padding: .5rem; text-align: left} figure {margin: 1em 0}
 @media (min-width: 1200px) {.column-page {margin: 0 -160px}}'''
+
+
+def to_html(text):
+    "Convert Markdown as Pandoc does, which leaves raw blocks as they are."
+    parts = raw_re.split(text)
+    return ''.join(p if i % 2 else to_html_only(p) for i, p in enumerate(parts))
 
 
 def show_output(output, options):
@@ -45,7 +52,6 @@ def show_output(output, options):
         shown = f'<img alt="{escape(alt)}" src="data:image/png;base64,{png}">'
     elif 'image/svg+xml' in data:
         shown = f'<div role="img" aria-label="{escape(alt)}">{data["image/svg+xml"]}</div>'
-    elif 'text/html' in data: shown = data['text/html']
     elif 'text/markdown' in data: shown = to_html(data['text/markdown'])
     else:
         text = data.get('text/plain', joined(output.get('text', '')))
@@ -98,10 +104,9 @@ def pages(request):
 
 
 def untidied(cell):
-    "Source of a filtered cell without additions: folds, space after a badge, full title."
+    "Source of a filtered cell without additions: folds, a badge as a link, full title."
     source = re.sub(r'\A#\| code-fold: true\n#\| code-summary: ".*"\n', '', ''.join(cell['source']))
-    if cell['cell_type'] == 'markdown' and source.endswith('&nbsp;'):
-        return source.removesuffix('&nbsp;')
+    if cell['cell_type'] == 'markdown': return badge_re.sub(r'[\1]\2', source)
     return re.sub(r'^title: .*$', '', source, flags=re.M) if cell['cell_type'] == 'raw' else source
 
 
@@ -183,7 +188,7 @@ def test_images_have_alt_texts(pages):
 
 def test_landing_page_shows_its_figure_within_400_words(pages):
     main = BeautifulSoup(pages['index'], 'html.parser').main
-    figure = next(i for i in main.select('img') if 'badge' not in i['src'])
+    figure = main.img
     before = ' '.join(s for s in figure.find_all_previous(string=True)
                       if s.find_parent('main') and not s.find_parent(['style', 'script']))
     assert 30 < len(before.split()) < 400
@@ -225,10 +230,45 @@ def test_tests_and_plots_are_folded(source, summary):
     assert after == (folded if summary else source)
 
 
-def test_badge_has_no_caption():
+def tidied_cell(**cell):
+    return json.loads(tidied(json.dumps(dict(cells=[cell]))))['cells'][0]
+
+
+def test_badge_is_a_link():
     badge = '[![Open in Colab](https://c.d/assets/colab-badge.svg)](https://c.d/x.ipynb)'
-    nb = dict(cells=[dict(cell_type='markdown', source=[badge])])
-    assert json.loads(tidied(json.dumps(nb)))['cells'][0]['source'] == [badge + '&nbsp;']
+    cell = tidied_cell(cell_type='markdown', source=[badge])
+    assert cell['source'] == ['[Open in Colab](https://c.d/x.ipynb)']
+
+
+@pytest.mark.parametrize('rows, label, folded', [
+    (11, '', False), (12, '', True), (12, '#| label: tbl-a\n', False)])
+def test_html_is_markdown_and_long_tables_are_folded(rows, label, folded):
+    "For text/html Quarto adds require.js and jQuery from another server."
+    html = '<table>' + '<tr><td>1</td></tr>'*rows + '</table>'
+    data = {'text/html': [html], 'text/plain': ['1']}
+    cell = tidied_cell(cell_type='code', source=f'{label}t', outputs=[dict(data=data)])
+    data = cell['outputs'][0]['data']
+    assert 'text/html' not in data and raw_re.fullmatch(joined(data['text/markdown']).strip())
+    assert html in joined(data['text/markdown'])
+    assert ('<details>' in joined(data['text/markdown'])) == folded
+
+
+remote_re = re.compile(r"""<(?:img|script|iframe|source|video|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//
+    |@import\s+(?:url\()?["']?(?:https?:)?// | url\(["']?(?:https?:)?//""", re.X | re.I)
+
+
+def test_pages_load_nothing_from_other_servers(pages, reports):
+    "So that they can be read behind the firewall of a hospital."
+    found = {k: remote_re.findall(re.sub(r'<link rel="canonical"[^>]*>', '', p))[:3]
+             for k, p in (pages | reports).items() if remote_re.search(p)}
+    assert found == {}
+    assert remote_re.search('<img alt="a" src="https://a.b/c.svg">')
+    assert remote_re.search('<style>@import url("https://fonts.googleapis.com/css2")</style>')
+    config = yaml.safe_load((ROOT/'_quarto.yml').read_text())['format']['html']
+    assert config['html-math-method'] == 'mathml', 'MathJax is loaded from another server'
+    for mode in ('light', 'dark'):
+        assert config['theme'][mode] == ['cosmo', f'{mode}.scss']
+        assert '\n$web-font-path: false;' in read_scss(mode)
 
 
 MEASURE = '''
@@ -242,7 +282,7 @@ const measure = d => {
   const wide = d.documentElement, room = wide.clientWidth;
   const out = [...d.body.querySelectorAll('table, pre, img, svg, p, li, h1, h2, h3, figure')]
     .filter(e => e.getBoundingClientRect().right > room + 1 && !held(e, d.body));
-  const img = [...d.images].find(i => !i.src.includes('badge') && !i.src.endsWith('.svg'));
+  const img = [...d.images].find(i => !i.src.endsWith('.svg'));
   const style = getComputedStyle(d.body), box = img && img.getBoundingClientRect();
   return {width: wide.scrollWidth,
     out: out.map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 40)),
@@ -280,11 +320,6 @@ def measure(shown, folder):
     dom = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     assert dom, done.stderr[-2000:]
     return json.loads(unescape(dom[1]))
-
-
-def offline(page):
-    "Return the page without the badge, whose image needs a network."
-    return re.sub(r'<img[^>]*src="https://[^>]*>', '<svg width="117" height="20"></svg>', page)
 
 
 def darken(page): return page.replace('(prefers-color-scheme: dark)', 'all')
@@ -328,7 +363,7 @@ def reports(module_path):
 def measured(pages, reports, module_path):
     "Measurements of all pages on phone and screen; of command pages also on paper, dark, in print."
     name = lambda stem: re.sub(r'^\d+[a-zA-Z0-9]*_', '', stem.lower()) + '.html'
-    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else offline(page)
+    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else page
                 for k, page in pages.items()}
     published = {f'published {p.parent.name}': p.as_uri()
                  for p in sorted((ROOT/'results').rglob('*.html'))}
@@ -366,6 +401,9 @@ def test_no_page_scrolls_sideways(measured):
 def test_figure_is_in_the_first_screen(measured):
     index = measured['index 1280']
     assert index['top'] < index['bottom'] <= 800
+
+
+def read_scss(mode): return (ROOT/'nbs'/f'{mode}.scss').read_text()
 
 
 def luminance(color):

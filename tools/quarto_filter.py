@@ -10,8 +10,9 @@ from unittest.mock import patch
 
 fence_re = re.compile(r'^```.*?^```', re.M | re.S)
 link_re = re.compile(r'\[(`[^`\n]+`)\]\(https?://[^)\s]+\)')
-badge_re = re.compile(r'\[!\[[^\]]*\]\(\S+badge\S*\)\]\(\S+\)')
+badge_re = re.compile(r'\[!\[([^\]]*)\]\(\S+badge\S*\)\](\(\S+\))')
 test_re = re.compile(r'(?:test_\w+|assert_\w+)$')
+MOST_ROWS = 11 # of a table, with its header; a longer one without a label is folded
 SIDEBAR = Path(__file__).resolve().parent.parent/'sidebar.yml'
 
 
@@ -49,6 +50,28 @@ def unlink(text:str) -> str:
     return fence_re.sub(lambda block: link_re.sub(r'\1', block[0]), text)
 
 
+def raw_html(
+    html:str, # of an output
+    labelled:bool, # can the text refer to it?
+) -> list: # Markdown, a list of lines
+    "Return HTML as a raw block of Markdown, a long table folded."
+    n_rows = len(re.findall(r'<tr\b', html))
+    if n_rows > MOST_ROWS and not labelled:
+        html = f'<details><summary>Table of {n_rows - 1} rows</summary>\n{html}\n</details>'
+    return in_lines(f'```{{=html}}\n{html}\n```\n')
+
+
+def tidy_output(
+    data:dict, # MIME type -> content of an output
+    labelled:bool, # has its cell a label?
+):
+    "Unlink code, and show HTML as Markdown: for text/html Quarto loads scripts from other servers."
+    if 'text/html' in data:
+        data['text/markdown'] = raw_html(joined(data.pop('text/html')), labelled)
+    elif 'text/markdown' in data:
+        data['text/markdown'] = in_lines(unlink(joined(data['text/markdown'])))
+
+
 def is_test(cell:dict) -> bool:
     "Does a cell end in an assertion and have no output?"
     try: body = ast.parse(joined(cell['source'])).body
@@ -84,17 +107,15 @@ def name_in_full(
 def tidied(
     text:str, # notebook as JSON, after nbdev's filters
 ) -> str: # as Quarto should have it
-    "Title the page, unlink signatures, fold tests and plots, keep a badge from becoming a figure."
+    "Title the page, fold tests, plots and long tables, and load nothing from other servers."
     nb = loads(text)
     front = nb['cells'][0]
     if front['cell_type'] == 'raw': front['source'] = name_in_full(joined(front['source']))
     for cell in nb['cells']:
         if cell['cell_type'] == 'code': fold(cell)
-        elif badge_re.fullmatch(joined(cell['source']).strip()):
-            cell['source'] = joined(cell['source']).strip() + '&nbsp;'
-        for data in (o.get('data', {}) for o in cell.get('outputs', [])):
-            if 'text/markdown' not in data: continue
-            data['text/markdown'] = in_lines(unlink(joined(data['text/markdown'])))
+        else: cell['source'] = badge_re.sub(r'[\1]\2', joined(cell['source']))
+        labelled = re.search(r'^#\|\s*label:', joined(cell['source']), re.M) is not None
+        for output in cell.get('outputs', []): tidy_output(output.get('data', {}), labelled)
         cell['source'] = in_lines(cell['source'])
     return dumps(nb, ensure_ascii=False)
 
