@@ -16,10 +16,14 @@ import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from matplotlib.text import Text
+
+from cesm_nb.experiments.front_page import lead_scores, plot_lead
 
 from conftest import PATIENCE, ROOT
 
 from check_docs import option_re
+from make_examples import PAGES
 from quarto_filter import badge_re, joined, processed, tidied
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
@@ -39,7 +43,7 @@ td, th {padding: .5rem; text-align: left} figure {margin: 1em 0}
 
 def to_html(text):
     "Convert Markdown as Pandoc does, which leaves raw blocks as they are."
-    parts = raw_re.split(text)
+    parts = raw_re.split(re.sub(r'^:::.*$', '', text, flags=re.M))
     return ''.join(p if i % 2 else to_html_only(p) for i, p in enumerate(parts))
 
 
@@ -58,7 +62,8 @@ def show_output(output, options):
         return f'<div class="cell-output"><pre>{escape(text)}</pre></div>'
     caption = f'<figcaption>{to_html(caption)}</figcaption>' if caption else ''
     column = f'column-{options["column"]}' if 'column' in options else ''
-    figure = f'<figure class="cell-output-display">{shown}{caption}</figure>'
+    label = f' id="{options["label"]}"' if 'label' in options else ''
+    figure = f'<figure{label} class="cell-output-display">{shown}{caption}</figure>'
     return f'<div class="{column}">{figure}</div>'
 
 
@@ -174,7 +179,7 @@ def test_links_resolve(pages):
     def resolves(stem, href):
         path = href.split('#')[0]
         return re.match(r'[a-z]+:|#', href) or (folder[stem]/path).exists() or (
-            Path(path).stem in names)
+            Path(path).stem in names) or path in {f'examples/{p}' for p in PAGES}
     dead = [(stem, href) for stem, page in pages.items() for href in hrefs(page)
             if not resolves(stem, href)]
     assert dead == [] and sum(len(hrefs(p)) for p in pages.values()) > 150
@@ -196,6 +201,24 @@ def test_landing_page_shows_its_figure_within_400_words(pages):
     assert {'The finding', 'Audit your own data', 'Run it'} <= set(doors)
 
 
+def test_citation_is_current(pages):
+    cff = yaml.safe_load((ROOT/'CITATION.cff').read_text())
+    text = ' '.join(BeautifulSoup(pages['index'], 'html.parser').text.split())
+    version, date = cff['version'], f"{cff['date-released']}"
+    assert f'Version {version}, {date}, by the cesm_nb authors' in text
+    fields = dict(author=f"{{{cff['authors'][0]['name']}}}", title=cff['title'], version=version,
+                  date=date, url=cff['repository-code'])
+    for key, value in fields.items():
+        assert re.search(rf'{key} += {{{re.escape(value)}}}', text), key
+    footer = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['page-footer']
+    assert footer.startswith(f'cesm_nb {version}, {date}. ')
+
+
+def test_landing_page_shows_no_python(pages):
+    assert BeautifulSoup(pages['index'], 'html.parser').select('main code')
+    assert 'lead_table' not in pages['index'] and 'read_results' not in pages['index']
+
+
 def test_signatures_hold_no_links():
     "nbdev links names in backticks, also in code, where the raw link would show."
     page = tidied(processed((ROOT/'nbs'/'api/reporting.html.ipynb').read_text(encoding='utf-8')))
@@ -206,6 +229,21 @@ def test_signatures_hold_no_links():
     assert len(signatures) >= 3
     assert not any('](' in s or '*args' in s for s in signatures)
     assert any('`fill_in`' in s for s in signatures), 'names stay'
+
+
+@pytest.mark.parametrize('title, folded', [('leakage audit', True), ('core.settings', False)])
+def test_signatures_of_chapters_are_folded(title, folded):
+    doc = ('---\n\n[source](https://a.b/c.py)\n\n### read_x\n\n```python\ndef read_x()\n```\n\n'
+           '*Read `x` & y.*')
+    front = dict(cell_type='raw', source=f'---\ntitle: {title}\n---\n')
+    shown = dict(cell_type='code', source='show_doc(read_x)', outputs=[
+        dict(data={'text/markdown': [doc]})])
+    cells = json.loads(tidied(json.dumps(dict(cells=[front, shown]))))['cells']
+    after = joined(cells[1]['outputs'][0]['data']['text/markdown'])
+    assert (after == doc) == (not folded)
+    if folded:
+        assert after.startswith('::: {#read_x}\n') and '<summary><code>read_x</code> Read' in after
+        assert doc.partition('### read_x\n')[2] in after and '### ' not in after
 
 
 def test_filter_removes_only_links_in_code():
@@ -222,6 +260,7 @@ def test_filter_removes_only_links_in_code():
     ('test_eq(f(1), 2)', 'Test'), ('x = f(1)\nassert x == 2', 'Test'),
     ('with a() as b:\n    test_eq(b, 1)', 'Test'),
     ('#| label: fig-a\nplot()', 'Code of the figure'), ('#| echo: false\nassert 1', ''),
+    ('f(1)\n'*9 + 'f(1)', ''), ('f(1)\n'*10 + 'f(1)', 'Code'),
     ('f(1)', ''), ('!ls', '')])
 def test_tests_and_plots_are_folded(source, summary):
     nb = dict(cells=[dict(cell_type='code', source=source, outputs=[])])
@@ -253,8 +292,9 @@ def test_html_is_markdown_and_long_tables_are_folded(rows, label, folded):
     assert ('<details>' in joined(data['text/markdown'])) == folded
 
 
-remote_re = re.compile(r"""<(?:img|script|iframe|source|video|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//
-    |@import\s+(?:url\()?["']?(?:https?:)?// | url\(["']?(?:https?:)?//""", re.X | re.I)
+remote_re = re.compile(r"""
+    <(?:img|script|iframe|source|video|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//
+    | (?:@import\s+|url\()["']?(?:https?:)?//""", re.X | re.I)
 
 
 def test_pages_load_nothing_from_other_servers(pages, reports):
@@ -284,7 +324,10 @@ const measure = d => {
     .filter(e => e.getBoundingClientRect().right > room + 1 && !held(e, d.body));
   const img = [...d.images].find(i => !i.src.endsWith('.svg'));
   const style = getComputedStyle(d.body), box = img && img.getBoundingClientRect();
-  return {width: wide.scrollWidth,
+  const lead = d.querySelector('#fig-lead img'), cells = [...d.querySelectorAll('#tbl-lead td')];
+  return {width: wide.scrollWidth, height: wide.scrollHeight,
+    inch: lead && lead.clientWidth/(lead.naturalWidth/192), // pixels of the screen per inch
+    cell: Math.min(...cells.map(e => parseFloat(getComputedStyle(e).fontSize))),
     out: out.map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 40)),
     wide: [...d.querySelectorAll('table')].filter(t => t.scrollWidth > 1 + room_of(t)).length,
     top: box && box.top, bottom: box && box.bottom, ink: style.color, paper: style.backgroundColor};
@@ -404,6 +447,32 @@ def test_figure_is_in_the_first_screen(measured):
 
 
 def read_scss(mode): return (ROOT/'nbs'/f'{mode}.scss').read_text()
+
+
+def test_landing_table_and_figure_are_legible_on_a_phone(measured):
+    index, points = measured['index 390'], [
+        t.get_fontsize() for t in plot_lead(lead_scores((ROOT,))).figure.findobj(Text)
+        if t.get_text()]
+    assert min(points)/72*index['inch'] >= 9 and index['cell'] >= 9
+
+
+def test_chapters_are_shorter_than_ten_screens(measured):
+    *sections, library = read_sidebar(ROOT/'nbs'/'sidebar.yml')
+    stems = [Path(e['href']).stem for e in entries(sections)]
+    heights = {stem: measured[f'{stem} {SCREEN}']['height'] for stem in stems}
+    assert {k: v for k, v in heights.items() if v > 8000} == {} and len(heights) > 20
+
+
+@pytest.mark.parametrize('mode', ['light', 'dark'])
+def test_theme_has_contrast(mode):
+    colors = {k: luminance(str([int(v[i:i + 2], 16) for i in (0, 2, 4)]))
+              for k, v in re.findall(r'^\$([\w-]+): #(\w{6});', read_scss(mode), re.M)}
+    paper = [colors.get(k, 1) for k in ('body-bg', 'code-block-bg')] # white unless set
+    text = [v for k, v in colors.items() if k in (
+        'link-color', 'code-color', 'text-muted', 'body-color')]
+    ratios = [(max(a, b) + .05)/(min(a, b) + .05) for a in paper for b in text]
+    assert min(ratios) >= 4.5 and len(ratios) >= 6
+    assert 1.05/(colors['primary'] + .05) >= 4.5 # white on the bar at the top
 
 
 def luminance(color):

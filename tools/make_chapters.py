@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = '''# Written by tools/make_chapters.py from nbs/chapters.yml: order, links and pictures of the site.
+HEAD = '''# Written by tools/make_chapters.py: links at the top, order and pictures of the site.
 # {other} differs only in the folder before a name.
 website:
   favicon: {folder}favicon.svg

@@ -260,7 +260,7 @@ def plot_lead(
     "Draw the scores, grouped by whether lesions are outlined in the test images."
     colors, y = {DRAWN: '#D55E00', NOT_DRAWN: '#0072B2'}, np.arange(len(scores))[::-1]
     # narrow, each name above its interval: legible on a phone; twice the pixels of a screen
-    fig, ax = plt.subplots(figsize=(5, 1.2 + .43*len(scores)), dpi=192, facecolor='white')
+    fig, ax = plt.subplots(figsize=(5, 1.1 + .39*len(scores)), dpi=192, facecolor='white')
     ax.axvline(PAPER['auc'], color='.3', ls='--', lw=1)
     ax.annotate(f"the paper: {PAPER['auc']:.4f}", (PAPER['auc'], len(scores) - .3), ha='right',
                 va='bottom', annotation_clip=False)
