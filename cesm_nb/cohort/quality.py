@@ -274,8 +274,8 @@ DM is low energy, CM subtracted.</p>
 {% for k, rows in groups %}<details id="k{{ loop.index }}">
 <summary>{{ k }}: {{ rows|length }}</summary>
 <div class="thumbs">{% for name, picture, shape in pictures[k] %}<figure>
-<img alt="" src="{{ picture }}" style="aspect-ratio: {{ shape }}"><figcaption>{{ name }}</figcaption>
-</figure>{% endfor %}</div>
+<img alt="" src="{{ picture }}" style="aspect-ratio: {{ shape }}">
+<figcaption>{{ name }}</figcaption></figure>{% endfor %}</div>
 <ul>{% for name, detail in rows %}<li>{{ name }}{{ ' - ' + detail if detail }}{% endfor %}</ul>
 </details>{% endfor %}
 <h2>Counts</h2><table>{% for k, v in facts.items() %}
