@@ -17,6 +17,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from matplotlib.text import Text
+from PIL import Image
 
 from cesm_nb.experiments.front_page import lead_scores, plot_lead
 
@@ -24,6 +25,7 @@ from conftest import PATIENCE, ROOT
 
 from check_docs import option_re
 from make_examples import PAGES
+from make_marks import describe_scores
 from quarto_filter import badge_re, joined, processed, tidied
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
@@ -213,6 +215,13 @@ def test_citation_is_current(pages):
         assert re.search(rf'{key} += {{{re.escape(value)}}}', text), key
     footer = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['page-footer']
     assert footer.startswith(f'cesm_nb {version}, {date}. ')
+
+
+def test_social_card_is_current():
+    with Image.open(ROOT/'nbs'/'social.png') as card:
+        assert card.size == (1200, 630)
+        made = describe_scores(lead_scores((ROOT,)))
+        assert card.text['Description'] == made, 'run python tools/make_marks.py'
 
 
 def test_landing_page_shows_no_python(pages):
