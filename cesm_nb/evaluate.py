@@ -29,10 +29,10 @@ from .stats.intervals import bootstrap_weights, explain_gaps, interval_ends, int
 from .reporting.html import embed, fill_in, make_page
 from .core.runs import Run, pool_tests, read_status
 from .core.settings import with_defaults
-from cesm_nb.reporting.tables import (
-    LEAST_BREASTS, banner, compare_paired, compare_runs, describe_breasts, forest_rows,
-    per_class_table, points_table, subgroup_table, table_1, table_2, to_markdown, with_interval,
-    write_table)
+from .reporting.tables import (
+    LEAST_BREASTS, MORE_NAMES, SCORE_NAMES, banner, compare_paired, compare_runs,
+    describe_breasts, forest_rows, per_class_table, points_table, subgroup_table, table_1,
+    table_2, to_markdown, with_interval, write_table)
 
 # %% ../nbs/05_eval_and_figures.ipynb #8b0ccafc
 _KINDS = ('sensitivity', 'specificity')
@@ -121,8 +121,8 @@ def list_figures(
         reliability=lambda ax: plot_reliability(label, probs, ax),
         scores=lambda ax: plot_scores(label, prob, ax),
         decision=lambda ax: plot_decision(label, prob, who, ax))
-    if len(groups) > 1:
-        rows = forest_rows(groups, 'accuracy')
+    rows = forest_rows(groups, 'accuracy').dropna(subset='value') if len(groups) else groups
+    if len(rows) > 1: # all breasts and a subgroup
         out['subgroups'] = lambda ax: plot_forest(rows, 'accuracy', rows.value.iloc[0], ax)
     return out
 
@@ -181,8 +181,11 @@ def write_inside(
     return Saliency(pointing_table(games, n_draws), figures, pictures, notes)
 
 # %% ../nbs/05_eval_and_figures.ipynb #e12e48ac
-_BODY = '''<p class="lead"><strong>{{ banner }}</strong> {{ facts }}</p>
+_BODY = '''{% macro show(title, text, html) %}<h2>{{ title }}</h2><p>{{ text }}</p>
+<div class="wide">{{ html|safe }}</div>{% endmacro %}
+<p class="lead"><strong>{{ banner }}</strong> {{ facts }}</p>
 {% for note in notes %}<p>Note: {{ note }}.</p>{% endfor %}
+{% for table in tables[:1] %}{{ show(*table) }}{% endfor %}
 <h2>Figures</h2><div class="figures">
 {% for title, data, wide in figures %}<figure{{ ' class=double' if wide }}>
 <img alt="{{ title }}" src="{{ data }}">
@@ -190,8 +193,7 @@ _BODY = '''<p class="lead"><strong>{{ banner }}</strong> {{ facts }}</p>
 {% for title, data, _ in pictures %}<h2>{{ title }}</h2>
 {% if not phantom %}<p><strong>Pictures of patients: this page stays with the data.</strong></p>
 {% endif %}<img alt="{{ title }}" src="{{ data }}">{% endfor %}
-{% for title, text, html in tables %}<h2>{{ title }}</h2><p>{{ text }}</p>
-<div class="wide">{{ html|safe }}</div>{% endfor %}
+{% for table in tables[1:] %}{{ show(*table) }}{% endfor %}
 <h2>Settings</h2><div class="wide">{{ settings|safe }}</div>'''
 
 # %% ../nbs/05_eval_and_figures.ipynb #885d01ff
@@ -217,6 +219,7 @@ def _html(table):
     digits = {c: '{:.4f}'.format for c in table.select_dtypes('float')}
     whole = table.select_dtypes('Int64') # na_rep does not apply to their <NA>
     table = table.assign(**whole.astype(object).where(whole.notna(), ''))
+    table = table.rename(index=SCORE_NAMES | MORE_NAMES) # as in the paper
     return table.reset_index().to_html(index=False, border=0, formatters=digits, na_rep='')
 
 def write_report(
@@ -236,7 +239,8 @@ def write_report(
         _BODY, banner=banner(config), phantom=config['phantom'], facts=facts,
         notes=notes, tables=[(k, text, _html(t)) for k, (text, t) in tables.items()],
         figures=map(_picture, figures), pictures=map(_picture, pictures), settings=_html(settings))
-    page = make_page(f'{name}: cesm_evaluate', name, body, config['phantom'])
+    heading = f"Scores of {name} on its test breasts, {config['settings']['protocol']} protocol"
+    page = make_page(f'{name}: cesm_evaluate', heading, body, config['phantom'])
     write_atomic(out/'report.html', page)
     return out/'report.html'
 
@@ -336,7 +340,8 @@ def evaluate(
     for name, (_, text, table) in tables.items():
         write_table(table, out/'tables'/name, f'{text}. {banner(config)}')
     pictures = list_figures(runs, test, groups)
-    figures, lost = write_figures(pictures, out/'figures', config['phantom'], len(groups))
+    n_rows = len(groups.dropna(subset='accuracy')) if len(groups) else 0
+    figures, lost = write_figures(pictures, out/'figures', config['phantom'], n_rows)
     figures, notes = figures + saliency.figures, notes + lost
     best = [find_best_epoch(r) for r in runs]
     metrics = dict(

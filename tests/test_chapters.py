@@ -46,6 +46,9 @@ def test_sections_pages_and_claims(toy):
     settings = dict(href='nbs/api/core.settings.ipynb', text='core.settings: all "settings"')
     core = dict(section='Core', contents=[settings])
     assert contents[2] == dict(section='Library', contents=[core])
+    links = yaml.safe_load(outer)['website']['navbar']['left']
+    assert links[0] == dict(href='nbs/api/leakage.ladder.ipynb', text='The finding')
+    assert len(links) == 5
     without = outer.replace('nbs/', '').split('\n', 2)[2]
     assert inner.split('\n', 2)[2] == without # the headers name each other
     cell = ''.join(json.loads(index)['cells'][1]['source'])

@@ -16,11 +16,17 @@ import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from matplotlib.text import Text
+from PIL import Image
+
+from cesm_nb.experiments.front_page import lead_scores, plot_lead
 
 from conftest import PATIENCE, ROOT
 
 from check_docs import option_re
-from quarto_filter import joined, processed, tidied
+from make_examples import PAGES
+from make_marks import describe_scores
+from quarto_filter import badge_re, joined, processed, tidied
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 BUILT = ROOT/'_docs' # by `nbdev_docs`, if Quarto is installed
@@ -28,12 +34,19 @@ BROWSERS = map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))
 BROWSER = next((b for b in BROWSERS if b), None)
 PHONE, PAPER, SCREEN = 390, 718, 1280 # widths in pixels
 SECTIONS = ['Finding', 'Use it', 'Pipeline', 'Library']
-to_html = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
+to_html_only = mistune.create_markdown(escape=False, plugins=['table', 'math', 'footnotes'])
+raw_re = re.compile(r'^```\{=html\}\n(.*?)^```$', re.M | re.S)
 # rules of Quarto's cosmo theme that affect widths
 THEME = '''body {margin: 0; font: 17px/1.5 sans-serif}
 main {max-width: 800px; margin: auto; padding: 0 16px}
 td, th {padding: .5rem; text-align: left} figure {margin: 1em 0}
 @media (min-width: 1200px) {.column-page {margin: 0 -160px}}'''
+
+
+def to_html(text):
+    "Convert Markdown as Pandoc does, which leaves raw blocks as they are."
+    parts = raw_re.split(re.sub(r'^:::.*$', '', text, flags=re.M))
+    return ''.join(p if i % 2 else to_html_only(p) for i, p in enumerate(parts))
 
 
 def show_output(output, options):
@@ -45,14 +58,14 @@ def show_output(output, options):
         shown = f'<img alt="{escape(alt)}" src="data:image/png;base64,{png}">'
     elif 'image/svg+xml' in data:
         shown = f'<div role="img" aria-label="{escape(alt)}">{data["image/svg+xml"]}</div>'
-    elif 'text/html' in data: shown = data['text/html']
     elif 'text/markdown' in data: shown = to_html(data['text/markdown'])
     else:
         text = data.get('text/plain', joined(output.get('text', '')))
         return f'<div class="cell-output"><pre>{escape(text)}</pre></div>'
     caption = f'<figcaption>{to_html(caption)}</figcaption>' if caption else ''
     column = f'column-{options["column"]}' if 'column' in options else ''
-    figure = f'<figure class="cell-output-display">{shown}{caption}</figure>'
+    label = f' id="{options["label"]}"' if 'label' in options else ''
+    figure = f'<figure{label} class="cell-output-display">{shown}{caption}</figure>'
     return f'<div class="{column}">{figure}</div>'
 
 
@@ -98,10 +111,9 @@ def pages(request):
 
 
 def untidied(cell):
-    "Source of a filtered cell without additions: folds, space after a badge, full title."
+    "Source of a filtered cell without additions: folds, a badge as a link, full title."
     source = re.sub(r'\A#\| code-fold: true\n#\| code-summary: ".*"\n', '', ''.join(cell['source']))
-    if cell['cell_type'] == 'markdown' and source.endswith('&nbsp;'):
-        return source.removesuffix('&nbsp;')
+    if cell['cell_type'] == 'markdown': return badge_re.sub(r'[\1]\2', source)
     return re.sub(r'^title: .*$', '', source, flags=re.M) if cell['cell_type'] == 'raw' else source
 
 
@@ -169,7 +181,8 @@ def test_links_resolve(pages):
     def resolves(stem, href):
         path = href.split('#')[0]
         return re.match(r'[a-z]+:|#', href) or (folder[stem]/path).exists() or (
-            Path(path).stem in names)
+            Path(path).stem in names) or (
+                path.removeprefix('../') in {f'examples/{p}' for p in PAGES})
     dead = [(stem, href) for stem, page in pages.items() for href in hrefs(page)
             if not resolves(stem, href)]
     assert dead == [] and sum(len(hrefs(p)) for p in pages.values()) > 150
@@ -183,12 +196,37 @@ def test_images_have_alt_texts(pages):
 
 def test_landing_page_shows_its_figure_within_400_words(pages):
     main = BeautifulSoup(pages['index'], 'html.parser').main
-    figure = next(i for i in main.select('img') if 'badge' not in i['src'])
+    figure = main.img
     before = ' '.join(s for s in figure.find_all_previous(string=True)
                       if s.find_parent('main') and not s.find_parent(['style', 'script']))
     assert 30 < len(before.split()) < 400
     doors = [row.td.text for row in figure.find_next('table').select('tr') if row.td]
     assert {'The finding', 'Audit your own data', 'Run it'} <= set(doors)
+
+
+def test_citation_is_current(pages):
+    cff = yaml.safe_load((ROOT/'CITATION.cff').read_text())
+    text = ' '.join(BeautifulSoup(pages['index'], 'html.parser').text.split())
+    version, date = cff['version'], f"{cff['date-released']}"
+    assert f'Version {version}, {date}, by the cesm_nb authors' in text
+    fields = dict(author=f"{{{cff['authors'][0]['name']}}}", title=cff['title'], version=version,
+                  date=date, url=cff['repository-code'])
+    for key, value in fields.items():
+        assert re.search(rf'{key} += {{{re.escape(value)}}}', text), key
+    footer = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['page-footer']
+    assert footer.startswith(f'cesm_nb {version}, {date}. ')
+
+
+def test_social_card_is_current():
+    with Image.open(ROOT/'nbs'/'social.png') as card:
+        assert card.size == (1200, 630)
+        made = describe_scores(lead_scores((ROOT,)))
+        assert card.text['Description'] == made, 'run python tools/make_marks.py'
+
+
+def test_landing_page_shows_no_python(pages):
+    assert BeautifulSoup(pages['index'], 'html.parser').select('main code')
+    assert 'lead_table' not in pages['index'] and 'read_results' not in pages['index']
 
 
 def test_signatures_hold_no_links():
@@ -201,6 +239,21 @@ def test_signatures_hold_no_links():
     assert len(signatures) >= 3
     assert not any('](' in s or '*args' in s for s in signatures)
     assert any('`fill_in`' in s for s in signatures), 'names stay'
+
+
+@pytest.mark.parametrize('title, folded', [('leakage audit', True), ('core.settings', False)])
+def test_signatures_of_chapters_are_folded(title, folded):
+    doc = ('---\n\n[source](https://a.b/c.py)\n\n### read_x\n\n```python\ndef read_x()\n```\n\n'
+           '*Read `x` & y.*')
+    front = dict(cell_type='raw', source=f'---\ntitle: {title}\n---\n')
+    shown = dict(cell_type='code', source='show_doc(read_x)', outputs=[
+        dict(data={'text/markdown': [doc]})])
+    cells = json.loads(tidied(json.dumps(dict(cells=[front, shown]))))['cells']
+    after = joined(cells[1]['outputs'][0]['data']['text/markdown'])
+    assert (after == doc) == (not folded)
+    if folded:
+        assert after.startswith('::: {#read_x}\n') and '<summary><code>read_x</code> Read' in after
+        assert doc.partition('### read_x\n')[2] in after and '### ' not in after
 
 
 def test_filter_removes_only_links_in_code():
@@ -217,6 +270,7 @@ def test_filter_removes_only_links_in_code():
     ('test_eq(f(1), 2)', 'Test'), ('x = f(1)\nassert x == 2', 'Test'),
     ('with a() as b:\n    test_eq(b, 1)', 'Test'),
     ('#| label: fig-a\nplot()', 'Code of the figure'), ('#| echo: false\nassert 1', ''),
+    ('f(1)\n'*9 + 'f(1)', ''), ('f(1)\n'*10 + 'f(1)', 'Code'),
     ('f(1)', ''), ('!ls', '')])
 def test_tests_and_plots_are_folded(source, summary):
     nb = dict(cells=[dict(cell_type='code', source=source, outputs=[])])
@@ -225,10 +279,46 @@ def test_tests_and_plots_are_folded(source, summary):
     assert after == (folded if summary else source)
 
 
-def test_badge_has_no_caption():
+def tidied_cell(**cell):
+    return json.loads(tidied(json.dumps(dict(cells=[cell]))))['cells'][0]
+
+
+def test_badge_is_a_link():
     badge = '[![Open in Colab](https://c.d/assets/colab-badge.svg)](https://c.d/x.ipynb)'
-    nb = dict(cells=[dict(cell_type='markdown', source=[badge])])
-    assert json.loads(tidied(json.dumps(nb)))['cells'][0]['source'] == [badge + '&nbsp;']
+    cell = tidied_cell(cell_type='markdown', source=[badge])
+    assert cell['source'] == ['[Open in Colab](https://c.d/x.ipynb)']
+
+
+@pytest.mark.parametrize('rows, label, folded', [
+    (11, '', False), (12, '', True), (12, '#| label: tbl-a\n', False)])
+def test_html_is_markdown_and_long_tables_are_folded(rows, label, folded):
+    "For text/html Quarto adds require.js and jQuery from another server."
+    html = '<table>' + '<tr><td>1</td></tr>'*rows + '</table>'
+    data = {'text/html': [html], 'text/plain': ['1']}
+    cell = tidied_cell(cell_type='code', source=f'{label}t', outputs=[dict(data=data)])
+    data = cell['outputs'][0]['data']
+    assert 'text/html' not in data and raw_re.fullmatch(joined(data['text/markdown']).strip())
+    assert html in joined(data['text/markdown'])
+    assert ('<details>' in joined(data['text/markdown'])) == folded
+
+
+remote_re = re.compile(r"""
+    <(?:img|script|iframe|source|video|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//
+    | (?:@import\s+|url\()["']?(?:https?:)?//""", re.X | re.I)
+
+
+def test_pages_load_nothing_from_other_servers(pages, reports):
+    "So that they can be read behind the firewall of a hospital."
+    found = {k: remote_re.findall(re.sub(r'<link rel="canonical"[^>]*>', '', p))[:3]
+             for k, p in (pages | reports).items() if remote_re.search(p)}
+    assert found == {}
+    assert remote_re.search('<img alt="a" src="https://a.b/c.svg">')
+    assert remote_re.search('<style>@import url("https://fonts.googleapis.com/css2")</style>')
+    config = yaml.safe_load((ROOT/'_quarto.yml').read_text())['format']['html']
+    assert config['html-math-method'] == 'mathml', 'MathJax is loaded from another server'
+    for mode in ('light', 'dark'):
+        assert config['theme'][mode] == ['cosmo', f'{mode}.scss']
+        assert '\n$web-font-path: false;' in read_scss(mode)
 
 
 MEASURE = '''
@@ -242,9 +332,12 @@ const measure = d => {
   const wide = d.documentElement, room = wide.clientWidth;
   const out = [...d.body.querySelectorAll('table, pre, img, svg, p, li, h1, h2, h3, figure')]
     .filter(e => e.getBoundingClientRect().right > room + 1 && !held(e, d.body));
-  const img = [...d.images].find(i => !i.src.includes('badge') && !i.src.endsWith('.svg'));
+  const img = [...d.images].find(i => !i.src.endsWith('.svg'));
   const style = getComputedStyle(d.body), box = img && img.getBoundingClientRect();
-  return {width: wide.scrollWidth,
+  const lead = d.querySelector('#fig-lead img'), cells = [...d.querySelectorAll('#tbl-lead td')];
+  return {width: wide.scrollWidth, height: wide.scrollHeight,
+    inch: lead && lead.clientWidth/(lead.naturalWidth/192), // pixels of the screen per inch
+    cell: Math.min(...cells.map(e => parseFloat(getComputedStyle(e).fontSize))),
     out: out.map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 40)),
     wide: [...d.querySelectorAll('table')].filter(t => t.scrollWidth > 1 + room_of(t)).length,
     top: box && box.top, bottom: box && box.bottom, ink: style.color, paper: style.backgroundColor};
@@ -280,11 +373,6 @@ def measure(shown, folder):
     dom = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     assert dom, done.stderr[-2000:]
     return json.loads(unescape(dom[1]))
-
-
-def offline(page):
-    "Return the page without the badge, whose image needs a network."
-    return re.sub(r'<img[^>]*src="https://[^>]*>', '<svg width="117" height="20"></svg>', page)
 
 
 def darken(page): return page.replace('(prefers-color-scheme: dark)', 'all')
@@ -328,7 +416,7 @@ def reports(module_path):
 def measured(pages, reports, module_path):
     "Measurements of all pages on phone and screen; of command pages also on paper, dark, in print."
     name = lambda stem: re.sub(r'^\d+[a-zA-Z0-9]*_', '', stem.lower()) + '.html'
-    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else offline(page)
+    chapters = {k: (BUILT/name(k)).as_uri() if BUILT.exists() else page
                 for k, page in pages.items()}
     published = {f'published {p.parent.name}': p.as_uri()
                  for p in sorted((ROOT/'results').rglob('*.html'))}
@@ -351,7 +439,9 @@ def test_command_pages_start_with_a_summary(reports):
         assert 'prefers-color-scheme: dark' in page
     body = BeautifulSoup(reports['evaluate'], 'html.parser').body
     order = [e.name for e in body.find_all(['img', 'table'])]
-    assert order.index('img') < order.index('table')
+    assert order[:2] == ['table', 'img'] and order.count('table') > 1
+    assert re.fullmatch('Scores of .+ on its test breasts, clinical protocol', body.h1.text)
+    assert BeautifulSoup(reports['check'], 'html.parser').select_one('.lead b').text
 
 
 def test_no_page_scrolls_sideways(measured):
@@ -366,6 +456,35 @@ def test_no_page_scrolls_sideways(measured):
 def test_figure_is_in_the_first_screen(measured):
     index = measured['index 1280']
     assert index['top'] < index['bottom'] <= 800
+
+
+def read_scss(mode): return (ROOT/'nbs'/f'{mode}.scss').read_text()
+
+
+def test_landing_table_and_figure_are_legible_on_a_phone(measured):
+    index, points = measured['index 390'], [
+        t.get_fontsize() for t in plot_lead(lead_scores((ROOT,))).figure.findobj(Text)
+        if t.get_text()]
+    assert min(points)/72*index['inch'] >= 9 and index['cell'] >= 9
+
+
+def test_chapters_are_shorter_than_ten_screens(measured):
+    *sections, library = read_sidebar(ROOT/'nbs'/'sidebar.yml')
+    stems = [Path(e['href']).stem for e in entries(sections)]
+    heights = {stem: measured[f'{stem} {SCREEN}']['height'] for stem in stems}
+    assert {k: v for k, v in heights.items() if v > 8000} == {} and len(heights) > 20
+
+
+@pytest.mark.parametrize('mode', ['light', 'dark'])
+def test_theme_has_contrast(mode):
+    colors = {k: luminance(str([int(v[i:i + 2], 16) for i in (0, 2, 4)]))
+              for k, v in re.findall(r'^\$([\w-]+): #(\w{6});', read_scss(mode), re.M)}
+    paper = [colors.get(k, 1) for k in ('body-bg', 'code-block-bg')] # white unless set
+    text = [v for k, v in colors.items() if k in (
+        'link-color', 'code-color', 'text-muted', 'body-color')]
+    ratios = [(max(a, b) + .05)/(min(a, b) + .05) for a in paper for b in text]
+    assert min(ratios) >= 4.5 and len(ratios) >= 6
+    assert 1.05/(colors['primary'] + .05) >= 4.5 # white on the bar at the top
 
 
 def luminance(color):

@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 import mistune
 import nbformat
 
+from make_examples import PAGES
+
 COLAB = 'https://colab.research.google.com/'
 BADGE = COLAB + 'assets/colab-badge.svg'
 id_re = re.compile(r'\{(?:[^{}]*\s)?#([\w-]+)[^{}]*\}') # `{#id .class}`
@@ -131,7 +133,8 @@ def follow(site:Site, path:Path, url:str) -> str: # what is wrong with the link,
         html = lambda p: re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem) + '.html'
         target = next((p for p in site.pages if html(p) == (name or 'index.html')), nbs/name)
     else: target = ((site.root if start else path.parent)/name if name else path).resolve()
-    if not target.exists(): return f'{name} does not exist'
+    made = target.parent == nbs/'examples' and target.name in PAGES # when the site is built
+    if not (made or target.exists()): return f'{name} does not exist'
     there = bool(start) or target.is_relative_to(nbs if is_notebook(path) else site.root)
     if not there: return f'{name} is not on the site: give its address on GitHub'
     known = not fragment or target not in site.pages or fragment in find_anchors(site.pages[target])

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = '''# Written by tools/make_chapters.py from nbs/chapters.yml: order and pictures of the site.
+HEAD = '''# Written by tools/make_chapters.py: links at the top, order and pictures of the site.
 # {other} differs only in the folder before a name.
 website:
   favicon: {folder}favicon.svg
@@ -23,9 +23,14 @@ website:
     image: {folder}social.png
   twitter-card:
     image: {folder}social.png
-  sidebar:
+  navbar:
+    left:
+{links}  sidebar:
     contents:
 '''
+LINKS = { # at the top of each page
+    'api/leakage.ladder': 'The finding', '06_leakage_audit': 'Audit your data',
+    '07_predict': 'Predict a case', 'quickstart': 'Run it', 'api/cli': 'Commands'}
 CHAPTERS = '## Chapters\n'
 
 
@@ -88,7 +93,9 @@ def make_sidebar(
 ) -> str: # YAML
     "Make a sidebar."
     other = 'nbs/sidebar.yml (nbdev)' if folder else 'sidebar.yml (`quarto render` at the root)'
-    lines, before = [HEAD.format(folder=folder, other=other)], ()
+    links = ''.join(f'      - href: {folder}{page}.ipynb\n        text: {text}\n'
+                    for page, text in LINKS.items())
+    lines, before = [HEAD.format(folder=folder, other=other, links=links)], ()
     for sections, page, title in rows:
         for depth, name in enumerate(sections):
             if before[:depth + 1] == sections[:depth + 1]: continue # this section is open

@@ -4,14 +4,18 @@ import os
 import re
 import sys
 from contextlib import redirect_stdout
+from html import escape
 from json import dumps, loads
 from pathlib import Path
 from unittest.mock import patch
 
 fence_re = re.compile(r'^```.*?^```', re.M | re.S)
 link_re = re.compile(r'\[(`[^`\n]+`)\]\(https?://[^)\s]+\)')
-badge_re = re.compile(r'\[!\[[^\]]*\]\(\S+badge\S*\)\]\(\S+\)')
+badge_re = re.compile(r'\[!\[([^\]]*)\]\(\S+badge\S*\)\](\(\S+\))')
 test_re = re.compile(r'(?:test_\w+|assert_\w+)$')
+doc_re = re.compile(r'---\n\n(?P<source>\[source\].*\n\n)?#+ (?P<name>\S+)\n(?P<rest>.*)', re.S)
+MOST_ROWS = 11 # of a table, with its header; a longer one without a label is folded
+MOST_LINES = 10 # of code on a page that is not in the section Library; a longer cell is folded
 SIDEBAR = Path(__file__).resolve().parent.parent/'sidebar.yml'
 
 
@@ -49,6 +53,42 @@ def unlink(text:str) -> str:
     return fence_re.sub(lambda block: link_re.sub(r'\1', block[0]), text)
 
 
+def raw_html(
+    html:str, # of an output
+    labelled:bool, # can the text refer to it?
+) -> list: # Markdown, a list of lines
+    "Return HTML as a raw block of Markdown, a long table folded."
+    n_rows = len(re.findall(r'<tr\b', html))
+    if n_rows > MOST_ROWS and not labelled:
+        html = f'<details><summary>Table of {n_rows - 1} rows</summary>\n{html}\n</details>'
+    return in_lines(f'```{{=html}}\n{html}\n```\n')
+
+
+def fold_signature(
+    text:str, # Markdown; that of `show_doc` is a heading, a signature and a sentence
+) -> str: # with the name and the sentence shown, under the same anchor
+    "Fold the signature of a function; leave other text as it is."
+    found = doc_re.match(text)
+    if not found: return text
+    name, sentence = found['name'], re.search(r'^\*(.+)\*$', found['rest'], re.M)
+    shown = f'<code>{name}</code> {escape(sentence[1]) if sentence else ""}'
+    return (f'::: {{#{name.lower()}}}\n```{{=html}}\n<details><summary>{shown}</summary>\n```\n\n'
+            f'{found["source"] or ""}{found["rest"]}\n\n```{{=html}}\n</details>\n```\n:::\n')
+
+
+def tidy_output(
+    data:dict, # MIME type -> content of an output
+    labelled:bool, # has its cell a label?
+    library:bool, # is the page in the section Library?
+):
+    "Unlink code, and show HTML as Markdown: for text/html Quarto loads scripts from other servers."
+    if 'text/html' in data:
+        data['text/markdown'] = raw_html(joined(data.pop('text/html')), labelled)
+    elif 'text/markdown' in data:
+        text = unlink(joined(data['text/markdown']))
+        data['text/markdown'] = in_lines(text if library else fold_signature(text))
+
+
 def is_test(cell:dict) -> bool:
     "Does a cell end in an assertion and have no output?"
     try: body = ast.parse(joined(cell['source'])).body
@@ -62,12 +102,16 @@ def is_test(cell:dict) -> bool:
     return bool(test_re.match(getattr(call, 'id', getattr(call, 'attr', ''))))
 
 
-def fold(cell:dict):
-    "Fold the code of a test or a figure, unless the cell has an option for it."
+def fold(
+    cell:dict,
+    library:bool, # is the page in the section Library?
+):
+    "Fold the code of a test or a figure, and long code of a chapter, unless an option says how."
     source = joined(cell['source'])
     if re.search(r'^#\|\s*(echo|code-fold|include)\s*:', source, re.M): return
     if re.search(r'^#\|\s*label:\s*fig-', source, re.M): what = 'Code of the figure'
-    else: what = 'Test' if is_test(cell) else ''
+    elif is_test(cell): what = 'Test'
+    else: what = '' if library or source.count('\n') < MOST_LINES else 'Code'
     if what: cell['source'] = f'#| code-fold: true\n#| code-summary: "{what}"\n{source}'
 
 
@@ -81,20 +125,29 @@ def name_in_full(
     return front.replace(name[0], f'title: "{full[1]}"') if full else front
 
 
+def in_library(
+    front:str, # front matter of a page
+) -> bool:
+    "Is a page listed in the section Library of the sidebar?"
+    name = re.search(r'^title: (.*)$', front, re.M)
+    library = SIDEBAR.read_text(encoding='utf-8').partition('- section: Library\n')[2]
+    return name is not None and f'text: "{name[1]}: ' in library
+
+
 def tidied(
     text:str, # notebook as JSON, after nbdev's filters
 ) -> str: # as Quarto should have it
-    "Title the page, unlink signatures, fold tests and plots, keep a badge from becoming a figure."
+    "Title the page, fold tests, plots and long tables, and load nothing from other servers."
     nb = loads(text)
     front = nb['cells'][0]
+    library = in_library(joined(front['source']))
     if front['cell_type'] == 'raw': front['source'] = name_in_full(joined(front['source']))
     for cell in nb['cells']:
-        if cell['cell_type'] == 'code': fold(cell)
-        elif badge_re.fullmatch(joined(cell['source']).strip()):
-            cell['source'] = joined(cell['source']).strip() + '&nbsp;'
-        for data in (o.get('data', {}) for o in cell.get('outputs', [])):
-            if 'text/markdown' not in data: continue
-            data['text/markdown'] = in_lines(unlink(joined(data['text/markdown'])))
+        if cell['cell_type'] == 'code': fold(cell, library)
+        else: cell['source'] = badge_re.sub(r'[\1]\2', joined(cell['source']))
+        labelled = re.search(r'^#\|\s*label:', joined(cell['source']), re.M) is not None
+        for output in cell.get('outputs', []):
+            tidy_output(output.get('data', {}), labelled, library)
         cell['source'] = in_lines(cell['source'])
     return dumps(nb, ensure_ascii=False)
 
