@@ -72,7 +72,9 @@ def test_command_on_two_runs(runs):
         svgs = list((run/'figures').glob('*.svg'))
         names = {f.stem for f in svgs}
         assert names == {f.stem for f in (run/'figures').glob('*.png')}
-        assert names >= {'fig5_accuracy', 'reliability', 'decision', 'subgroups', 'attention'}
+        assert names >= {'fig5_accuracy', 'reliability', 'decision', 'attention'}
+        scored = pd.read_csv(run/'tables'/'subgroups.csv').accuracy.notna().sum()
+        assert ('subgroups' in names) == (scored > 1) # no panel of groups that are not scored
         assert all(b'<text' not in f.read_bytes() for f in svgs) # text is outlined
         assert [f.name for f in (run/'inside').iterdir()] == ['gradcam.png']
         assert json.loads((run/'metrics.json').read_text())['chosen']['temperature'] > 0

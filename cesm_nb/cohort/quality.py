@@ -262,9 +262,9 @@ def phrase_verdict(
     n = kinds.map(severity).value_counts()
     mend, look, handled = (int(n.get(k, 0)) for k in ('mend', 'look at', 'handled'))
     if mend:
-        return (f'Mend before training: {mend} of the images and regions cannot be used or belong '
-                f'elsewhere; {look} more problems to look at.')
-    if look: return f'Nothing has to be mended; {look} problems to look at.'
+        return (f'Mend before training: {mend} (images or regions that cannot be used or belong '
+                f'elsewhere). To look at: {look}.')
+    if look: return f'Nothing has to be mended; to look at: {look}.'
     return 'Nothing has to be mended or looked at' + (f'; {handled} oddities are handled.'
                                                       if handled else '.')
 

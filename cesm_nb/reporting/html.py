@@ -39,7 +39,7 @@ td {font-variant-numeric: tabular-nums} td.n {text-align: right; white-space: no
 figure {margin: 0} figure.double {grid-column: 1 / -1}
 img {max-width: 100%; background: white} figcaption {font-size: 14px; opacity: .8}
 summary {cursor: pointer; font-weight: bold; padding: .3em 0}
-details ul {columns: 14em; font-size: 13px}
+details ul {columns: 14em; font-size: 13px} details li {break-inside: avoid}
 .thumbs {display: flex; flex-wrap: wrap; gap: .6em} .thumbs img {display: block; height: 128px}
 @media print {details::details-content {content-visibility: visible} .wide {overflow: visible}
   body {max-width: none; font-size: 11pt} figure, tr, img {break-inside: avoid}
