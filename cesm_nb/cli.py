@@ -251,9 +251,14 @@ def cesm_grid(
 # %% ../nbs/api/cli.ipynb #9ed1c0de
 @dataclass(frozen=True)
 class Predict:
-    "Predict one breast, or many, with a trained model. Research use only."
-    what:Positional[Paths] # DICOM, JPEG or PNG files of one breast, a folder of cases, or a CSV
-    run:Paths # run folder, exported folder, or owner/name@revision; several: an ensemble
+    """Predict an exam, or many, with the released model or one of your own. Research use only.
+
+    Exit status 0: predictions are written, also where a case is out of distribution and gets no
+    answer; 1: an error, with a sentence; 2: invalid options."""
+    what:Positional[Paths] = () # DICOM, JPEG or PNG files of a patient, a folder of cases, or a CSV
+    # run folder, exported folder, bundle or owner/name@revision; several: an ensemble; none: the
+    # released model
+    run:Annotated[tuple[str, ...], arg(metavar='[PATH ...]', help_behavior_hint='')] = ()
     out:Path = Path('runs/cesm_predict') # folder for predictions.csv and pages
     name:str = '' # of the case in all outputs; empty: a digest of the pixels
     folder_names:Switch = False # name cases by their folders, which may hold names of patients
@@ -270,8 +275,11 @@ class Predict:
     anyway:Switch = False # predict although the case is out of distribution
     pages:bool = True # write a page per case
     dicom_out:Switch = False # write picture and report as DICOM too (extra sr)
+    weights_dir:str = '' # folder with the backbone's .safetensors, for the released model
+    save_bundle:str = '' # write model and backbone into this file, to be used as --run
 
-    def __post_init__(self): check_given(self, 'what', 'run')
+    def __post_init__(self):
+        if not self.save_bundle: check_given(self, 'what')
 
 def cesm_predict(
     args:Optional[list]=None, # options; None: those of the process
@@ -283,11 +291,12 @@ def cesm_predict(
 @dataclass(frozen=True)
 class App:
     "Predict one breast at a time in a browser. Research use only."
-    run:Paths # run folder, exported folder, or owner/name@revision; several: an ensemble
+    # run folder, exported folder, bundle or owner/name@revision; several: an ensemble; none: the
+    # released model
+    run:Annotated[tuple[str, ...], arg(metavar='[PATH ...]', help_behavior_hint='')] = ()
     port:int = 8123 # of 127.0.0.1; 0: any that is free
     keep:str = '' # folder for predictions; empty: nothing is kept
-
-    def __post_init__(self): check_given(self, 'run')
+    weights_dir:str = '' # folder with the backbone's .safetensors, for the released model
 
 def cesm_app(
     args:Optional[list]=None, # options; None: those of the process
