@@ -110,7 +110,8 @@ CERTAINTY_FORM = { # of what `describe_certainty` returns, see `cesm_nb.core.fil
     'temperature': '(0, inf)', 'level': '(0, 1)', 'limit': '[0, 1]', 'covered': SHARE_FORM,
     'sizes?': ['whole [0, inf)']*len(CLASSES), 'n_val_women': 'whole [0, inf)',
     'n_test_women': 'whole [1, inf)', 'n_test': 'whole [1, inf)', 'scores': {'*': SHARE_FORM},
-    'pair_scores?': {'*': SHARE_FORM}, 'deals?': 'whole [1, inf)', 'calls': dict.fromkeys(CALLS, (None, {
+    'pair_scores?': {'*': SHARE_FORM}, 'deals?': 'whole [1, inf)',
+    'calls': dict.fromkeys(CALLS, (None, {
         'threshold': '[0, 1.001]', 'sensitivity': SHARE_FORM, 'specificity': SHARE_FORM}))}
 
 def describe_certainty(

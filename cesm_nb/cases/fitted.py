@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save, save_file
 from ..core.errors import CesmError
 from ..core.files import read_json, reading, write_atomic, write_json
 from ..model import load_model
-from ..networks.weights import export_model, find_packaged, read_packaged
+from ..networks.weights import find_packaged, read_packaged
 from ..probe.model import LinearProbe
 
 # %% ../../nbs/api/cases.fitted.ipynb #41486430
@@ -49,13 +49,14 @@ def split_weights(
 def drop_backbone(
     folder:Path, # from `export_model`, of a linear probe; its files are replaced
     cloud:dict, # name -> array, numbers too many for JSON
+    **facts, # JSON, added to those of the model
 ):
     "Reduce an exported model to what was fitted; `config.json` keeps the digest of the backbone."
     own, backbone = split_weights(load_model(folder))
     more = {f'cloud.{k}': torch.tensor(np.asarray(v, np.float32)) for k, v in cloud.items()}
     save_file(own | more, folder/FITTED)
     config = read_json(folder/'config.json', _REDO)
-    config['facts']['backbone'] = digest_state(backbone)
+    config['facts'] |= facts | dict(backbone=digest_state(backbone))
     write_json(config, folder/'config.json')
     (folder/'model.safetensors').unlink()
 
@@ -108,7 +109,8 @@ def load_fitted(
     return net, {k.removeprefix('cloud.'): v.numpy() for k, v in cloud.items()}
 
 # %% ../../nbs/api/cases.fitted.ipynb #4b320b6c
-_FILES = 'README.md', 'config.json', FITTED, 'model.safetensors', 'preparation.json', 'training.json'
+_FILES = ( # of an exported model
+    'README.md', 'config.json', FITTED, 'model.safetensors', 'preparation.json', 'training.json')
 
 def save_bundle(
     folder:Path, # an exported model

@@ -82,7 +82,8 @@ _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 {% for b in breasts %}
 {% if b.doubts %}<h2>{{ b.of }}Reasons not to rely on an answer</h2>
 <ul>{% for d in b.doubts %}<li>{{ d }}{% endfor %}</ul>{% endif %}
-{% if b.rows %}<h2>{{ b.of }}Answer</h2><div class="wide"><table><tr><th>Class<th>Probability<th>In the set
+{% if b.rows %}<h2>{{ b.of }}Answer</h2>
+<div class="wide"><table><tr><th>Class<th>Probability<th>In the set
 {% for c, p, inside in b.rows %}<tr><td>{{ c }}<td class="n">{{ '%.2f'|format(p) }}
 <td>{{ 'yes' if inside else 'no' }}{% endfor %}</table></div>
 <p>{{ promise }}</p>{% for c in b.calls %}<p>{{ c }}</p>{% endfor %}{% endif %}
@@ -140,8 +141,8 @@ def _promise(certain):
     if certain.get('deals'): held = held.replace('test', 'held-out') + (
         f" Theory guarantees {2*certain['level'] - 1:.0%}, as the limits are from models of folds.")
     if sizes := certain.get('sizes'):
-        held += (f" Of {sum(sizes)} {_held(certain)}, {sizes[0]} have a set of one class, {sizes[1]} "
-                 f"of two, and {sizes[2]} of all three, which rules nothing out.")
+        held += (f" Of {sum(sizes)} {_held(certain)}, {sizes[0]} have a set of one class, "
+                 f"{sizes[1]} of two, and {sizes[2]} of all three, which rules nothing out.")
     of = f" These figures, and those of the calls, are {certain['of']}." if certain['of'] else ''
     made = f"The set is made to hold the class for {certain['level']:.0%} of patients"
     return f'{made}; on {held}{of}'

@@ -64,7 +64,7 @@ class Member(NamedTuple):
     preparation: dict # from `describe_preparation`
     folder: Path # where it was read from
     is_run: bool # a run folder, or an exported one
-    cloud: Optional[dict] = None # name -> array of the features' cloud, if kept beside the weights
+    cloud: Optional[dict] = None # name -> array, if kept beside the weights, see `cases.ood`
 
 # %% ../../nbs/api/cases.prepare.ipynb #a5c0000a
 _HUB = re.compile(r'([\w-][\w.-]*/[\w-][\w.-]*)@([0-9a-f]{40})')
@@ -79,7 +79,7 @@ def _download(name):
         raise CesmError(
             f'{name} cannot be fetched ({type(e).__name__}: {why}): check its name') from e
 
-_EXPORTED = 'config.json', 'model.safetensors', FITTED # files whose digests `preparation.json` holds
+_EXPORTED = 'config.json', 'model.safetensors', FITTED # `preparation.json` holds their digests
 _AGAIN = 'export the run again with export_for_cases'
 
 def _read_preparation(folder, net):
@@ -100,7 +100,7 @@ def _read_preparation(folder, net):
 
 # %% ../../nbs/api/cases.prepare.ipynb #0c28930e
 def open_member(
-    where:str|Path, # run folder, exported folder, bundle, or 'owner/name@revision' on the hub
+    where:str|Path, # run folder, exported one, bundle, or 'owner/name@revision' on the hub
     weights_dir:str='', # folder with NAME.safetensors, for models without their backbone
 ) -> Member:
     "Load a trained model for cases; raise ValueError if there is none."
