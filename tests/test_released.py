@@ -2,6 +2,7 @@
 import importlib.metadata
 import json
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -236,3 +237,10 @@ def test_other_weights_are_rejected(made, tmp_path):
     save_file(other, tmp_path/'test_efficientnet.safetensors')
     with pytest.raises(ValueError, match='other weights of test_efficientnet than those'):
         load_released(made/'package/released', str(tmp_path))
+
+
+def test_prediction_imports_no_compiler_and_no_training_tools():
+    names = 'torch._dynamo', 'torch._inductor', 'sklearn', 'scipy.stats', 'seaborn', 'captum'
+    code = f'import sys, cesm_nb.cases.web; print([k for k in {names} if k in sys.modules])'
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert out.stdout == '[]\n'

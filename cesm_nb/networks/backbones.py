@@ -15,10 +15,8 @@ from math import ceil
 from pathlib import Path
 from typing import Callable, Optional
 
-import timm
 import torch
 from safetensors import SafetensorError
-from timm.models import is_model_in_modules
 from torch import distributed, nn
 
 from ..core.errors import CesmError
@@ -26,6 +24,7 @@ from ..core.settings import PAPER_BACKBONES
 from .weights import (
     PACKAGED, find_packaged, find_weights, name_weights, pin_weights, read_packaged)
 from ..core.terms import VIEWS
+from .zoo import timm
 
 # %% ../../nbs/api/networks.backbones.ipynb #72f08539
 _OLD_NAMES = { # of backbones in version 0.1.0, whose runs still load
@@ -67,7 +66,7 @@ def name_streams(
 
 # %% ../../nbs/api/networks.backbones.ipynb #d4863d2c
 def _any_size(name): # lets a vision transformer take any image size
-    takes = is_model_in_modules(name.split('.')[0], ['vision_transformer'])
+    takes = timm.models.is_model_in_modules(name.split('.')[0], ['vision_transformer'])
     return dict(dynamic_img_size=True, dynamic_img_pad=True) if takes else {}
 
 def make_backbone(

@@ -17,7 +17,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Optional
 
-import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from ..core.errors import CesmError, FileError
 from ..core.files import digest_file, read_json
 from ..core.terms import CLASSES
+from .zoo import timm
 
 # %% ../../nbs/api/networks.weights.ipynb #5a1c7e41
 def find_weights(
