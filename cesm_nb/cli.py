@@ -258,7 +258,7 @@ class Predict:
     what:Positional[Paths] = () # DICOM, JPEG or PNG files of a patient, a folder of cases, or a CSV
     # run folder, exported folder, bundle or owner/name@revision; several: an ensemble; none: the
     # released model
-    run:Annotated[tuple[str, ...], arg(metavar='[PATH ...]', help_behavior_hint='')] = ()
+    run:DisallowNone[Optional[Paths]] = None
     out:Path = Path('runs/cesm_predict') # folder for predictions.csv and pages
     name:str = '' # of the case in all outputs; empty: a digest of the pixels
     folder_names:Switch = False # name cases by their folders, which may hold names of patients
@@ -279,6 +279,7 @@ class Predict:
     save_bundle:str = '' # write model and backbone into this file, to be used as --run
 
     def __post_init__(self):
+        if self.run is not None: check_given(self, 'run')
         if not self.save_bundle: check_given(self, 'what')
 
 def cesm_predict(
@@ -293,10 +294,13 @@ class App:
     "Predict one breast at a time in a browser. Research use only."
     # run folder, exported folder, bundle or owner/name@revision; several: an ensemble; none: the
     # released model
-    run:Annotated[tuple[str, ...], arg(metavar='[PATH ...]', help_behavior_hint='')] = ()
+    run:DisallowNone[Optional[Paths]] = None
     port:int = 8123 # of 127.0.0.1; 0: any that is free
     keep:str = '' # folder for predictions; empty: nothing is kept
     weights_dir:str = '' # folder with the backbone's .safetensors, for the released model
+
+    def __post_init__(self):
+        if self.run is not None: check_given(self, 'run')
 
 def cesm_app(
     args:Optional[list]=None, # options; None: those of the process

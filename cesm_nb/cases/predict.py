@@ -486,7 +486,7 @@ def write_bundle(
 
 def main(
     what:list=(), # see `list_cases`
-    run:list=(), # see `open_experts`
+    run:Optional[list]=None, # see `open_experts`; None: the released model
     out:str|Path='runs/cesm_predict', # see `predict_cases`
     regions:str|Path='', # region file, if a model needs drawn regions; empty: none
     anyway:bool=False, # see `predict_case`
@@ -499,7 +499,7 @@ def main(
 ):
     "Run `cesm_predict`; raise ValueError or OSError with a message on an error."
     cases = list_cases(what, folder_names) if what else []
-    experts = open_experts(run, weights_dir)
+    experts = open_experts(run or (), weights_dir)
     if save_bundle: write_bundle(experts, save_bundle, weights_dir)
     if not cases: return
     table = predict_cases(cases, experts, out, read_regions(regions) if regions else None,

@@ -327,7 +327,7 @@ def make_server(
         timeout_graceful_shutdown=5))
 
 def main(
-    run:list=(), # see `open_experts`
+    run:Optional[list]=None, # see `open_experts`; None: the released model
     port:int=8123, # of 127.0.0.1; 0: any that is free
     keep:str|Path='', # folder for predictions; empty: nothing is kept
     weights_dir:str='', # see `open_member`
@@ -340,6 +340,6 @@ def main(
         raise CesmError(f'{e.name} is absent: pip install "cesm_nb[dicom,app]"') from None
     with socket.create_server(('127.0.0.1', port)) as door:
         port = door.getsockname()[1]
-        server = make_server(make_app(make_site(run, port, keep, weights_dir)))
+        server = make_server(make_app(make_site(run or (), port, keep, weights_dir)))
         print(f'http://127.0.0.1:{port} (research use only; Ctrl-C ends it)', flush=True)
         server.run(sockets=[door])
