@@ -25,7 +25,7 @@ from cesm_nb.networks import weights
 from cesm_nb.networks.backbones import make_backbone, make_backbones
 from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.train import fit
-from conftest import ROOT, WEIGHTS, call, needs_weights
+from conftest import PATIENCE, ROOT, WEIGHTS, call, needs_weights
 
 LITE = 'efficientnet_lite0'
 needs_package = pytest.mark.skipif(
@@ -242,5 +242,6 @@ def test_other_weights_are_rejected(made, tmp_path):
 def test_prediction_imports_no_compiler_and_no_training_tools():
     names = 'torch._dynamo', 'torch._inductor', 'sklearn', 'scipy.stats', 'seaborn', 'captum'
     code = f'import sys, cesm_nb.cases.web; print([k for k in {names} if k in sys.modules])'
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert out.stdout == '[]\n'
