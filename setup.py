@@ -18,6 +18,7 @@ setup(
     license='Apache-2.0',
     url=cfg['git_url'],
     packages=find_packages(include=['cesm_nb', 'cesm_nb.*']),
+    package_data={'cesm_nb': ['released/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={

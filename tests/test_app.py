@@ -205,7 +205,7 @@ def test_models_that_need_regions_are_rejected_at_start(site, monkeypatch):
     preparation = expert.member.preparation
     tensors = preparation['tensors'] | dict(roi_source='annotation')
     member = expert.member._replace(preparation=preparation | dict(tensors=tensors))
-    monkeypatch.setattr(page, 'open_experts', lambda runs: [expert._replace(member=member)])
+    monkeypatch.setattr(page, 'open_experts', lambda *_: [expert._replace(member=member)])
     with pytest.raises(ValueError, match='needs drawn regions, which the page does not ask for'):
         page.make_site(['x'], 1)
     with pytest.raises(SystemExit, match='cesm_app: .*nowhere is absent'):

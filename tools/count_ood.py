@@ -82,21 +82,11 @@ def alter(case, other):
     return {k: replace_images(case, images) for k, images in found.items() if images is not None}
 
 
-def flag_breasts(run, data_root, sample=None):
-    "A row per test breast (`sample` of them altered) and kind: patient_id, flag of each reason."
-    member = open_member(run)
-    modality = member.preparation['tensors']['modality']
-    if modality not in NAMES:
-        raise SystemExit(f'{run} is of modality {modality!r}: name runs of one energy')
-    own = read_own(member)
-    training = fit_training(member, own)
-    images = read_dataset(data_root or read_config(run)['settings']['data_root']).images
+def flag_cases(member, training, images, table, altered):
+    "A row per breast of `table` (those in `altered` altered) and kind: patient_id, flags."
+    modality, rows = member.preparation['tensors']['modality'], []
     paths, other_paths = (list_paths(images, m) for m in (modality, *(NAMES.keys() - {modality})))
-    test = own.table.query("split == 'test'")[['patient_id', 'side']]
-    table, rows = breasts(images, modality).merge(test), []
-    n_altered = len(table) if sample is None else min(len(table), sample)
-    altered = set(table.sample(n_altered, random_state=0).index)
-    for i, b in enumerate(tqdm(table.to_dict('records'), Path(run).name, unit='breast')):
+    for i, b in enumerate(tqdm(table.to_dict('records'), member.name, unit='breast')):
         key, density = (b['patient_id'], b['side']), b['density']
         case = read_case([*paths[key].values()], age_years=b['age_years'],
                          density=density if isinstance(density, str) else '')
@@ -109,6 +99,22 @@ def flag_breasts(run, data_root, sample=None):
             name = NAMES[modality] if kind == OTHER_ENERGY else kind
             rows.append(dict(kind=name, patient_id=key[0]) | flags)
     return pd.DataFrame(rows)
+
+
+def flag_breasts(run, data_root, sample=None):
+    "A row per test breast (`sample` of them altered) and kind: patient_id, flag of each reason."
+    member = open_member(run)
+    modality = member.preparation['tensors']['modality']
+    if modality not in NAMES:
+        raise SystemExit(f'{run} is of modality {modality!r}: name runs of one energy')
+    own = read_own(member)
+    training = fit_training(member, own)
+    images = read_dataset(data_root or read_config(run)['settings']['data_root']).images
+    test = own.table.query("split == 'test'")[['patient_id', 'side']]
+    table = breasts(images, modality).merge(test)
+    n_altered = len(table) if sample is None else min(len(table), sample)
+    altered = set(table.sample(n_altered, random_state=0).index)
+    return flag_cases(member, training, images, table, altered)
 
 
 def count(flags):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'CALLS', 'N_GROUPS', 'CERTAINTY_FORM', 'find_limit', 'pick_classes', 'call_score', 'describe_certainty',
-           'join_members']
+           'join_members', 'average_json', 'describe_folds']
 
 # %% ../../nbs/api/cases.conformal.ipynb #5e000004
 from math import ceil
@@ -110,7 +110,8 @@ CERTAINTY_FORM = { # of what `describe_certainty` returns, see `cesm_nb.core.fil
     'temperature': '(0, inf)', 'level': '(0, 1)', 'limit': '[0, 1]', 'covered': SHARE_FORM,
     'sizes?': ['whole [0, inf)']*len(CLASSES), 'n_val_women': 'whole [0, inf)',
     'n_test_women': 'whole [1, inf)', 'n_test': 'whole [1, inf)', 'scores': {'*': SHARE_FORM},
-    'pair_scores?': {'*': SHARE_FORM}, 'calls': dict.fromkeys(CALLS, (None, {
+    'pair_scores?': {'*': SHARE_FORM}, 'deals?': 'whole [1, inf)',
+    'calls': dict.fromkeys(CALLS, (None, {
         'threshold': '[0, 1.001]', 'sensitivity': SHARE_FORM, 'specificity': SHARE_FORM}))}
 
 def describe_certainty(
@@ -148,3 +149,25 @@ def join_members(
     fewest = np.min([_patients(t) for t in tables], 0)
     if (2*np.array(_patients(shared)) >= np.maximum(fewest, 1)).all(): return shared, True
     return every.groupby([*KEYS, 'split'], as_index=False).agg(mean({})), False
+
+# %% ../../nbs/api/cases.conformal.ipynb #a251d856
+def average_json(
+    values:list, # of the same form
+): # of that form
+    "Average numbers; None where one is missing, the first of texts, whole where all are."
+    first = values[0]
+    if isinstance(first, dict): return {k: average_json([v[k] for v in values]) for k in first}
+    if isinstance(first, list): return [average_json(v) for v in zip(*values)]
+    if None in values or isinstance(first, (str, bool)): return None if None in values else first
+    mean = sum(values)/len(values)
+    return round(mean) if all(isinstance(v, int) for v in values) else mean
+
+def describe_folds(
+    deals:list, # for each deal of the folds, out-of-fold predictions of all breasts
+    level:float=LEVEL, # see `find_limit`
+) -> dict: # as from `describe_certainty`; `deals`, how many
+    "Describe cross-conformal sets and calls, selected on all patients, measured on held-out ones."
+    parts = lambda t: pd.concat([t.assign(split=s) for s in ('val', 'test')])
+    found = average_json(each := [describe_certainty(parts(t), level) for t in deals])
+    mean = np.mean([e['sizes'] for e in each], 0).cumsum().round()
+    return found | dict(sizes=np.diff(mean, prepend=0).astype(int).tolist(), deals=len(deals))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'Expert', 'digest_weights', 'describe_expert', 'open_experts', 'export_expert', 'certainty_of', 'Answer',
-           'predict_case', 'list_cases', 'to_row', 'write_prediction', 'predict_cases', 'main']
+           'predict_case', 'list_cases', 'to_row', 'write_prediction', 'predict_cases', 'write_bundle', 'main']
 
 # %% ../../nbs/07_predict.ipynb #9ed00004
 import csv
@@ -23,11 +23,12 @@ from .subgroups import (
     SUBGROUPS_FORM, describe_subgroups, name_groups_of, predict_held, read_own)
 from .prepare import (
     Member, predict_prepared, export_for_cases, open_member, prepare_case)
-from .page import compute_saliency, make_dicom, need_highdicom, page_of, to_bytes
+from .fitted import digest_state, find_released, save_bundle
+from .page import compute_saliency, make_dicom, need_highdicom, page_of_exam, to_bytes
 from ..core.errors import CesmError, FileError, explain_error
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
-from ..imaging.dicom import Case, printable, read_case
+from ..imaging.dicom import Case, printable, read_exam
 from .ood import CLOUD_FORM, check_clouds, describe_training, find_rejections
 from ..stats.calibration import heat
 from ..core.files import lock_folder, read_sealed, write_atomic, write_json, write_sealed
@@ -45,16 +46,14 @@ _FORM = SUBGROUPS_FORM | { # of `training.json`, see `cesm_nb.core.files.check_f
     'features': CLOUD_FORM, 'rate': '(0, 1)', 'n_train': _COUNT, 'n_val': _COUNT, 'n_test': _COUNT,
     'false_refusals': (None, '[0, 1]'), 'certainty': CERTAINTY_FORM, 'digest?': str}
 
+_REST = {k: CLOUD_FORM[k] for k in ('rest', 'limit', 'n_held')} # its arrays are `Member.cloud`
+
 class Expert(NamedTuple):
     "A model and its `training.json`."
     member: Member # the model
     training: Optional[dict] # from `describe_expert`; None if not available
 
-def digest_weights(net): # of a `FourStream` -> 16 hex digits
-    h = sha256()
-    for k, v in sorted(net.state_dict().items()):
-        h.update(k.encode() + v.cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()[:16]
+def digest_weights(net): return digest_state(net.state_dict()) # -> 16 hex digits
 
 def describe_expert(
     member:Member, # a run folder, its tensors in place
@@ -79,12 +78,14 @@ def describe_expert(
 def _read_kept(member, path):
     "Read `training.json`; raise if it is damaged or belongs to another model."
     advice = 'it is made again' if member.is_run else 'export the run again with export_expert'
-    found, phantom = read_sealed(path, advice, _FORM), member.preparation['phantom']
+    form = _FORM | (dict(features=_REST) if member.cloud else {})
+    found, phantom = read_sealed(path, advice, form), member.preparation['phantom']
     if found['weights'] != digest_weights(member.net):
         raise CesmError(f'{path} is about other weights: {advice}')
     if found['phantom'] is not phantom:
         raise CesmError(
             f'{path}: phantom is {found["phantom"]}, that of the model is {phantom}: {advice}')
+    found['features'] |= member.cloud or {}
     try: check_clouds(member, found)
     except ValueError as e: raise CesmError(f'{path}: {e}: {advice}') from e
     return found
@@ -111,12 +112,11 @@ def _read_training(member):
 
 # %% ../../nbs/07_predict.ipynb #9ed0001f
 def open_experts(
-    runs:list, # run folders, exported folders, 'owner/name@revision'; several are an ensemble
-) -> list: # of `Expert`
-    "Open models; raise ValueError as `open_member` does."
-    if not runs:
-        raise CesmError('no model: name a run folder, an exported one, or owner/name@revision')
-    members = [open_member(r) for r in runs]
+    runs:list=(), # run or exported folders, 'owner/name@revision'; empty: the released model
+    weights_dir:str='', # see `open_member`
+) -> list: # of `Expert`; several are an ensemble
+    "Open models; raise ValueError as `open_member` and `find_released` do."
+    members = [open_member(r, weights_dir) for r in runs or [find_released()]]
     return [Expert(m, _read_training(m)) for m in members]
 
 def export_expert(
@@ -327,6 +327,7 @@ def write_prediction(
     out:Path, # folder
     dicom:tuple=(), # from `make_dicom`; empty: none is written
     inputs:str='', # digest of all inputs of the prediction
+    breasts:int=1, # of the same exam, each with its prediction
 ) -> str: # stem of its file names: a new number and the name of the case
     "Write a prediction next to earlier ones, under a safe file name."
     name = ''.join(c if c.isalnum() or c in '-_' else '_' for c in answer.name)
@@ -334,7 +335,7 @@ def write_prediction(
     stem = f'{_next_number(out):03d}-{name}'
     if page: write_atomic(out/f'{stem}.html', page)
     for kind, ds in zip(_DICOM, dicom): write_atomic(out/f'{stem}-{kind}.dcm', to_bytes(ds))
-    found = to_row(answer) | dict(inputs=inputs) | {
+    found = to_row(answer) | dict(inputs=inputs, breasts=breasts) | {
         k: getattr(answer, k) for k in ('called', 'certainty', 'alike', 'costs')}
     write_json(found, out/f'{stem}.json') # last: it marks the others as complete
     return stem
@@ -361,25 +362,36 @@ class _Table:
         to.writerows(self.rows)
         write_atomic(self.path, text.getvalue().encode())
 
-    def put(self, row):
-        "Add a row, replacing an earlier one of the same inputs."
-        for i, r in enumerate(self.rows):
-            if r.get('inputs') != row['inputs']: continue
-            self.rows[i] = row
+    def put(self, rows):
+        "Add the rows of a case or an exam, replacing earlier ones of the same inputs."
+        old = [i for i, r in enumerate(self.rows) if r.get('inputs') == rows[0]['inputs']]
+        if old:
+            rest = [r for i, r in enumerate(self.rows) if i not in old]
+            self.rows = rest[:old[0]] + rows + rest[old[0]:]
             return self.write()
-        self.rows.append(row)
+        self.rows += rows
         with open(self.path, 'a', encoding='utf-8', newline='') as f:
-            csv.DictWriter(f, _ROW, extrasaction='ignore', lineterminator='\n').writerow(row)
+            to = csv.DictWriter(f, _ROW, extrasaction='ignore', lineterminator='\n')
+            to.writerows(rows)
 
 def _read_predictions(out):
-    "Read a folder's predictions: digest of the inputs -> (stem of the file names, content)."
+    "Read a folder's predictions: digest of the inputs -> [(stem of the file names, content)]."
     found = {}
     for path in sorted(out.glob('*.json')):
         try: content = json.loads(path.read_text('utf-8'))
         except (OSError, ValueError): continue # not one of ours, or damaged: predicted again
         if isinstance(content, dict) and content.get('inputs'):
-            found[content['inputs']] = path.stem, content
+            found.setdefault(content['inputs'], []).append((path.stem, content))
     return found
+
+def _complete(found, out, kinds, page):
+    "The latest prediction of each breast of an exam; None if a file of one is absent."
+    n = found[-1][1].get('breasts', 1) if found else 1
+    latest = found[-n:]
+    if len({c.get('case') for _, c in latest}) < n: return None
+    files = [out/f'{stem}{k}' for stem, _ in latest for k in kinds]
+    if page: files.append(out/f'{latest[0][0]}.html') # one page for all
+    return latest if all(f.exists() for f in files) else None
 
 # %% ../../nbs/07_predict.ipynb #7f3a91c3
 def _digest_all(*values): # values that JSON or `str` can represent
@@ -427,45 +439,69 @@ def predict_cases(
         for i, (files, own) in enumerate(tqdm(cases, 'cases', unit='case',
                 disable=len(cases) < 2), 1):
             own = options | own
-            inputs = _digest_inputs(files, own, about)
-            stem, row = answers.get(inputs, ('', None))
-            kinds = ['.html']*pages + [f'-{k}.dcm' for k in _DICOM]*dicom
-            reason = ''
-            if row is None or not all((out/f'{stem}{k}').exists() for k in kinds):
+            inputs, reason = _digest_inputs(files, own, about), ''
+            found = _complete(
+                answers.get(inputs, []), out, [f'-{k}.dcm' for k in _DICOM]*dicom, pages)
+            if found is None:
                 try:
                     if 'problem' in own: raise CesmError(own['problem'])
-                    case = read_case(files, **own)
-                    answer = predict_case(case, experts, regions, anyway, pages or dicom)
-                    page = page_of(case, answer, experts) if pages else b''
-                    extra = make_dicom(case, answer, experts[0].member) if dicom else ()
-                    row, stem = to_row(answer), ''
-                    try: stem = write_prediction(answer, page, out, extra, inputs)
-                    except OSError as e:
-                        reason = str(e)
-                        print(f'{answer.name} is predicted, but {e}')
+                    exam = read_exam(files, **own)
+                    found, reason = _predict_exam(
+                        exam, experts, regions, anyway, pages, dicom, out, inputs)
                 except ValueError as e:
                     reason, name = str(e), own.get('name') or f'case {i}'
-                    row, stem = dict(case=name, problem=_without_names(reason, files)), ''
-            row = {k: row.get(k, '') for k in _ROW} | dict(file=stem, inputs=inputs)
-            table.put(row)
+                    found = [('', dict(case=name, problem=_without_names(reason, files)))]
+            rows = [{k: row.get(k, '') for k in _ROW} | dict(file=stem, inputs=inputs)
+                    for stem, row in found]
+            table.put(rows)
             place = printable(files[0].parent.name) if files and len(cases) > 1 else ''
-            shown.append(row | dict(problem=reason, place='' if own.get('name') else place))
+            shown += [r | dict(problem=reason, place='' if own.get('name') else place)
+                      for r in rows]
     return pd.DataFrame(shown)
 
+def _predict_exam(exam, experts, regions, anyway, pages, dicom, out, inputs):
+    "Predict and write each breast: [(stem of its files, row)], and why they are not written."
+    answers = [predict_case(c, experts, regions, anyway, pages or dicom) for c in exam.breasts]
+    page, found = page_of_exam(exam, answers, experts) if pages else b'', []
+    for case, answer in zip(exam.breasts, answers):
+        extra = make_dicom(case, answer, experts[0].member) if dicom else ()
+        own_page = b'' if found else page # it stands beside the first breast
+        try: stem = write_prediction(answer, own_page, out, extra, inputs, len(answers))
+        except OSError as e:
+            print(f'{answer.name} is predicted, but {e}')
+            return [('', to_row(a)) for a in answers], str(e)
+        found.append((stem, to_row(answer)))
+    return found, ''
+
 # %% ../../nbs/07_predict.ipynb #9ed00011
+def write_bundle(
+    experts:list, # from `open_experts`, one
+    file:str|Path, # see `save_bundle`
+    weights_dir:str='', # see `open_member`
+):
+    "Write a model and its backbone into one file; raise ValueError if it is not exported."
+    if len(experts) > 1: raise CesmError('a bundle holds one model: name one')
+    save_bundle(experts[0].member.folder, file, weights_dir)
+    print(f'{file} holds the model and its backbone: cesm_predict FILES --run {file}')
+
 def main(
-    what:list, # see `list_cases`
-    run:list, # see `open_experts`
+    what:list=(), # see `list_cases`
+    run:Optional[list]=None, # see `open_experts`; None: the released model
     out:str|Path='runs/cesm_predict', # see `predict_cases`
     regions:str|Path='', # region file, if a model needs drawn regions; empty: none
     anyway:bool=False, # see `predict_case`
     pages:bool=True, # see `predict_cases`
     dicom_out:bool=False, # see `predict_cases`
     folder_names:bool=False, # see `list_cases`
+    weights_dir:str='', # see `open_member`
+    save_bundle:str|Path='', # file for model and backbone; empty: none
     **options, # of `read_case`, for all cases
 ):
     "Run `cesm_predict`; raise ValueError or OSError with a message on an error."
-    cases, experts = list_cases(what, folder_names), open_experts(run)
+    cases = list_cases(what, folder_names) if what else []
+    experts = open_experts(run or (), weights_dir)
+    if save_bundle: write_bundle(experts, save_bundle, weights_dir)
+    if not cases: return
     table = predict_cases(cases, experts, out, read_regions(regions) if regions else None,
         anyway, pages, dicom_out, **options)
     lost = table[(table.problem != '') & (table.file == '') & (table.classes != '')] # not written

@@ -13,7 +13,6 @@ import pandas as pd
 from .prepare import Member, predict_batch, used_channels
 from ..core.errors import CesmError
 from ..training.dataset import Breasts
-from ..stats.compare import repeated_interval
 from ..core.terms import CHANNELS, KEYS, PROBS
 from ..imaging.dicom import ENERGY_NAMES, Case
 from ..training.inference import Own, open_breasts
@@ -130,6 +129,7 @@ def count_costs(
     least:int=LEAST, # breasts required for a score
 ) -> dict: # JSON: input -> breasts and, if enough, auc with it and difference without it
     "Measure the loss in AUC without each input, on test breasts that have it."
+    from cesm_nb.stats.compare import repeated_interval # not needed for cases
     out, test = {}, (own.table.split == 'test').to_numpy()
     for what, has in _have(own, member).items():
         at = np.flatnonzero(has & test)

@@ -284,9 +284,10 @@ def make_site(
     runs:list, # see `open_experts`
     port:int, # on which it is served
     keep:str|Path='', # folder for predictions; empty: nothing is kept
+    weights_dir:str='', # see `open_member`
 ) -> Site:
     "Load models for the page; raise ValueError if one needs an input that the form lacks."
-    experts = open_experts(runs)
+    experts = open_experts(runs, weights_dir)
     for e in experts:
         if e.member.preparation['tensors']['roi_source'] == 'annotation':
             raise CesmError(
@@ -326,9 +327,10 @@ def make_server(
         timeout_graceful_shutdown=5))
 
 def main(
-    run:list, # see `open_experts`
+    run:Optional[list]=None, # see `open_experts`; None: the released model
     port:int=8123, # of 127.0.0.1; 0: any that is free
     keep:str|Path='', # folder for predictions; empty: nothing is kept
+    weights_dir:str='', # see `open_member`
 ):
     "Run `cesm_app`; raise ValueError or OSError with a sentence on failure."
     import matplotlib
@@ -338,6 +340,6 @@ def main(
         raise CesmError(f'{e.name} is absent: pip install "cesm_nb[dicom,app]"') from None
     with socket.create_server(('127.0.0.1', port)) as door:
         port = door.getsockname()[1]
-        server = make_server(make_app(make_site(run, port, keep)))
+        server = make_server(make_app(make_site(run or (), port, keep, weights_dir)))
         print(f'http://127.0.0.1:{port} (research use only; Ctrl-C ends it)', flush=True)
         server.run(sockets=[door])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENERGIES', 'GE_CODES', 'VIEW_CODES', 'MODIFIERS', 'WHOLE', 'PADDLES', 'CLASSES_READ', 'REFUSED', 'NAME_WORDS',
            'ENERGY_NAMES', 'SHOWN', 'MAX_BYTES', 'MIN_GREYS', 'read_age', 'View', 'Upload', 'printable', 'read_view',
-           'Case', 'join_views', 'read_case']
+           'Case', 'join_views', 'read_case', 'Exam', 'join_exam', 'read_exam']
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c00004
 import hashlib
@@ -473,17 +473,21 @@ class Case(NamedTuple):
         every = self.views.items()
         return [f'{v} {ENERGY_NAMES[m]}: {n}' for (m, v), o in every for n in o.notes]
 
-def _refuse_mixture(views):
-    "Raise ValueError if images do not belong to one breast."
-    sides = {v.side: v.file for v in views}
-    if len(sides) > 1:
-        raise CesmError(f'{" and ".join(sides.values())} are of two sides: a case is one breast')
+def _refuse_patients(views):
+    "Raise ValueError if images are not of one patient and examination."
     for k in _IDENTITY:
         several = {v.identity[k]: v.file for v in views if k in v.identity}
         if len(several) > 1:
             two = ' and '.join(list(several.values())[:2])
             raise CesmError(f'{two} differ in {k}, expected files of one breast from one '
                             'examination: name those alone')
+
+def _refuse_mixture(views):
+    "Raise ValueError if images do not belong to one breast."
+    sides = {v.side: v.file for v in views}
+    if len(sides) > 1:
+        raise CesmError(f'{" and ".join(sides.values())} are of two sides: a case is one breast')
+    _refuse_patients(views)
     by_view = {}
     for v in views:
         other = by_view.setdefault((v.modality, v.view), v)
@@ -508,11 +512,13 @@ def join_views(
     if age_years is not None and not 10 <= age_years <= 120:
         raise CesmError(f'age is {age_years}, expected 10 to 120 years, or nothing')
     found = _refuse_mixture(views)
-    ages = {v.age_years for v in views if not np.isnan(v.age_years)}
-    age = float(age_years) if age_years is not None else max(ages, default=np.nan)
-    pixels = hashlib.sha256(b''.join(v.image.tobytes() for v in views)).hexdigest()[:8]
-    name = printable(name).strip()
-    return Case(name or f'case-{pixels}', views[0].side, found, age, density)
+    age = _age_of(views) if age_years is None else float(age_years)
+    return Case(printable(name).strip() or _name_of(views), views[0].side, found, age, density)
+
+def _age_of(views): return max((v.age_years for v in views if v.age_years > 0), default=np.nan)
+
+def _name_of(views):
+    return f"case-{hashlib.sha256(b''.join(v.image.tobytes() for v in views)).hexdigest()[:8]}"
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c00023
 def _per_file(what, text, n):
@@ -536,7 +542,49 @@ def read_case(
     crop:Optional[bool]=None, # see `read_view`
 ) -> Case:
     "Read the images of one breast; raise ValueError with one sentence if they cannot be used."
+    views = _read_views(files, side, view, modality, window, secondary, crop)
+    return join_views(views, name, age_years, density)
+
+def _read_views(files, side, view, modality, window, secondary, crop):
     own = zip(*[_per_file(k, v, len(files)) for k, v in dict(
         side=side, view=view, modality=modality, window=window).items()])
-    views = [read_view(f, *values, secondary, crop) for f, values in zip(files, own)]
-    return join_views(views, name, age_years, density)
+    return [read_view(f, *values, secondary, crop) for f, values in zip(files, own)]
+
+# %% ../../nbs/api/imaging.dicom.ipynb #0aedb3da
+class Exam(NamedTuple):
+    "The breasts of one examination."
+    name: str # given by the user, or a digest of the pixels
+    breasts: tuple # of `Case`, the left one first
+
+def join_exam(
+    views:list, # of `View`
+    name:str='', # see `read_case`
+    age_years:Optional[float]=None, # see `read_case`
+    density:str='', # see `read_case`
+) -> Exam:
+    "Sort images into breasts; raise ValueError if they are not of one examination."
+    _refuse_patients(views)
+    by_side = {s: own for s in SIDES if (own := [v for v in views if v.side == s])}
+    if len(by_side) < 2:
+        case = join_views(views, name, age_years, density)
+        return Exam(case.name, (case,))
+    name, known = printable(name).strip() or _name_of(views), _age_of(views)
+    if age_years is None and not np.isnan(known): age_years = known
+    return Exam(name, tuple(join_views(own, f'{name} {SIDES[s].lower()}', age_years, density)
+                            for s, own in by_side.items()))
+
+def read_exam(
+    files:list, # DICOM, JPEG or PNG files of one patient, as paths or `Upload`s
+    name:str='', # see `read_case`; the breasts of an exam add their side
+    side:str='', # see `read_case`
+    view:str='', # likewise
+    modality:str='', # likewise
+    age_years:Optional[float]=None, # likewise
+    density:str='', # likewise
+    window='1', # likewise
+    secondary:bool=False, # likewise
+    crop:Optional[bool]=None, # likewise
+) -> Exam:
+    "Read the images of one or both breasts; raise ValueError if they cannot be used."
+    views = _read_views(files, side, view, modality, window, secondary, crop)
+    return join_exam(views, name, age_years, density)

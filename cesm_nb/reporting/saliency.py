@@ -15,9 +15,7 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
-from captum.attr import LayerGradCam
 from torch import nn
 from torch.nn import functional as F
 
@@ -79,6 +77,7 @@ def gradcam(
     layers:Optional[dict]=None, # stream -> layer; None: `find_layer` of each
 ) -> dict: # (backbone, view) -> (B, S, S) float >= 0
     "Compute a map of each stream on each view."
+    from captum.attr import LayerGradCam # not needed for attention
     size, out = x.shape[-1], {}
     layers = layers or {k: find_layer(s, size) for k, s in model.streams.items()}
     for stream, layer in layers.items():
@@ -246,6 +245,7 @@ def plot_attention(
     ax:Optional[plt.Axes]=None, # None makes one, 4.4 x 3.6 inches
 ) -> plt.Axes:
     "Draw the attention of each token to each other."
+    import seaborn as sns # not needed for cases
     ax = ax or plt.subplots(figsize=(4.4, 3.6))[1]
     sns.heatmap(
         weights, annot=True, fmt='.2f', cmap='Blues', vmin=0, vmax=1, cbar=False, square=True,

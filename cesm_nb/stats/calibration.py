@@ -9,7 +9,6 @@ __all__ = ['POINTS', 'SCALED', 'SHARES', 'heat', 'at_limit', 'fit_temperature', 
 # %% ../../nbs/api/stats.calibration.ipynb #98e5a331
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from ..core.terms import CLASSES, PROBS
@@ -38,6 +37,7 @@ def fit_temperature(
     prob:np.ndarray, # (n, 3) in [0, 1]
 ) -> float: # within 1/20 and 20; NaN without a breast
     "Find the temperature with the lowest log loss."
+    from scipy.optimize import minimize_scalar # not needed for cases
     if not len(label): return np.nan
     def loss(log_t):
         scaled = log_softmax(_logits(prob)/np.exp(log_t), 1)

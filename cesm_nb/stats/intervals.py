@@ -9,7 +9,6 @@ __all__ = ['SHARE_FORM', 'LEAST_SIDE', 'bootstrap_weights', 'explain_scores', 'i
 # %% ../../nbs/api/stats.intervals.ipynb #bf2143d1
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, norm, t as student
 
 from ..core.errors import CesmError
 from ..core.terms import CLASSES
@@ -81,6 +80,7 @@ def interval_ends(
     n_patients:int, # patients drawn
 ) -> np.ndarray: # (2,) per cent of the draws below the low and the high end
     "Return the percentiles of an expanded 95 % bootstrap interval."
+    from scipy.stats import norm, t as student # not needed for cases
     n = max(n_patients, 2)
     return 100*norm.cdf(np.sqrt(n/(n - 1))*student.ppf(.975, n - 1)*np.array([-1, 1]))
 
@@ -98,6 +98,7 @@ def patient_share(
     patient_id:np.ndarray, # (n,)
 ) -> tuple: # share, low, high; NaN without a breast
     "Return a share of breasts with a 95 % interval as wide as if each patient had one breast."
+    from scipy.stats import norm # not needed for cases
     if not len(right): return np.nan, np.nan, np.nan
     n, share = len(set(np.asarray(patient_id).tolist())), float(np.mean(right))
     z = norm.ppf(.975)**2/n
@@ -110,6 +111,7 @@ def wilson(
     of:int, # of how many
 ) -> tuple: # low, high; NaN where there is none
     "Compute Wilson's 95 % interval of a share."
+    from scipy.stats import binomtest # not needed for cases
     if not of: return np.nan, np.nan
     ci = binomtest(int(right), int(of)).proportion_ci(method='wilson')
     return ci.low, ci.high
