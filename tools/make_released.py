@@ -1,6 +1,6 @@
 """Make the released model: fit a recipe on all breasts, calibrate it on out-of-fold predictions.
 
-    python tools/make_released.py DATA RECIPE PREDICTIONS [--variant NAME] [--weights-dir FOLDER]
+    python tools/make_released.py DATA RECIPE PREDICTIONS [--set KEY=VALUE ...] [--variant NAME]
 
 DATA is a folder with all breasts, RECIPE a YAML file of settings of a linear probe that takes each
 breast alone, PREDICTIONS the `predictions.csv.gz` of published results, such as results/probe, of
@@ -30,6 +30,7 @@ from cesm_nb.core.runs import CHECKPOINTS, run_file
 from cesm_nb.core.settings import make_config
 from cesm_nb.core.terms import KEYS
 from cesm_nb.data import breasts, read_dataset
+from cesm_nb.experiments.reproduce import read_changes
 from cesm_nb.tensorize import prepare, tensorize
 from cesm_nb.train import check_config, describe_run
 from cesm_nb.training.dataset import load_inputs
@@ -104,17 +105,17 @@ def main():
     ap.add_argument('recipe', type=Path, help='YAML file of settings')
     ap.add_argument('predictions', type=Path, help='predictions.csv.gz of published results')
     ap.add_argument('--variant', default='single breast', help='whose predictions')
-    ap.add_argument('--weights-dir', default='', help="folder with the backbone's weights")
+    ap.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', help='other settings')
     ap.add_argument('--run', type=Path, default=Path('runs/released'), help='tensors and features')
     ap.add_argument('--out', type=Path, default=ROOT/'cesm_nb/released', help='replaced')
     ap.add_argument('--results', type=Path, default=ROOT/'results/released', help='for tables')
     ap.add_argument('--sample', type=int, default=60, help='breasts that are altered')
     o = ap.parse_args()
-    cfg = make_config(read_file(o.recipe) | dict(data_root=str(o.data), run_dir=str(o.run)))
+    given = read_file(o.recipe) | read_changes(o.set)
+    cfg = make_config(given | dict(data_root=str(o.data), run_dir=str(o.run)))
     if cfg.model != 'probe' or cfg.other_breast != 'none':
         raise SystemExit(f"{o.recipe}: expected model: probe with other_breast: none")
-    cfg = replace(cfg, weights_dir=o.weights_dir or cfg.weights_dir, fit_on='train+val', n_folds=0,
-                  fold=0, splits_csv='', tensor_dir='')
+    cfg = replace(cfg, fit_on='train+val', n_folds=0, fold=0, splits_csv='', tensor_dir='')
     manifest, tensor_dir = fit_everything(cfg)
     deals = read_deals(o.predictions, o.variant, manifest)
     member = open_member(o.run)

@@ -372,9 +372,11 @@ def _recipe(config):
 
 def pool_tests(
     runs:list, # of `Run`: one, or the folds of one split
+    selected:bool=False, # each fold selected its recipe, so settings may differ
 ) -> pd.DataFrame: # the test breasts of all runs
     "Pool the test sets of folds; raise ValueError if they are not compatible."
-    recipes = [_recipe(r.config) for r in runs]
+    recipes = [dict(data_fingerprint=r.config['data_fingerprint']) if selected else
+               _recipe(r.config) for r in runs]
     differs = sorted({k for r in recipes for k in r if r[k] != recipes[0].get(k)})
     if differs: raise CesmError(f'the runs differ in {differs}: evaluate them one by one')
     test = pd.concat([p[p.split == 'test'] for p in (r.predictions for r in runs)],

@@ -577,14 +577,14 @@ def _read_rescored(run, tensor_dir):
     compare_rows(table, run.predictions, ['split', 'label'], path, stored)
     return table
 
-def _read_seed(cfgs, other):
+def _read_seed(cfgs, other, selected):
     "Test breasts of one variant and seed, with their fold."
     runs = []
     for cfg in cfgs:
         run = Run.open(cfg.run_dir)
         table = _read_rescored(run, other.tensor_dir) if other else run.predictions
         runs.append(run._replace(predictions=table.assign(fold=cfg.fold)))
-    return pool_tests(runs).sort_values(KEYS, ignore_index=True)
+    return pool_tests(runs, selected).sort_values(KEYS, ignore_index=True)
 
 def _list_selected(grid, plan, name, seed):
     "The runs of a seed that a selection took, one per outer fold."
@@ -603,7 +603,7 @@ def read_tests(
         for s in seeds:
             cfgs = [p.cfg for p in plan if (p.variant, p.cfg.seed) == (variant, s)]
             if name in grid.select: cfgs = _list_selected(grid, plan, name, s)
-            out.setdefault(name, {})[s] = _read_seed(cfgs, other)
+            out.setdefault(name, {})[s] = _read_seed(cfgs, other, name in grid.select)
     if out: return out
     finished = [p.variant for p in plan if is_finished(p.cfg)]
     counts = '; '.join(f'{v!r} {finished.count(v)}' for v in grid.variants)
