@@ -93,8 +93,9 @@ def made(module_path, phantom_data):
         from make_released import main
         m.setattr(sys, 'argv', [
             'make_released', str(phantom_data), str(module_path/'recipe.yaml'), str(predictions),
-            '--set', f'weights_dir={backbones}', '--run', str(module_path/'released'), '--sample', '10',
-            '--out', str(module_path/'package/released'), '--results', str(module_path/'results')])
+            '--set', f'weights_dir={backbones}', '--run', str(module_path/'released'),
+            '--sample', '10', '--out', str(module_path/'package/released'),
+            '--results', str(module_path/'results')])
         main()
     return module_path
 
