@@ -15,7 +15,7 @@ import pytest
 import websocket
 from starlette.testclient import TestClient
 
-from cesm_nb.cases import web as page
+from cesm_nb.cases import predict, web as page
 from cesm_nb.cli import cesm_app
 from cesm_nb.data import breasts, read_dataset
 from cesm_nb.cases.page import page_of
@@ -205,8 +205,10 @@ def test_models_that_need_regions_are_rejected_at_start(site, monkeypatch):
     preparation = expert.member.preparation
     tensors = preparation['tensors'] | dict(roi_source='annotation')
     member = expert.member._replace(preparation=preparation | dict(tensors=tensors))
-    monkeypatch.setattr(page, 'open_experts', lambda *_: [expert._replace(member=member)])
-    with pytest.raises(ValueError, match='needs drawn regions, which the page does not ask for'):
+    def calibrate(_): raise AssertionError('calibrated before the check')
+    monkeypatch.setattr(predict, 'open_member', lambda *_: member)
+    monkeypatch.setattr(predict, '_read_training', calibrate)
+    with pytest.raises(ValueError, match='needs drawn regions, which the form lacks'):
         page.make_site(['x'], 1)
     with pytest.raises(SystemExit, match='cesm_app: .*nowhere is absent'):
         monkeypatch.undo()

@@ -10,6 +10,7 @@ __all__ = ['TRAINING', 'Expert', 'digest_weights', 'describe_expert', 'open_expe
 import csv
 import json
 import re
+from collections.abc import Callable
 from hashlib import file_digest, sha256
 from io import StringIO
 from pathlib import Path
@@ -114,9 +115,11 @@ def _read_training(member):
 def open_experts(
     runs:list=(), # run or exported folders, 'owner/name@revision'; empty: the released model
     weights_dir:str='', # see `open_member`
+    check:Callable=lambda member: None, # raises ValueError if a model is not suitable
 ) -> list: # of `Expert`; several are an ensemble
-    "Open models; raise ValueError as `open_member` and `find_released` do."
+    "Open models, check, then calibrate; raise ValueError as `open_member` and `find_released` do."
     members = [open_member(r, weights_dir) for r in runs or [find_released()]]
+    for m in members: check(m) # before anything that takes long
     return [Expert(m, _read_training(m)) for m in members]
 
 def export_expert(

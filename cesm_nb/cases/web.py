@@ -280,6 +280,11 @@ def make_app(
         exception_handlers={Rejected: reject, HTTPException: lost, Exception: broken})
 
 # %% ../../nbs/api/cases.web.ipynb #a9900012
+def _check_regions(member):
+    if member.preparation['tensors']['roi_source'] != 'annotation': return
+    raise CesmError(f'{member.name} needs drawn regions, which the form lacks: use cesm_predict '
+                    "--regions, or a run of the protocol 'clinical'")
+
 def make_site(
     runs:list, # see `open_experts`
     port:int, # on which it is served
@@ -287,12 +292,7 @@ def make_site(
     weights_dir:str='', # see `open_member`
 ) -> Site:
     "Load models for the page; raise ValueError if one needs an input that the form lacks."
-    experts = open_experts(runs, weights_dir)
-    for e in experts:
-        if e.member.preparation['tensors']['roi_source'] == 'annotation':
-            raise CesmError(
-                f'{e.member.name} needs drawn regions, which the page does not ask for: use '
-                "cesm_predict --regions, or a run of the protocol 'clinical'")
+    experts = open_experts(runs, weights_dir, _check_regions)
     if keep: (keep := Path(keep)).mkdir(parents=True, exist_ok=True)
     hosts = f'127.0.0.1:{port}', f'localhost:{port}'
     return Site(experts, hosts, secrets.token_urlsafe(24), keep or None, Lock())
