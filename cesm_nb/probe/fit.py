@@ -92,8 +92,8 @@ def compute_features(
             x = assemble(data.views[i]/255, data.rows[i])
             return x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(data.views.device.type, enabled=False):
-            each = [_compute_batch(model, batch(i), data.real[i])
-                    for i in tqdm(parts, 'features', unit='batch', leave=False)]
+            queue = tqdm(parts, 'features', unit='batch', leave=False, disable=len(parts) < 9)
+            each = [_compute_batch(model, batch(i), data.real[i]) for i in queue]
         kept = {k: torch.cat([getattr(e, k) for e in each]).cpu()
                 for k in Features._fields[:2] if getattr(each[0], k) is not None}
         found = Features(**kept, name=name)
