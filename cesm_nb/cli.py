@@ -148,7 +148,7 @@ class Audit(AuditConfig):
     splits:Optional[Path] = None # CSV that splits images, breasts or patients: audit it instead
     demo:bool = False # audit a synthetic phantom, in about ten seconds
     # end with status 3 if a leak has a larger macro AUC; with --splits: if a fault is found, or a
-    # classifier tells test from training breasts with a larger AUC
+    # classifier separates test from training breasts with a larger AUC
     fail_above:Optional[float] = None
     json:str = '' # file for the result, for programs
     repaired:str = '' # with --splits: file for a split by patient, as --splits-csv takes it

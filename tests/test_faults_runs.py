@@ -74,7 +74,7 @@ if __name__ == '__main__':
     from cesm_nb.experiments import grid as grids
     from cesm_nb.core.errors import one_way_out
     grids.run_one, grids.tensorize, grids.os.cpu_count = wait, lambda cfg: None, lambda: 2
-    jobs = [(SimpleNamespace(tensor_dir=sys.argv[1]), [])]*2
+    jobs = [(SimpleNamespace(tensor_dir=sys.argv[1], model='four_stream'), [])]*2
     with one_way_out('cesm_grid'): grids.run_jobs(jobs, 2)
 '''
 

@@ -179,7 +179,7 @@ def test_package_imports_no_development_tool(module):
 def test_no_patient_data_is_tracked():
     bad = [f for f in tracked() if re.search(
         r'(^|/)(P\d+_[LR]_(DM|CM)_|runs/)|\.(pt|safetensors|jpe?g|dcm)$', f)]
-    assert bad == []
+    assert bad == ['cesm_nb/released/fitted.safetensors'] # the released model: no row of a patient
     big = [f for f in tracked() if (ROOT/f).stat().st_size > 2e6]
     assert big == []
     named = [f for f in tracked() if f.startswith('results/')

@@ -53,7 +53,7 @@ def test_quickstart_stops_with_a_sentence(tmp_path, form, message):
 
 INSTALL = (
     r'!\[ ! -d /content/sample_data \] \|\| '
-    r'pip install -q "cesm_nb\[notebooks(,dicom|,dicom,app)?\] @ '
+    r'pip install -q "cesm_nb\[notebooks(,dicom|,dicom,app|,released)?\] @ '
     r'git\+https://github.com/cesm-nb/cesm_nb"'
     '\n'
     r"if _exit_code: raise SystemExit\('cesm_nb could not be installed: the lines above say why'\)")

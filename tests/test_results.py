@@ -45,7 +45,8 @@ def find_odd(
         if f.suffix in ('.json', '.csv', '.md', '.tex', '.html', '.svg'):
             paths = re.findall(LOCAL, f.read_text())
             out += [f'{f.name} names {p}' for p in sorted(set(paths))]
-    return out + (odd_grid(s, path.parent) if 'grid' in s else odd_audit(s, path.parent))
+    check = odd_grid if 'grid' in s else odd_audit if 'files' in s else lambda *_: []
+    return out + check(s, path.parent)
 
 
 def odd_grid(s, folder):

@@ -158,7 +158,7 @@ def test_commands(tmp_path):
     answer = call(cesm_evaluate, tmp_path/'run', '--n-draws', 200)
     assert answer.returncode == 0, answer.stderr
     assert '*** PHANTOM' in answer.stdout and 'Accuracy' in answer.stdout, answer.stderr
-    assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 10
+    assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 9
     assert (tmp_path/'run'/'report.html').exists()
     for args, message in [
             ((cesm_train, '--epocs', 3), 'epocs'),
@@ -180,7 +180,7 @@ def test_reproduce_runs_all_chapters(tmp_path):
     assert done.stdout.splitlines()[-1] == f'open {tmp_path}/r/report.html in a browser'
     figures = [Path(line.removeprefix('figure: ')) for line in done.stdout.splitlines()
                if line.startswith('figure: ')]
-    assert len(figures) == 10 and all(f.stat().st_size > 5000 for f in figures)
+    assert len(figures) == 9 and all(f.stat().st_size > 5000 for f in figures)
     assert {f.stem for f in (tmp_path/'r'/'notebooks').iterdir()} == {
         '00_data', '01_roi_clahe', '02_tensorize', '04_train_colab_t4', '05_eval_and_figures'}
     assert json.loads((tmp_path/'r'/'metrics.json').read_text())['phantom'] is True

@@ -9,6 +9,7 @@ aggregates. Tables of coverage, subgroups, rejections and detection are written 
 counts and scores, nothing of a single patient. An interrupted run continues with the features that
 are already computed."""
 import argparse
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,9 @@ def main():
     write_tables(found, flags, detected, o.results)
     shutil.rmtree(o.out, ignore_errors=True)
     shutil.copytree(beside, o.out)
+    facts = json.loads((o.out/'config.json').read_text())['facts']
+    kept = 'commit', 'data_fingerprint', 'phantom', 'versions', 'recipe'
+    write_json({k: facts[k] for k in kept}, o.results/'settings.json')
     size = sum(f.stat().st_size for f in o.out.iterdir())
     print(f'{o.out}: {size/1e3:.0f} kB, {len(manifest)} breasts')
 

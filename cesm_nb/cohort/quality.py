@@ -250,21 +250,21 @@ HANDLED = (
 
 def severity(
     kind:str, # of a problem
-) -> str: # 'mend', 'look at' or 'handled'
-    "Return what a problem asks for: mending, a look, or nothing as reading the data handles it."
+) -> str: # 'mend', 'check' or 'handled'
+    "Return what a problem needs: mending, a check, or nothing as reading the data handles it."
     if kind in LOOKED_FOR: return 'mend'
-    return 'handled' if kind in HANDLED else 'look at'
+    return 'handled' if kind in HANDLED else 'check'
 
 def phrase_verdict(
     kinds:pd.Series, # kind of each problem
 ) -> str: # one sentence
-    "Report how many problems have to be mended or looked at."
+    "Report how many problems have to be mended or checked."
     n = kinds.map(severity).value_counts()
-    mend, look, handled = (int(n.get(k, 0)) for k in ('mend', 'look at', 'handled'))
+    mend, look, handled = (int(n.get(k, 0)) for k in ('mend', 'check', 'handled'))
     if mend:
         return (f'Mend before training: {mend} (images or regions that cannot be used or belong '
-                f'elsewhere). To look at: {look}.')
-    if look: return f'Nothing has to be mended; to look at: {look}.'
+                f'elsewhere). To check: {look}.')
+    if look: return f'Nothing has to be mended; to check: {look}.'
     return 'Nothing has to be mended or looked at' + (f'; {handled} oddities are handled.'
                                                       if handled else '.')
 
@@ -331,7 +331,7 @@ def write_report(
     write_atomic(out/'problems.csv', problems.to_csv(index=False).encode())
     groups = [(k, list(zip(g.image_name, g.detail)))
               for k, g in problems.groupby('kind', sort=False)]
-    groups.sort(key=lambda group: ('mend', 'look at', 'handled').index(severity(group[0])))
+    groups.sort(key=lambda group: ('mend', 'check', 'handled').index(severity(group[0])))
     pictures = {k: [*_pictures([n for n, _ in rows], thumbs, data)] for k, rows in groups}
     clean = [k for k in LOOKED_FOR if k not in pictures]
     body = fill_in(_BODY, clean=clean, phantom=data.phantom, groups=groups, pictures=pictures,
