@@ -143,8 +143,8 @@ _OLD_SINGLE = 'best, each breast by itself'
 _CONFIRMED = { # variant of `confirmation` -> its name, the same model out of fold
     'regions': ('four streams, outlines', 'primary'),
     'clinical': ('four streams, no outlines (`clinical`)', 'primary'),
-    _OLD_SINGLE: ('linear probe of version 0.1.0, single breast', _OLD),
-    _OLD_BOTH: ('linear probe of version 0.1.0, both breasts', _OLD)}
+    _OLD_SINGLE: ('probe 0.1.0, single breast', _OLD),
+    _OLD_BOTH: ('probe 0.1.0, both breasts', _OLD)}
 
 def confirmation_table(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
