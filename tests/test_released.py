@@ -122,8 +122,9 @@ def test_released_model_holds_aggregates_alone(made):
     known = json.loads(files['training.json'].read_text())
     n = known['n_train']
     assert sum(known['certainty']['sizes']) == n and known['certainty']['deals'] == 2
-    tables = {f.stem: pd.read_csv(f) for f in (made/'results').iterdir()}
+    tables = {f.stem: pd.read_csv(f) for f in (made/'results').glob('*.csv')}
     assert set(tables) == {'coverage', 'calls', 'subgroups', 'rejections', 'detection'}
+    assert (made/'results'/'settings.json').exists()
     assert tables['rejections'].breasts.eq(n).all()
     detection = tables['detection'].set_index('kind')
     assert detection.loc['as it is', 'breasts'] == n
