@@ -1,13 +1,13 @@
 """Describe the probe's published out-of-fold predictions: subgroups, findings, a screening mix.
 
 usage: python tools/describe_probe.py results/probe DATA [--write]
-`--write` writes subgroups.csv, findings.csv and screening.csv beside the predictions. DATA is a
-copy of the data set, whose sheet holds labels, age, density and findings. Intervals are 95 %, over
-patients. Probabilities are averaged over the deals of the folds.
+`--write` writes subgroups.csv, findings.csv, screening.csv and pairs.csv beside the predictions.
+DATA is a copy of the data set, whose sheet holds labels, age, density and findings. Intervals are
+95 %, over patients. Probabilities are averaged over the deals of the folds.
 
-screening.csv: the table of class pairs of `both breasts` is fitted to the probabilities of `single
-breast` of the patients with both breasts, then applied to pairs that are drawn from the same
-breasts, independently and with the class shares of MIX.
+screening.csv and pairs.csv: the table of class pairs of `both breasts` is fitted to the
+probabilities of `single breast` of the patients with both breasts, then applied to pairs that are
+drawn from the same breasts, independently and with the class shares of MIX.
 """
 import argparse
 import json
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from cesm_nb.cases.subgroups import name_groups
+from cesm_nb.cohort.quality import list_findings
 from cesm_nb.core.terms import CLASSES, KEYS, PROBS, VIEWS
 from cesm_nb.data import breasts, read_dataset
 from cesm_nb.experiments.publish import read_predictions_of_grid
@@ -74,10 +75,7 @@ def tabulate_subgroups(tested, n_draws=2000):
 
 def tabulate_findings(tested, images):
     "A row per variant and finding: abnormal breasts, share called normal, median p of its class."
-    found = images[images.modality == 'CM'].assign(
-        finding=images.findings.str.lower().str.split('$')).explode('finding')
-    found['finding'] = found.finding.str.strip().replace({'': 'none given', '_': 'none given'})
-    found = found[[*KEYS, 'finding']].drop_duplicates()
+    found = list_findings(images[images.modality == 'CM'])[[*KEYS, 'finding']].drop_duplicates()
     rows = []
     for variant, t in tested.items():
         t = t.assign(called=t[PROBS].to_numpy().argmax(1), own=t[PROBS].to_numpy()[
