@@ -28,8 +28,7 @@ from ..core.runs import read_config
 from ..core.settings import settings_that_count
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Exam, read_exam
-from ..probe.fit import compute_features, join_features
-from ..probe.region_attention import fit_attention
+from ..probe.fit import attend_all, compute_features, join_features
 from ..training.inference import Own, export_run
 
 _all_ = ['read_exam'] # for those who load the model
@@ -77,13 +76,11 @@ def hold_out_features(
     tensor_dir:str|Path='', # cache of backbone features; empty: none
 ) -> np.ndarray: # (N, width) float, of the images alone
     "Compute the features of breasts, those of region-supervised attention cross-fitted."
-    net, attended = deepcopy(member.net), None
-    if net.taught is not None: # unfitted, as when the cache was written
-        for t in net.taught.buffers(): t.zero_()
+    net, attended = deepcopy(member.net), None # attention is fitted in place
     features = compute_features(net, own.batch, tensor_dir)
     if net.taught is not None:
         every = torch.arange(len(own.table))
-        attended = fit_attention(net.taught, features.cells, own.batch, every)
+        attended = attend_all(net, features, own.batch, every, tensor_dir)
     rows = net.scaled(join_features(net, features, own.batch, attended))
     return rows[:, :net.width].numpy()
 
