@@ -6,9 +6,11 @@ import shutil
 import make_crates
 import mlcroissant
 import pytest
+from huggingface_hub import ModelCard
 from make_crates import CRATE, make_all
 from rocrate.rocrate import ROCrate
 
+from cesm_nb.cases.released import make_card
 from cesm_nb.core.terms import SHEET_COLUMNS
 from conftest import ROOT
 
@@ -68,3 +70,17 @@ def test_codemeta_names_the_release():
     made = json.loads((ROOT/'codemeta.json').read_text())
     assert (made['name'], made['version']) == ('cesm_nb', cesm_nb.__version__)
     assert made['license'].endswith('/Apache-2.0')
+
+
+def test_released_card_is_made_from_stored_scores():
+    "Its `model-index` is what the hub shows: none of its numbers is typed."
+    folder = ROOT/'cesm_nb'/'released'
+    made, found = (json.loads((folder/n).read_text()) for n in ('config.json', 'training.json'))
+    facts = made['facts']
+    config = dict(settings=facts['recipe']) | {
+        k: (facts | made)[k] for k in ('commit', 'data_fingerprint', 'weights_source')}
+    assert (folder/'README.md').read_text() == make_card(config, found)
+    shown = {r.metric_type: r for r in ModelCard.load(folder/'README.md').data.eval_results}
+    value, low, high = (round(v, 4) for v in found['certainty']['scores']['auc'])
+    assert shown['roc_auc'].metric_value == value
+    assert shown['roc_auc'].metric_args == dict(low=low, high=high)
