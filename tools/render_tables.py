@@ -2,7 +2,6 @@
 
 usage: python tools/render_tables.py
 Run it after a change of how numbers are written; then `python tools/make_crates.py`."""
-import json
 from pathlib import Path
 
 import pandas as pd
