@@ -157,9 +157,9 @@ def _make_view(view, side, s):
     try: image = read_image(view['path']) if image is None else image
     except ValueError as e: return None, [str(e)]
     name, odd = Path(view['path']).name, []
-    if doubt := image_problem(image):
-        if doubt.startswith(NO_VIEW): return None, [f'{name} does not count as a view ({doubt})']
-        odd = [f'{name} is used but looks {doubt}']
+    if oddity := image_problem(image):
+        if oddity.startswith(NO_VIEW): return None, [f'{name} does not count as a view ({oddity})']
+        odd = [f'{name} is used but looks {oddity}']
     unsized = view['geometries'] and view['original_px'] is None
     lost = bool(unsized) and s['roi_source'] == 'annotation'
     if lost:

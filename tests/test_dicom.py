@@ -558,7 +558,7 @@ def test_mutation_tool_detects_wrong_outcomes(monkeypatch):
     for reader, message in [(inverted, 'another picture without a note'), (broken, 'KeyError'),
                             (endless, 'more than'), (usual, 'the same picture')]:
         monkeypatch.setattr(tool.dicom, 'read_view', reader)
-        verdict = tool.judge(buffer.getvalue(), whole)
+        verdict = tool.name_outcome(buffer.getvalue(), whole)
         assert message in verdict and verdict.startswith('DEFECT') == (reader is not usual)
 
 

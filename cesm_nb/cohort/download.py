@@ -107,6 +107,6 @@ def main(
     try: table, wrong, phantom = inspect_download(data)
     except OSError as e: raise SystemExit(f'cesm_fetch: {e}') from None
     mark = 'PHANTOM (made up, not CDD-CESM): ' if phantom else ''
-    answer = 'not complete' if wrong else 'complete'
-    print(f'{mark}{data} is {answer}', table.to_string(), *wrong, sep='\n')
+    verdict = 'not complete' if wrong else 'complete'
+    print(f'{mark}{data} is {verdict}', table.to_string(), *wrong, sep='\n')
     if wrong: raise SystemExit(1)

@@ -317,7 +317,7 @@ def _hold_together(run_dir, predictions, history):
     n = read_status(run_dir).get('epochs_run', len(history))
     if n != len(history):
         raise CesmError(f'{run_file(run_dir, "history")} has {len(history)} epochs, '
-                        f'{RUN_FILES["status"]} says {n}: {_REDO}')
+                        f'{RUN_FILES["status"]} holds {n}: {_REDO}')
 
 def compare_rows(
     a:pd.DataFrame, # rows of breasts

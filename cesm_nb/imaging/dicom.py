@@ -73,9 +73,9 @@ def _agree(name, what, found):
     "Return the first of several values; raise `Refused` if they contradict each other."
     found = {k: v for k, v in found.items() if v}
     if len(set(found.values())) > 1:
-        answers = ', '.join(f'{k} {v}' for k, v in found.items())
+        values = ', '.join(f'{k} {v}' for k, v in found.items())
         raise Refused(
-            f'{name} contradicts itself about its {what} ({answers}): correct it or leave it out')
+            f'{name} contradicts itself about its {what} ({values}): correct it or leave it out')
     return next(iter(found.values()), '')
 
 def _energy(ds, name):
