@@ -176,7 +176,7 @@ def _beside_data(parts, images, thumbs):
     yield 'pictures in two parts, compressed or scaled again', len(again), len(here)
 
 def _near(thumbs):
-    "Pairs of images, by their index, that show one picture."
+    "Pairs of images, by their index, that show the same picture."
     return [(thumbs.index[i], thumbs.index[k]) for i, k in same_pictures(thumbs.tolist())]
 
 def _known(parts, images):
