@@ -290,7 +290,7 @@ def main_splits(
     parts, note, images, thumbs, apart = read_foreign(splits), '', None, None, (np.nan,)*3
     try: found = read_dataset(data)
     except FileNotFoundError:
-        note = f'\n\n{data} is no data set: labels and files were not checked'
+        note = f'\n\n{data} is not a data set: labels and files were not checked'
     else:
         images, thumbs = found.images, read_thumbs(found.images)
         apart = separate_parts(parts, images, thumbs)
