@@ -189,7 +189,7 @@ def make_grid(
     named += [(v, g.variants) for listed in g.select.values() for v in listed]
     for name, known in named:
         if name not in known:
-            raise CesmError(f'the grid names {name!r}, which is not one of {list(known)}')
+            raise CesmError(f'the grid names {name!r}, which is not in {list(known)}')
     if g.select: _check_selection(g)
     return g
 
@@ -221,7 +221,7 @@ def _find_beside(path, name):
     "Find the file that `path` extends; raise ValueError if it is absent."
     other = Path(path).parent/str(name)
     if isinstance(name, str) and other.is_file(): return other
-    raise CesmError(f'{path} extends {name!r}, which is not a file beside it: correct the name')
+    raise CesmError(f'{path} extends {name!r}, which is not beside it: correct the name')
 
 def _read_layers(path, above=()):
     "Merge a grid into the grids it extends; variants name their own files by their paths."

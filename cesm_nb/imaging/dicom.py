@@ -216,7 +216,7 @@ def _decode_apart(data):
     try: return worker.submit(_decode, data).result(timeout=_PATIENCE_S)
     except (BrokenProcessPool, TimeoutError):
         get_reusable_executor(max_workers=1, timeout=30, kill_workers=True, reuse=False)
-        raise Refused('its pixels are damaged, the decoder crashed on them: export it again') from None
+        raise Refused('its pixels are damaged, the decoder crashed: export it again') from None
 
 # %% ../../nbs/api/imaging.dicom.ipynb #efd30066
 def _needs(stored, cleared):

@@ -213,7 +213,7 @@ class SharedModel(
         where = pretrained_model_name_or_path
         if not Path(where).is_dir() and not _COMMIT.fullmatch(revision or ''):
             raise CesmError(
-                f'{where} is not a folder here, and revision={revision!r} is not a commit of a hub: '
+                f'{where} is not a folder here, and revision={revision!r} is not a commit: '
                 'name an exported folder, or a revision of 40 hexadecimal digits')
         if Path(where).is_dir(): _check_saved(cls, where)
         return super().from_pretrained(where, revision=revision, **more)

@@ -276,9 +276,9 @@ def align_tests(
     for name in rest:
         if not out[name].index.equals(out[first].index):
             n = len(out[name].index.symmetric_difference(out[first].index))
-            raise CesmError(f'{first!r} and {name!r} differ in {n} test breasts: use the same split')
+            raise CesmError(f'{first!r} and {name!r} differ in {n} test breasts: use one split')
         if (out[name].label != out[first].label).any():
-            raise CesmError(f'{first!r} and {name!r} have different labels: use the same label_scope')
+            raise CesmError(f'{first!r} and {name!r} differ in labels: use the same label_scope')
     return {k: t.reset_index() for k, t in out.items()}
 
 def compare_paired(
