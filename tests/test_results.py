@@ -176,7 +176,9 @@ def made_up(root):
         dict(change='clinical -> regions', score='auc', value=.15, low=.1, high=.2, p=1e-6,
              p_holm=1e-6, se_women=.02, se_seeds=.01, seeds=3, **seeds)])
     write_folds('primary', dict(clinical=.78, regions=.93), differences=differences)
-    write_folds('probe', {'single breast': .802, 'both breasts': .829})
+    shared = pd.DataFrame([dict(variant='both breasts', score=k, value=.825, breasts=452)
+                           for k in every])
+    write_folds('probe', {'single breast': .802, 'both breasts': .829}, shared=shared)
     controls = pd.DataFrame([
         dict(control=c, label='CM rows', split_unit='patient', score=k, value=v, low=.95, high=.97,
              breasts=566, patients=326, seeds=3)
@@ -270,7 +272,8 @@ def test_finding_follows_from_the_files(tmp_path):
     t = lead_table((root,))['AUC-ROC']
     for row in ROWS[7:]: assert t[row] in text
     for row in (ROWS[2], *ROWS[4:7]): assert t[row].split()[0] in text
-    assert '0.150 [0.100, 0.200]' in text and t.iloc[0] in text and 'by about 0.10 over' in text
+    assert 'on the same 452 breasts' in text and 'without them 0.825 on the same' in text
+    assert '0.150 [0.100, 0.200]' in text and t.iloc[0] in text and 'by about 0.11 over' in text
     scores = lead_scores((root,))
     assert f'{scores.value.iloc[0]:.3f}' == t[ROWS[7]].split()[0] and len(scores) == 6
     for name in ('audit', 'probe'):

@@ -291,8 +291,8 @@ def _read_finding(roots):
              *(_control_scores(roots, k) for k in (CONTROL, READER)))
     return None if any(p is None for p in parts) else parts
 
-def _row(found, variant, score='auc'):
-    return found['scores'].loc[variant].set_index('score').loc[score]
+def _row(found, variant, score='auc', table='scores'): # 'shared': of the breasts of `primary`
+    return found[table].loc[variant].set_index('score').loc[score]
 
 def phrase_finding(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
@@ -301,7 +301,8 @@ def phrase_finding(
     if (parts := _read_finding(roots)) is None: return ''
     primary, probe = parts[:2]
     outlined, plain = (_row(primary, v).value for v in ('regions', 'clinical'))
-    best, alone = (_row(probe, v).value for v in (_BOTH, _SINGLE))
+    both, alone = (_row(probe, v).value for v in (_BOTH, _SINGLE))
+    same = _row(probe, _BOTH, table='shared')
     d = primary['differences']
     gain = with_interval(d[d.score == 'auc'].loc['clinical -> regions'])
     phantom = primary['settings']['phantom'] or probe['settings']['phantom']
@@ -310,9 +311,10 @@ def phrase_finding(
         f"outlines of the lesions came near the published AUC of {PAPER['auc']:.4f}.** In our "
         f're-run on subtracted images, outlines raise macro AUC by {gain} over the same '
         f'architecture trained without them, from {plain:.3f} to {outlined:.3f}, and by about '
-        f'{outlined - best:.2f} over the best model without them, a linear probe whose recipe was '
-        f'selected by nested cross-validation ({alone:.3f} on a single breast, {best:.3f} on both, '
-        f'all {_row(probe, _SINGLE).breasts} breasts).')
+        f'{outlined - same.value:.2f} over the best model without them on the same '
+        f'{same.breasts:.0f} breasts, a linear probe whose recipe was selected by nested '
+        f'cross-validation ({alone:.3f} on a single breast, {both:.3f} on both, all '
+        f'{_row(probe, _SINGLE).breasts} breasts).')
 
 def phrase_probe(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
@@ -337,12 +339,12 @@ def phrase_references(
     if (parts := _read_finding(roots)) is None: return ''
     primary, probe, control, reader = parts
     outlined = _row(primary, 'regions', 'auc_malignant').value
-    best = _row(probe, _BOTH, 'auc_malignant').value
+    best = _row(probe, _BOTH, 'auc_malignant', 'shared').value
     shapes, birads = (with_interval(t.loc['auc']) for t in (control, reader))
     return (
         f'For malignant against rest, four streams with outlines reach {outlined:.3f}, the linear '
-        f'probe without them {best:.3f} on both breasts. Without a single pixel, nine numbers that '
-        f"describe the outlines reach a macro AUC of {shapes}, the radiologist's BI-RADS category "
-        f'of the same images {birads}. The latter is circular, since reader and reference standard '
-        'share information; that all three values lie so close together does not show where the '
-        "paper's comes from.")
+        f'probe of both breasts without them {best:.3f} on the same breasts. Without a single '
+        f'pixel, nine numbers that describe the outlines reach a macro AUC of {shapes}, the '
+        f"radiologist's BI-RADS category of the same images {birads}. The latter is circular, "
+        'since reader and reference standard share information; that all three values lie so close '
+        "together does not show where the paper's comes from.")
