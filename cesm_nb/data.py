@@ -102,7 +102,7 @@ def _refuse_second_half(chosen, name, folders):
     for d in others:
         if more := _image_keys(d) - held:
             raise CesmError(
-                f'folder {name!r} is there more than once: {d} holds {len(more)} images that '
+                f'folder {name!r} was found more than once: {d} holds {len(more)} images that '
                 f'{chosen} lacks; move all of them into one, or remove or rename the other')
 
 def _find_folders(near, far):
@@ -116,7 +116,7 @@ def _find_folders(near, far):
             if out[m] or not found: continue
             level = [d for d in found if len(d.parts) == len(found[0].parts)]
             if len(level) > 1:
-                raise CesmError(f'folder {FOLDERS[m]!r} is there more than once: '
+                raise CesmError(f'folder {FOLDERS[m]!r} was found more than once: '
                                 f'{", ".join(map(str, level[:4]))}; remove or rename all but one')
             out[m] = found[0]
     for m in MODALITIES:

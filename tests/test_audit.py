@@ -222,7 +222,7 @@ def test_split_made_by_others(phantom, tmp_path):
     without_data = tmp_path/'none', '--splits', tmp_path/'by_image.csv', '--out', tmp_path/'out'
     _, output = audit_here(*without_data)
     assert f'{first[1]} of its {first[2]} test patients' in output
-    assert 'none is no data set: labels and files were not checked' in output
+    assert 'none is not a data set: labels and files were not checked' in output
     (tmp_path/'odd.csv').write_text('patient_id,split\n1,holdout\n')
     code, output = audit_here(phantom, '--splits', tmp_path/'odd.csv', '--out', tmp_path/'out')
     assert code != 0 and "odd.csv line 2: part 'holdout': expected one of train" in output

@@ -166,7 +166,7 @@ def test_pipe_as_tensor_is_rejected_and_remade(data, tmp_path):
     path = tmp_path/'tensors'/f'{name}.pt'
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ValueError, match='is no regular file'): read_tensor(path)
+    with pytest.raises(ValueError, match='is not a regular file'): read_tensor(path)
     again, _ = make(data, tmp_path)
     assert path.is_file() and (again[name]['x'] == before[name]['x']).all()
 

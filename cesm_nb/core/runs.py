@@ -78,8 +78,7 @@ def check_digests(
         path = Path(run_dir)/name
         if name in digests and path.exists() and digest_file(path, _REDO) != digests[name]:
             raise CesmError(f'{path} has changed since the run finished: {_REDO}; '
-                            'where a training was cut off, '
-                            'run it to its end')
+                            'if a training was interrupted, run it to its end')
 
 def seal_run(
     run_dir:str|Path, # run folder

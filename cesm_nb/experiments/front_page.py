@@ -117,8 +117,8 @@ def phrase_outcome(
     if found is None or 'clinical -> regions' not in found['differences'].index:
         return phrase_absent('primary')
     change = phrase_change(found['differences'], 'clinical -> regions')
-    return (f"{'PHANTOM. ' if found['settings']['phantom'] else ''}Primary outcome, macro AUC with "
-            f"the radiologist's outlines less that without: {change}.")
+    return (f"{'PHANTOM. ' if found['settings']['phantom'] else ''}Primary outcome, the difference "
+            f"in macro AUC with and without the radiologist's outlines: {change}.")
 
 # %% ../../nbs/api/experiments.front_page.ipynb #6f2d4a02
 def phrase_replication(
@@ -136,7 +136,7 @@ def phrase_replication(
         ('outside it', ~inside), ('above every one of our splits', t.published > t.highest))
         if where.any()]
     mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
-    return f"{mark}Of the paper's Table 1, " + '; '.join(parts) + '.'
+    return f"{mark}Values of the paper's Table 1 " + '; '.join(parts) + '.'
 
 # %% ../../nbs/api/experiments.front_page.ipynb #6f2d4a04
 _OLD, _OLD_BOTH = 'best_grid', 'best' # the probe of version 0.1.0, out of fold
@@ -200,12 +200,12 @@ def phrase_composition(
                      ('abnormal against normal', 'auc_abnormal')):
         own = t[t.score == k].set_index('mix').value
         before = old['scores'].loc[_OLD_BOTH].set_index('score').value[k]
-        parts.append(f'{title} {own["as it is"]:.3f} as it is, {own["weighted"]:.3f} weighted, '
+        parts.append(f'{title} {own["as it is"]:.3f} unweighted, {own["weighted"]:.3f} weighted, '
                      f'{before:.3f} out of fold')
     return (
         f'Of the held-out breasts, {benign.tested} of {of.tested} belong to a pair of benign '
-        f'breasts, of the others {benign.others} of {of.others}. Weighted to the mix of labels of '
-        'the other patients (own and contralateral breast), this probe on both breasts has: '
+        f'breasts, of the others {benign.others} of {of.others}. Weighted to the label mix of the '
+        'other patients (own and contralateral breast), this probe on both breasts scores: '
         f'{"; ".join(parts)}.')
 
 # %% ../../nbs/api/experiments.front_page.ipynb #b0095029
@@ -345,7 +345,7 @@ def phrase_references(
     return (
         f'For malignant against rest, four streams with outlines reach {outlined:.3f}, the linear '
         f'probe of both breasts without them {best:.3f} on the same breasts. Without a single '
-        f'pixel, nine numbers that describe the outlines reach a macro AUC of {shapes}, the '
+        f'pixel, nine numbers that describe the outlines reach a macro AUC of {shapes}, and the '
         f"radiologist's BI-RADS category of the same images {birads}. The latter is circular, "
         'since reader and reference standard share information; that all three values lie so close '
         "together does not show where the paper's comes from.")

@@ -98,7 +98,7 @@ def outline(
         raise CesmError(f'{kind} lacks or garbles {str(e)[:80]}') from e
     if len(points) < 3: raise CesmError(f'{kind} has {len(points)} points, fewer than 3')
     if not np.isfinite(points).all() or np.abs(points).max() > 1e5:
-        raise CesmError(f'{kind} has coordinates that are no pixels')
+        raise CesmError(f'{kind} has coordinates that are not pixel positions')
     return points
 
 # %% ../../nbs/api/io.via.ipynb #0b38c193
@@ -147,11 +147,11 @@ def _from_json(path, text):
     "JSON of VIA 1, 2 or 3, export or project."
     found = _parse(text)
     if not isinstance(found, dict):
-        raise CesmError(f'{path} is no JSON that can be read: export the regions from VIA again')
+        raise CesmError(f'{path} is not readable JSON: export the regions from VIA again')
     images = found.get('_via_img_metadata', found)
     known = [v for v in _entries(images) if isinstance(v, dict) and 'filename' in v]
     if not known and not {'file', 'metadata'} <= set(found):
-        raise CesmError(f'{path} is no export of VIA: it has {sorted(found)[:8]}; '
+        raise CesmError(f'{path} is not an export of VIA: it has {sorted(found)[:8]}; '
                         'export the regions from VIA as CSV or JSON')
     for v in known:
         for r in filter(lambda r: isinstance(r, dict), _entries(v.get('regions'))):

@@ -356,7 +356,7 @@ def main(
                         leaks=leaks.to_dict('index'), fail_above=fail_above,
                         faults=[*above.index]), Path(json))
     print(sentence, shown, f'{"PHANTOM, " * phantom}open {page} in a browser '
-          '(git ignores runs/, other folders perhaps not)', sep='\n\n')
+          '(git ignores runs/, but perhaps not other folders)', sep='\n\n')
     stop_above([f'{leak}: macro AUC {o.auc} is above {fail_above}' for leak, o in above.iterrows()])
 
 # %% ../../nbs/06_leakage_audit.ipynb #93f17673
@@ -375,7 +375,7 @@ def demo(
 LEAKY = dict( # switch -> what leaks at the paper's value
     split_unit="a patient's breasts fall on both sides of the split",
     roi_source='test images are enhanced where a radiologist who knew the diagnosis drew',
-    density_missing='a missing density is a mark, and it gives part of the label away',
+    density_missing='a missing density can be recognised, which reveals part of the label',
     mask_missing_views='a missing view can be recognised as such')
 
 def find_leaks(

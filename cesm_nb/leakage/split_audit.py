@@ -176,7 +176,7 @@ def _beside_data(parts, images, thumbs):
     yield 'pictures in two parts, compressed or scaled again', len(again), len(here)
 
 def _near(thumbs):
-    "Pairs of images, by their index, that show one picture."
+    "Pairs of images, by their index, that show the same picture."
     return [(thumbs.index[i], thumbs.index[k]) for i, k in same_pictures(thumbs.tolist())]
 
 def _known(parts, images):
@@ -290,7 +290,7 @@ def main_splits(
     parts, note, images, thumbs, apart = read_foreign(splits), '', None, None, (np.nan,)*3
     try: found = read_dataset(data)
     except FileNotFoundError:
-        note = f'\n\n{data} is no data set: labels and files were not checked'
+        note = f'\n\n{data} is not a data set: labels and files were not checked'
     else:
         images, thumbs = found.images, read_thumbs(found.images)
         apart = separate_parts(parts, images, thumbs)
