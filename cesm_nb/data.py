@@ -21,7 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from .core.errors import AbsentError, CesmError
-from .io.via import can_draw, looks_like_regions, read_regions
+from .io.via import can_draw, has_form_of_regions, read_regions
 from .core.terms import (
     VIEWS, MODALITIES, CHANNELS, CLASSES, KEYS, SIZE, CLASS_COLORS, SIDES, DENSITY, SHEET_NAME,
     REGIONS_NAME, SIZES_NAME, PHANTOM_NAME, FOLDERS, SHEET_COLUMNS, name_channels, to_column)
@@ -79,7 +79,7 @@ def _find_regions(near, far):
     "Find the region file by its name, else by its content; None if there is none."
     kinds = (*_TABLES, '.json')
     found = find_named(near, REGIONS_NAME, kinds) or find_named(far(), REGIONS_NAME, kinds)
-    fits = lambda f: f.suffix.lower() in kinds and f.is_file() and looks_like_regions(f)
+    fits = lambda f: f.suffix.lower() in kinds and f.is_file() and has_form_of_regions(f)
     found = found or [f for p in near for f in list_folder(p) if fits(f)]
     return only_one(found, 'the region file')
 
@@ -102,7 +102,7 @@ def _refuse_second_half(chosen, name, folders):
     for d in others:
         if more := _image_keys(d) - held:
             raise CesmError(
-                f'folder {name!r} is there more than once: {d} holds {len(more)} images that '
+                f'folder {name!r} was found more than once: {d} holds {len(more)} images that '
                 f'{chosen} lacks; move all of them into one, or remove or rename the other')
 
 def _find_folders(near, far):
@@ -116,7 +116,7 @@ def _find_folders(near, far):
             if out[m] or not found: continue
             level = [d for d in found if len(d.parts) == len(found[0].parts)]
             if len(level) > 1:
-                raise CesmError(f'folder {FOLDERS[m]!r} is there more than once: '
+                raise CesmError(f'folder {FOLDERS[m]!r} was found more than once: '
                                 f'{", ".join(map(str, level[:4]))}; remove or rename all but one')
             out[m] = found[0]
     for m in MODALITIES:

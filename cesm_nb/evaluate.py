@@ -54,7 +54,7 @@ def _score_otherwise(test, columns, suffix, like, why, n_draws):
     worse = known and out.value['log_loss'] > like.value['log_loss']
     if suffix == 'scaled' and worse:
         out['note'] = ('scaling raises the log loss of these breasts: '
-                       'prefer probabilities as predicted')
+                       'use the unscaled probabilities')
     return out.rename(index=f'{{}}_{suffix}'.format)
 
 def _score_folds(test, like, n_draws):
@@ -82,10 +82,10 @@ def score_test(
     if 'run' in test and test.run.nunique() > 1: parts.append(_score_folds(test, out, n_draws))
     for columns, suffix, why in [
             (SCALED, 'scaled', 'no temperature that lowers the log loss on validation breasts'),
-            (SHARES, 'prevalence', 'no training breast to count classes of')]:
+            (SHARES, 'prevalence', 'no training breasts to take class shares from')]:
         parts.append(_score_otherwise(test, columns, suffix, out, why, n_draws))
     for k, (kind, _) in POINTS.items():
-        both, why = [f'{s}_at_{k}' for s in _KINDS], f'no validation breast to reach a {kind} on'
+        both, why = [f'{s}_at_{k}' for s in _KINDS], f'no validation breasts to select a {kind} on'
         if k not in flags: parts.append(_undefined(out, both, why))
     whole, suffixes = pd.concat(parts), ('', '_folds', '_scaled', '_prevalence')
     order = [f'{k}{s}' for k in whole.index for s in suffixes if f'{k}{s}' in whole.index]
@@ -262,7 +262,7 @@ def _read_all(run_dirs, out_dir):
     run_dirs = [Path(d) for d in ([run_dirs] if isinstance(run_dirs, (str, Path)) else run_dirs)]
     if not run_dirs: raise CesmError('no run folder is named: name at least one')
     if len(run_dirs) > 1 and not out_dir:
-        raise CesmError(f'{len(run_dirs)} runs need an out_dir for what they have in common')
+        raise CesmError(f'{len(run_dirs)} runs need an out_dir for their joint results')
     runs = [Run.open(d) for d in run_dirs]
     pool_tests(runs) # rejects runs that do not belong together
     test, fitted = apply_validation(pool_runs(runs))
@@ -282,20 +282,20 @@ def _tables(scores, test, config, fitted, groups, saliency):
     n, phantom = f'{len(test)} breasts of {test.patient_id.nunique()} patients', config['phantom']
     beside = "The scores of the paper's Table 1" + ('' if phantom else " beside the paper's")
     out = dict(
-        table1=('Table 1', f'{beside}, {n}; under them two questions of two classes. A breast '
+        table1=('Table 1', f'{beside}, {n}; below them the two binary tasks. A breast '
                 'counts as its most likely class', table_1(scores, test, phantom)),
         table2=('Table 2', "The paper's literature and this run; what is not stated cannot be "
                 'compared', table_2({config['settings']['protocol']: (config, scores, test)})),
         per_class=('Classes', 'Each class against the rest, value [95 % interval]',
                    per_class_table(scores)),
         points=('Operating points', 'Thresholds on the probability of a malignant lesion, selected '
-                f"on {fitted['n_val']} validation breasts, and what they deliver on test breasts; "
-                'the page of a case uses sens90 too, after temperature scaling if that helps',
+                f"on {fitted['n_val']} validation breasts, and their scores on test breasts; "
+                'the page of a case also uses sens90, after temperature scaling if that helps',
                 points_table(scores, fitted, POINTS)),
-        metrics=('All scores', f'95 % intervals resample patients; {n}; wilson takes breasts as '
-                 'independent; _scaled: after temperature scaling; _prevalence: class shares '
-                 'of the training breasts as forecast; _at_sens90, _at_spec90: threshold of 90 % '
-                 'sensitivity or specificity on validation; ece: bias-corrected, so that it can be '
+        metrics=('All scores', f'95 % intervals resample patients; {n}; wilson: breasts taken as '
+                 'independent; _scaled: after temperature scaling; _prevalence: predicting the '
+                 'class shares of the training breasts; _at_sens90, _at_spec90: threshold of 90 % '
+                 'sensitivity or specificity on validation; ece: bias-corrected, so it can be '
                  'below 0; calibration: malignant against the rest', scores))
     if phantom: del out['table2'] # no published number stands beside a phantom's
     if len(groups): out['subgroups'] = (
@@ -320,7 +320,7 @@ def _note_scaling(fitted, scores):
         f'{found} does not lower their log loss by cross-validation: '
         'probabilities stay as predicted')
     if scores.note['log_loss_scaled'].startswith('scaling raises'): return (
-        f'{found} raises the log loss of the test breasts: prefer probabilities as predicted')
+        f'{found} raises the log loss of the test breasts: use the unscaled probabilities')
     return f'{found} lowers their log loss by cross-validation, and that of the test breasts'
 
 # %% ../nbs/05_eval_and_figures.ipynb #10749231

@@ -157,9 +157,9 @@ def _make_view(view, side, s):
     try: image = read_image(view['path']) if image is None else image
     except ValueError as e: return None, [str(e)]
     name, odd = Path(view['path']).name, []
-    if doubt := image_problem(image):
-        if doubt.startswith(NO_VIEW): return None, [f'{name} does not count as a view ({doubt})']
-        odd = [f'{name} is used but looks {doubt}']
+    if oddity := image_problem(image):
+        if oddity.startswith(NO_VIEW): return None, [f'{name} does not count as a view ({oddity})']
+        odd = [f'{name} is used but looks {oddity}']
     unsized = view['geometries'] and view['original_px'] is None
     lost = bool(unsized) and s['roi_source'] == 'annotation'
     if lost:
@@ -213,11 +213,11 @@ def read_tensor(
 ) -> dict: # as from `make_tensor`
     "Load a tensor file as data only; raise ValueError if it is not one."
     if Path(path).exists() and not Path(path).is_file(): # reading a pipe would block
-        raise CesmError(f'{path} is no regular file: delete it and run again')
+        raise CesmError(f'{path} is not a regular file: delete it and run again')
     try: d = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         raise CesmError(
-            f'{path} is no tensor file ({type(e).__name__}): delete it and run again') from e
+            f'{path} is not a tensor file ({type(e).__name__}): delete it and run again') from e
     if not isinstance(d, dict) or 'x' not in d:
         raise CesmError(f'{path} holds no breast: delete it and run again')
     return d
@@ -298,9 +298,8 @@ def _save_all(tasks, settings, folder, n_jobs):
         with tqdm(tasks, 'tensors', unit='breast', disable=len(tasks) < 2) as queue:
             return Parallel(n_jobs)(delayed(save_tensor)(t, settings, folder) for t in queue)
     except TerminatedWorkerError:
-        raise FileError('a process that made tensors was killed, perhaps as memory ran out: '
-                        'what was finished is '
-                        'kept, run again with fewer n_jobs') from None
+        raise FileError('a process that made tensors was killed, perhaps for lack of memory: '
+                        'finished tensors are kept, run again with fewer n_jobs') from None
 
 # %% ../nbs/02_tensorize.ipynb #4e1be789
 def save_tensors(
@@ -326,7 +325,7 @@ def save_tensors(
 def _drop_count(table, tasks, modality):
     "Report how many breasts of the sheet have no image file; '' if none."
     n = len(table) - len(tasks)
-    rows = f'{n} of {len(table)} breasts dropped: no file of their {modality} images is there'
+    rows = f'{n} of {len(table)} breasts dropped: none of their {modality} images is present'
     return f"{rows} (cesm_check lists them as 'file absent')" if n else ''
 
 def list_tasks(

@@ -150,7 +150,7 @@ def test_invalid_forms(client, site, cases, monkeypatch):
 def test_clients_are_isolated(client, site, cases):
     def predict(i): return send(client, site, cases[i % 2], name=f'case-{i}').text
     def result(text): # numbers and picture
-        return re.search(r'<h2>Answer.*?</table>.*?src="data:.*?"', text, re.S)[0]
+        return re.search(r'<h2>Prediction.*?</table>.*?src="data:.*?"', text, re.S)[0]
     alone = [predict(i) for i in (0, 1)]
     with ThreadPoolExecutor(4) as pool: concurrent = list(pool.map(predict, range(4)))
     assert result(alone[0]) != result(alone[1])
@@ -292,7 +292,7 @@ def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
     prediction = predict_case(case, experts, anyway=True)
     pages[0].write_bytes(page_of(case, prediction, experts))
     rejected = prediction._replace(prob=prediction.prob*float('nan'), classes=[], calls={},
-                                   called={}, doubts=['unlike-' + 'y'*80])
+                                   called={}, ood_reasons=['unlike-' + 'y'*80])
     pages[1].write_bytes(page_of(case, rejected, experts))
     pages[2].write_bytes(page._explain(422, 'z'*200 + '.dcm is not used.').body)
     paths = {}

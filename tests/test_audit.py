@@ -222,7 +222,7 @@ def test_split_made_by_others(phantom, tmp_path):
     without_data = tmp_path/'none', '--splits', tmp_path/'by_image.csv', '--out', tmp_path/'out'
     _, output = audit_here(*without_data)
     assert f'{first[1]} of its {first[2]} test patients' in output
-    assert 'none is no data set: labels and files were not checked' in output
+    assert 'none is not a data set: labels and files were not checked' in output
     (tmp_path/'odd.csv').write_text('patient_id,split\n1,holdout\n')
     code, output = audit_here(phantom, '--splits', tmp_path/'odd.csv', '--out', tmp_path/'out')
     assert code != 0 and "odd.csv line 2: part 'holdout': expected one of train" in output
@@ -233,10 +233,10 @@ def test_gate_ends_with_status_3(phantom, tmp_path, capsys):
     report, fixed = tmp_path/'a.json', tmp_path/'fixed.csv'
     here = '--out', tmp_path/'out', '--json', report
     code, output = audit_here(phantom, *here, *QUICK, '--n-jobs', 1, '--fail-above', .6)
-    found, said = json.loads(report.read_text()), capsys.readouterr().err
+    found, printed = json.loads(report.read_text()), capsys.readouterr().err
     assert code == 3 and 'Worth in macro AUC' in output and (tmp_path/'out'/'index.html').exists()
     assert 'drawn regions, their shapes' in found['faults'] and found['phantom'] is True
-    assert 'cesm_audit: drawn regions, their shapes: macro AUC 0.' in said
+    assert 'cesm_audit: drawn regions, their shapes: macro AUC 0.' in printed
     assert found['leaks']['drawn regions, their shapes']['auc'] > .6
     limit = max(v['auc'] for v in found['leaks'].values()) + .001
     assert audit_here(phantom, *here, *QUICK, '--n-jobs', 1, '--fail-above', limit)[0] == 0
@@ -253,7 +253,7 @@ def test_gate_ends_with_status_3(phantom, tmp_path, capsys):
     code, output = audit_here(phantom, '--splits', fixed, *here, '--fail-above', .9)
     found = json.loads(report.read_text())
     assert (code, found['faults']) == (0, []) and found['checks']['entries in two parts']['of'] > 0
-    assert 'A classifier tells test from training breasts with an AUC of 0.' in output
+    assert 'A classifier separates test from training breasts with an AUC of 0.' in output
     assert audit_here(phantom, '--repaired', fixed)[1].endswith('--repaired needs --splits FILE, '
                                                                 'the split to repair')
 

@@ -126,9 +126,9 @@ BAD_REGIONS = {
     '{"name":"polygon","all_points_x":[1,2],"all_points_y":[1,2]}': 'fewer than 3',
     '{"name":"star"}': "unknown shape 'star'", '{"name":["a"]}': 'unknown shape',
     '{"name":"circle","cx":9999,"cy":9,"r":3}': 'lies outside the image',
-    '{"name":"circle","cx":1e99,"cy":9,"r":3}': 'no pixels',
+    '{"name":"circle","cx":1e99,"cy":9,"r":3}': 'not pixel positions',
     '{"name":"circle","cx":"=A1","cy":9,"r":3}': 'garbles',
-    '{"name":"circle","cx":NaN,"cy":9,"r":3}': 'no pixels',
+    '{"name":"circle","cx":NaN,"cy":9,"r":3}': 'not pixel positions',
     '{"name":"polygon","all_points_x":[1,2,3],"all_points_y":[[1],[2,3],4]}': 'garbles',
     '{"name":"ellipse","cx":9,"cy":9}': "garbles 'rx'"}
 
@@ -177,7 +177,7 @@ INVALID = { # fault -> (the changed data set, part of the message)
     'separator': (lambda f: with_cell(f, 0, 'Image_name', 'P1_L_CM_CC/x'), 'published form'),
     'sheet is text': (lambda f: f | {CSV_NAME: b'\x00\xff\xfe'}, CSV_NAME),
     'truncated workbook': (lambda f: drop(f, CSV_NAME) | {SHEET_NAME: b'PK\x03\x04'},
-                           'is no workbook'),
+                           'is not a readable workbook'),
     'empty sheet': (lambda f: f | {CSV_NAME: f[CSV_NAME].splitlines()[0]}, 'has no rows'),
     'sizes': (lambda f: f | {SIZES_NAME: b'a,b\n1,2\n'}, "no column ['filename'"),
     'region file': (lambda f: f | {REGIONS_NAME: b'a,b\n1,2\n'}, "no column ['filename'"),

@@ -558,7 +558,7 @@ def test_mutation_tool_detects_wrong_outcomes(monkeypatch):
     for reader, message in [(inverted, 'another picture without a note'), (broken, 'KeyError'),
                             (endless, 'more than'), (usual, 'the same picture')]:
         monkeypatch.setattr(tool.dicom, 'read_view', reader)
-        verdict = tool.judge(buffer.getvalue(), whole)
+        verdict = tool.name_outcome(buffer.getvalue(), whole)
         assert message in verdict and verdict.startswith('DEFECT') == (reader is not usual)
 
 
@@ -569,7 +569,7 @@ def test_decoder_crash_is_contained(monkeypatch):
     "gdcm calls abort() over some damaged JPEG data."
     from cesm_nb.imaging import dicom
     monkeypatch.setattr(dicom, '_decode', end_process)
-    with pytest.raises(ValueError, match='pixels are damaged, the decoder ended over them'):
+    with pytest.raises(ValueError, match='pixels are damaged, the decoder crashed'):
         dicom._decode_apart(b'')
     monkeypatch.undo()
     ds, buffer = make(np.tile(np.arange(48, dtype=np.uint8)*5, (64, 1))), io.BytesIO()

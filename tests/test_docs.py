@@ -23,7 +23,7 @@ COLAB = 'https://colab.research.google.com/'
 FILES = 'https://github.com/cesm-nb/cesm_nb/blob/main'
 SITE = 'https://cesm-nb.github.io/cesm_nb'
 NOT_SHOWN = ' is neither the label of something shown on this page nor in references.bib'
-NO_ALT = 'fig-b has no fig-alt of its own: say what is to be seen'
+NO_ALT = 'fig-b has no fig-alt of its own: describe what it shows'
 CURVE = '#| label: fig-one\n#| fig-cap: "Loss, n = 3."\n#| fig-alt: "A falling line."\nplot()'
 IMAGE = new_output('display_data',
                    data={'image/png': 'iVBORw0KGgo=', 'text/plain': '<Figure size 640x480>'})
@@ -262,3 +262,40 @@ def test_pages_use_the_words_of_the_field():
     assert found == [] and len(pages) > 500
     sentence = 'Each woman has been seen; the model tells her side.'
     assert private_words(sentence) == ['woman', 'tells', 'her']
+
+
+WORDS = re.compile(r'wom[ae]n|she|hers?|teach(er|ers|es)?|taught|familiar|unseen|mates?|cooled|'
+                   r'look(s|ed)?|doubts?|ask(s|ed)?|tells?|told|says?|said|wanted|alike|'
+                   r'judge[ds]?|answers?') # right column of the glossary
+KEPT = { # keys of files and settings that users have, and the names that read them
+    'taught': 'state dict of a linear probe',
+    'region_teacher': 'setting of a linear probe',
+    'women': 'training.json; coverage.csv of simulated intervals; runs.csv of a grid',
+    'n_test_women': 'training.json', 'n_val_women': 'training.json',
+    'se_women': 'scores.csv of a grid', 'women_only': 'coverage.csv',
+    'doubts': 'predictions.csv', 'alike': 'JSON of a prediction'}
+
+
+def private_names(source):
+    "Names in code, and strings of one name, that hold a word of the glossary's right column."
+    for t in tokenize.generate_tokens(io.StringIO(source).readline):
+        if t.type not in (tokenize.NAME, tokenize.STRING): continue
+        name = t.string.strip('\'"')
+        if not name.isidentifier() or name in KEPT: continue
+        parts = re.split(r'_+|(?<=[a-z])(?=[A-Z])', name)
+        if any(WORDS.fullmatch(p.lower()) for p in parts): yield name
+
+
+def test_names_use_the_words_of_the_field():
+    files = [p for k in ('cesm_nb', 'tests', 'tools') for p in sorted((ROOT/k).rglob('*.py'))
+             if p.name not in ('_modidx.py', 'test_docs.py')] # this one quotes them
+    assert len(files) > 90
+    found = {(p.name, n) for p in files for n in private_names(p.read_text())}
+    assert found == set()
+    planted = "def ask_model(prob, women): return AnswerSheet['told'], looks_like(prob)"
+    assert [*private_names(planted)] == ['ask_model', 'AnswerSheet', 'told', 'looks_like']
+
+
+def test_kept_names_are_used():
+    source = ' '.join(p.read_text() for p in (ROOT/'cesm_nb').rglob('*.py'))
+    assert [k for k in KEPT if not re.search(rf'\b{k}\b', source)] == []

@@ -62,9 +62,9 @@ def command(*args): return call(cesm_evaluate, *args)
 
 def test_command_on_two_runs(runs):
     "Each run gets tables, figures and a page; both are compared, paired, on the same breasts."
-    answer = command(*runs, '--n-draws', 200)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.count('*** PHANTOM') == 4 and 'note:' not in answer.stdout
+    done = command(*runs, '--n-draws', 200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('*** PHANTOM') == 4 and 'note:' not in done.stdout
     for run in runs:
         assert {f.stem for f in (run/'tables').iterdir()} == {
             'table1', 'per_class', 'points', 'metrics', 'subgroups', 'pointing'}
@@ -341,6 +341,6 @@ def test_bootstrap_benchmark():
     "python tools/bench_evaluate.py, cut short: the same scores as scikit-learn's, then a ratio."
     command = [sys.executable, 'tools/bench_evaluate.py', '--patients', '40', '--draws', '20',
                '--loop', '5']
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True,
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True,
                             timeout=PATIENCE).stdout
-    assert re.search(r'ratio: +\d', answer)
+    assert re.search(r'ratio: +\d', done)

@@ -245,13 +245,13 @@ def test_stalled_headers_are_given_up(monkeypatch):
         make = lambda: config.http_protocol_class(config, state, {})
         server = await asyncio.get_running_loop().create_server(make, '127.0.0.1', 0)
         address = server.sockets[0].getsockname()
-        answers = []
+        predictions = []
         for head in (b'', b'GET / HTTP/1.1\r\nHo', b'GET / HTTP/1.1\r\nHost: a\r\n\r\nGET'):
             reader, writer = await asyncio.open_connection(*address)
             writer.write(head)
-            answers.append((await asyncio.wait_for(reader.read(), 60))[:12])
+            predictions.append((await asyncio.wait_for(reader.read(), 60))[:12])
             writer.close()
         server.close()
-        return answers
+        return predictions
 
     assert asyncio.run(serve()) == [b'', b'', b'HTTP/1.1 204']

@@ -111,14 +111,14 @@ def test_split_files_of_other_programs(text, by_breast, tmp_path):
 def test_foreseeable_errors_name_cause_and_option():
     "Read-only folders, absent shared memory, threads, backends and kernels are no bug to report."
     class NoSuchKernel(KeyError): pass
-    for e, says in [
+    for e, sentence in [
         (OSError(30, 'Read-only file system', 'runs'), '--out or --run-dir'),
         (OSError(38, 'Function not implemented'), '/dev/shm'),
         (NoSuchKernel('python3'), 'ipykernel'),
         (RuntimeError("can't start new thread"), 'ulimit'),
         (ValueError("Key backend: 'x' is not a valid value for backend"), 'unset MPLBACKEND')
     ]:
-        assert says in explain_error(e) and 'unforeseen' not in explain_error(e)
+        assert sentence in explain_error(e) and 'unforeseen' not in explain_error(e)
     found = explain_cell('ModuleNotFoundError', "No module named 'cesm_nb'")
     assert found.startswith('ModuleNotFoundError') and 'ipykernel install' in found
     assert explain_cell('ValueError', 'x') == 'ValueError: x'

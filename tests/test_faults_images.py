@@ -117,7 +117,7 @@ def test_non_mammograms_are_reported_and_may_not_count_as_views(data, tmp_path, 
     cv2.imwrite(f'{row.path}.png', spoil(read_image(row.path)))
     os.replace(f'{row.path}.png', row.path)
     assert kinds_of(data)[kind] == [row.image_name]
-    assert inspect_image(row.path)['doubt'].startswith(kind) # also as a single image
+    assert inspect_image(row.path)['oddity'].startswith(kind) # also as a single image
     tensors, named = make(data, tmp_path, protocol='clinical')
     breast = f'P{row.patient_id}_{row.side}'
     assert list(named) == [breast] and kind in named[breast] and row.view in named[breast]
@@ -166,7 +166,7 @@ def test_pipe_as_tensor_is_rejected_and_remade(data, tmp_path):
     path = tmp_path/'tensors'/f'{name}.pt'
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ValueError, match='is no regular file'): read_tensor(path)
+    with pytest.raises(ValueError, match='is not a regular file'): read_tensor(path)
     again, _ = make(data, tmp_path)
     assert path.is_file() and (again[name]['x'] == before[name]['x']).all()
 
@@ -373,9 +373,10 @@ def test_mutation_tool_detects_bad_outcomes(tmp_path, monkeypatch):
     name = mutate.images_of(base)[0]
     darker = base | {name: mutate.png(mutate.pixels(base[name]) // 2)}
     silent = mutate.observe(darker, tmp_path/'silent', 'clinical')
-    assert mutate.judge(silent, whole)[0] == 'WRONG' # no check detects it, so the tool must
+    assert mutate.name_outcome(silent, whole)[0] == 'WRONG' # no check detects it, so the tool must
     def fault(*_): raise RuntimeError('x')
     monkeypatch.setattr(mutate, 'check', fault)
-    assert mutate.judge(mutate.observe(base, tmp_path/'fault', 'clinical'), whole)[0] == 'TRACEBACK'
+    observed = mutate.observe(base, tmp_path/'fault', 'clinical')
+    assert mutate.name_outcome(observed, whole)[0] == 'TRACEBACK'
     monkeypatch.setattr(mutate, 'CPU_S', .2)
     assert mutate.attempt(lambda: sum(i for i in range(10**9))) == 'HANG'

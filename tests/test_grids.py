@@ -186,7 +186,7 @@ def test_changed_settings_keep_their_type():
                          'pretrained=false', 'normalise_input=null'])
     assert read == dict(backbones='a,b', weights_dir='../x', lr=1e-4, epochs=3, pretrained=False,
                         normalise_input=None)
-    with pytest.raises(ValueError, match="'epochs' is no setting: write KEY=VALUE"):
+    with pytest.raises(ValueError, match="'epochs' is not a setting: write KEY=VALUE"):
         read_changes(['epochs'])
 
 

@@ -209,7 +209,7 @@ def test_region_attention_needs_only_pixels_at_test(attentive, small, module_pat
     run_dir = attentive.run_dir
     assert predicted(run_dir) == stored(run_dir)
     net, config = load_run(run_dir)
-    assert net.taught.weight.any()
+    assert net.region_attention.weight.any()
     batch = load_inputs(config['settings']['tensor_dir'], read_manifest(run_dir),
                         read_parts(run_dir), 'median', run_dir)
     there = batch.contralateral >= 0

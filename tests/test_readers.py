@@ -185,7 +185,7 @@ def test_unreadable_workbooks_are_rejected(tmp_path):
     elsewhere = make_sheet().assign(Findings='=1+1')
     for content, message in [
             (rewrite(book, strict), 'Strict Open XML.*save it as Excel workbook'),
-            (rewrite(book, tear), 'is no workbook that can be read .*save it as Excel workbook'),
+            (rewrite(book, tear), 'is not a readable workbook .*save it as Excel workbook'),
             (book_of(cells(formulas)), 'row 2 has a formula without a stored value: '
              'open it in Excel or LibreOffice and save it')]:
         path.write_bytes(content)
@@ -206,7 +206,7 @@ def test_download_in_two_parts_is_rejected(tmp_path, jpeg):
     assert len(read_dataset(tmp_path).images) == 12
     for f in list(other.glob('P2*')): (tmp_path/'d-001'/FOLDERS['CM']/f.name).unlink()
     message = refusal(tmp_path)
-    assert 'is there more than once' in message and 'd-002' in message
+    assert 'was found more than once' in message and 'd-002' in message
     assert 'holds 2 images that' in message and 'move all of them into one' in message
     wrong = inspect_download(tmp_path)[1]
     assert any('holds 2 images that' in w for w in wrong)
@@ -250,7 +250,7 @@ REJECTED = { # kind -> (file name, content, words of the error)
                    'named twice'),
     'other name': ('cohort.docx', b'', "found ['"),
     'two sheets': (SHEET_NAME, book_of(cells(make_sheet()), 'a', add_sheet),
-                   "call the one that is meant 'all'")}
+                   "name the right one 'all'")}
 
 
 @pytest.mark.parametrize('kind', REJECTED)
@@ -266,13 +266,13 @@ def test_ambiguous_files_are_rejected(tmp_path, jpeg):
     assert len(read_dataset(tmp_path).images) == 12
     (tmp_path/SHEET_NAME).write_bytes(book_of(cells(make_sheet())))
     message = refusal(tmp_path)
-    assert 'the annotation sheet is there more than once' in message
+    assert 'the annotation sheet was found more than once' in message
     assert SHEET_NAME in message and CSV_NAME in message
     assert len(read_dataset(tmp_path/SHEET_NAME).images) == 12
     (tmp_path/SHEET_NAME).unlink()
     other = tmp_path/REGIONS_NAME.replace('_', '-')
     other.write_text('filename,region_shape_attributes\n')
-    assert 'the region file is there more than once' in refusal(tmp_path)
+    assert 'the region file was found more than once' in refusal(tmp_path)
     assert read_dataset(tmp_path, other).regions.empty
 
 
@@ -315,7 +315,7 @@ def test_duplicate_image_is_rejected(tmp_path, jpeg):
     copy.write_bytes(jpeg)
     assert len(read_dataset(tmp_path).images) == 12 # equal
     copy.write_bytes(jpeg + b' ')
-    assert 'image P1_L_CM_CC is there more than once' in refusal(tmp_path)
+    assert 'image P1_L_CM_CC was found more than once' in refusal(tmp_path)
 
 
 NAMES = ['images/{}.jpg', 'https://lab.example/cesm/{}.jpg', 'C:\\cesm\\{}.jpg', '{}.tif',
@@ -387,7 +387,7 @@ def test_region_files(tmp_path, jpeg, kind):
 
 def test_foreign_json_is_rejected(tmp_path, jpeg):
     regions = {REGIONS_NAME.replace('.csv', '.json'): b'{"annotations": []}'}
-    assert 'is no export of VIA' in refusal(lay_out(tmp_path, jpeg, regions=regions))
+    assert 'is not an export of VIA' in refusal(lay_out(tmp_path, jpeg, regions=regions))
 
 
 def test_phantom_is_recognised_without_its_note(tmp_path, jpeg):

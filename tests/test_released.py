@@ -1,4 +1,4 @@
-"The released model: its backbone from a package, the same answer from every source, an exam."
+"The released model: its backbone from a package, the same prediction from every source, an exam."
 import importlib.metadata
 import json
 import re
@@ -131,13 +131,13 @@ def test_released_model_holds_aggregates_alone(made):
     assert not any('patient_id' in t or 'side' in t for t in tables.values())
 
 
-def test_folder_and_bundle_give_the_same_answer_bit_for_bit(made, phantom_data):
+def test_folder_and_bundle_predict_the_same_bit_for_bit(made, phantom_data):
     folder, backbones = made/'package/released', str(made/'weights')
     save_bundle(folder, made/'model.bundle', backbones)
     first = load_released(folder, backbones)
     again = load_released(made/'model.bundle')
     exam = read_exam(list_exam(phantom_data))
-    each = [np.array([a.prob for a in m.predict(exam, anyway=True).answers])
+    each = [np.array([a.prob for a in m.predict(exam, anyway=True).predictions])
             for m in (first, again)]
     assert each[0].shape == (2, 3) and (each[0] == each[1]).all()
     run = open_member(made/'released') # the model before it lost its backbone
@@ -146,7 +146,7 @@ def test_folder_and_bundle_give_the_same_answer_bit_for_bit(made, phantom_data):
     np.testing.assert_allclose(*probs, atol=1e-6)
 
 
-def test_exam_in_dicom_gives_the_answer_of_its_pixels(made, phantom_data, tmp_path):
+def test_exam_in_dicom_gives_the_prediction_of_its_pixels(made, phantom_data, tmp_path):
     from test_dicom import make, write
     model = load_released(made/'package/released', str(made/'weights'))
     exam = read_exam(list_exam(phantom_data), age_years=50, density='C')
@@ -155,7 +155,7 @@ def test_exam_in_dicom_gives_the_answer_of_its_pixels(made, phantom_data, tmp_pa
                    tmp_path/f'{v.side}{v.view}.dcm') for v in views]
     again = read_exam(files, age_years=50, density='C', crop=False)
     assert [c.side for c in again.breasts] == ['L', 'R']
-    each = [[a.prob for a in model.predict(e, anyway=True).answers] for e in (exam, again)]
+    each = [[a.prob for a in model.predict(e, anyway=True).predictions] for e in (exam, again)]
     np.testing.assert_allclose(*each, atol=1e-6)
 
 
@@ -168,7 +168,7 @@ def installed(made, monkeypatch):
     return str(made/'weights')
 
 
-def test_command_answers_for_an_exam_without_a_run(installed, phantom_data, tmp_path):
+def test_command_predicts_an_exam_without_a_run(installed, phantom_data, tmp_path):
     files, options = list_exam(phantom_data), ('--weights-dir', installed, '--anyway')
     done = call(cesm_predict, *files, '--out', tmp_path/'out', '--name', 'mine', *options)
     assert done.returncode == 0, done.stderr
@@ -178,7 +178,7 @@ def test_command_answers_for_an_exam_without_a_run(installed, phantom_data, tmp_
     pages = [*(tmp_path/'out').glob('*.html')]
     assert [p.name for p in pages] == ['001-mine_left.html']
     page = pages[0].read_text()
-    assert page.count('<img') == 2 and 'Exam mine' in page and 'Right breast: Answer' in page
+    assert page.count('<img') == 2 and 'Exam mine' in page and 'Right breast: Prediction' in page
     assert 'held-out breasts' in page and 'Theory guarantees 80%' in page
     before = sorted(f.name for f in (tmp_path/'out').iterdir())
     again = call(cesm_predict, *files, '--out', tmp_path/'out', '--name', 'mine', *options)
@@ -197,9 +197,9 @@ def test_out_of_distribution_exam_ends_in_a_page_and_status_0(installed, phantom
     import cv2
     for f in names: cv2.imwrite(str(f), rng.integers(0, 256, (120, 80)).astype(np.uint8))
     done = call(cesm_predict, *names, '--out', tmp_path/'out', '--weights-dir', installed)
-    assert done.returncode == 0 and done.stdout.count('no answer') == 2
+    assert done.returncode == 0 and done.stdout.count('no prediction') == 2
     page = next((tmp_path/'out').glob('*.html')).read_text()
-    assert page.count('no answer, since it is unlike') == 2 and 'Answer</h2>' not in page
+    assert page.count('no prediction, since it is unlike') == 2 and 'Prediction</h2>' not in page
 
 
 def test_bundle_is_written_by_the_command(installed, phantom_data, tmp_path):

@@ -176,7 +176,9 @@ def made_up(root):
         dict(change='clinical -> regions', score='auc', value=.15, low=.1, high=.2, p=1e-6,
              p_holm=1e-6, se_women=.02, se_seeds=.01, seeds=3, **seeds)])
     write_folds('primary', dict(clinical=.78, regions=.93), differences=differences)
-    write_folds('probe', {'single breast': .802, 'both breasts': .829})
+    shared = pd.DataFrame([dict(variant='both breasts', score=k, value=.825, breasts=452)
+                           for k in every])
+    write_folds('probe', {'single breast': .802, 'both breasts': .829}, shared=shared)
     controls = pd.DataFrame([
         dict(control=c, label='CM rows', split_unit='patient', score=k, value=v, low=.95, high=.97,
              breasts=566, patients=326, seeds=3)
@@ -270,7 +272,8 @@ def test_finding_follows_from_the_files(tmp_path):
     t = lead_table((root,))['AUC-ROC']
     for row in ROWS[7:]: assert t[row] in text
     for row in (ROWS[2], *ROWS[4:7]): assert t[row].split()[0] in text
-    assert '0.150 [0.100, 0.200]' in text and t.iloc[0] in text and 'by about 0.10 over' in text
+    assert 'on the same 452 breasts' in text and 'without them 0.825 on the same' in text
+    assert '0.150 [0.100, 0.200]' in text and t.iloc[0] in text and 'by about 0.11 over' in text
     scores = lead_scores((root,))
     assert f'{scores.value.iloc[0]:.3f}' == t[ROWS[7]].split()[0] and len(scores) == 6
     for name in ('audit', 'probe'):
@@ -281,7 +284,7 @@ def test_finding_follows_from_the_files(tmp_path):
 def test_replication_is_compared_with_the_paper_score_by_score(tmp_path):
     root = made_up(tmp_path) # every mean is 0.85 [0.75, 0.95], every range 0.8 to 0.9
     assert phrase_replication((root,)) == (
-        "Of the paper's Table 1, inside the 95 % interval of our mean over splits: Accuracy "
+        "Values of the paper's Table 1 inside the 95 % interval of our mean over splits: Accuracy "
         '0.8721, PR-AUC 0.9458; outside it: AUC-ROC 0.9676; above every one of our splits: AUC-ROC '
         '0.9676, PR-AUC 0.9458.')
     shutil.rmtree(root/'results'/'replication')
@@ -352,8 +355,8 @@ READ = {
     'api/leakage.ladder': ('## With regions', ('primary', 'ladder', 'regions', 'pretraining')),
     'api/experiments.front_page': (
         '## The front page', ('replication', 'primary', 'ablations', 'pretraining'))}
-VERDICTS = ('raises|lowers|is not shown to change|too few seeds|untested|supported|contradicted|'
-            'undecided')
+VERDICTS = ('raises|lowers|has no demonstrated effect on|too few seeds|untested|supported|'
+            'contradicted|undecided')
 
 
 @pytest.mark.parametrize('chapter', READ)

@@ -155,9 +155,9 @@ def test_commands(tmp_path):
     assert trained.returncode == 0, trained.stderr
     epoch, output, _ = trained.stdout.splitlines() # in a log: a line per epoch, then the result
     assert epoch.startswith('epoch 1/1: train_loss') and output.startswith('PHANTOM, test n=')
-    answer = call(cesm_evaluate, tmp_path/'run', '--n-draws', 200)
-    assert answer.returncode == 0, answer.stderr
-    assert '*** PHANTOM' in answer.stdout and 'Accuracy' in answer.stdout, answer.stderr
+    done = call(cesm_evaluate, tmp_path/'run', '--n-draws', 200)
+    assert done.returncode == 0, done.stderr
+    assert '*** PHANTOM' in done.stdout and 'Accuracy' in done.stdout, done.stderr
     assert len(list((tmp_path/'run'/'figures').glob('*.svg'))) == 9
     assert (tmp_path/'run'/'report.html').exists()
     for args, message in [

@@ -54,8 +54,8 @@ def ours(
     switches, device, dtype = check_config(cfg)
     data = read_breasts(folder, read_manifest(folder)).to(device)
     t = Training(build_network(vars(cfg), switches), cfg, device, dtype)
-    n, wanted = len(data.label), batch*steps
-    index = torch.arange(n).repeat(1 + wanted // n)[:wanted].to(device)
+    n, needed = len(data.label), batch*steps
+    index = torch.arange(n).repeat(1 + needed // n)[:needed].to(device)
     weight = torch.ones(3, device=device)
     step = lambda which: train_epoch(t, data, which, weight, cfg, 1)
     step(index[:batch]) # warm up

@@ -173,7 +173,7 @@ def check_figures(site:Site):
     for c in filter(is_figure, site.cells):
         label, alt = c.options['label'], c.options.get('fig-alt', '')
         if alt in ('', c.options.get('fig-cap')):
-            yield f'{c.place}: {label} has no fig-alt of its own: say what is to be seen'
+            yield f'{c.place}: {label} has no fig-alt of its own: describe what it shows'
 
 
 def check_outputs(site:Site):

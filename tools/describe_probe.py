@@ -1,7 +1,9 @@
 """Describe the probe's published out-of-fold predictions: subgroups, findings, a screening mix.
 
 usage: python tools/describe_probe.py results/probe DATA [--write]
-`--write` writes subgroups.csv, findings.csv, screening.csv and pairs.csv beside the predictions.
+`--write` writes shared.csv, subgroups.csv, findings.csv, screening.csv and pairs.csv beside the
+predictions. shared.csv has the scores of the breasts that `results/ladder` and `results/primary`
+tested too, so that the four streams and the probe stand side by side on the same breasts.
 DATA is a copy of the data set, whose sheet holds labels, age, density and findings. Intervals are
 95 %, over patients. Probabilities are averaged over the deals of the folds.
 
@@ -21,7 +23,8 @@ from cesm_nb.cases.subgroups import name_groups
 from cesm_nb.cohort.quality import list_findings
 from cesm_nb.core.terms import CLASSES, KEYS, PROBS, VIEWS
 from cesm_nb.data import breasts, read_dataset
-from cesm_nb.experiments.publish import read_predictions_of_grid
+from cesm_nb.experiments.aggregate import pool_variants, score_variants
+from cesm_nb.experiments.publish import PREDICTIONS, read_predictions_of_grid
 from cesm_nb.probe.fit import find_within, sum_losses
 from cesm_nb.probe.model import pair_logits
 from cesm_nb.probe.region_attention import minimise
@@ -36,10 +39,17 @@ MIX = .95, .04, .01 # of normal, benign and malignant breasts in the simulated s
 N_PAIRS = 100_000 # drawn for it
 
 
-def read_tested(folder, data):
+def score_shared(read, beside):
+    "Scores of the breasts that another published grid tested, a row per variant and score."
+    keys = pd.read_csv(beside/PREDICTIONS)[KEYS].drop_duplicates()
+    kept = {v: {seed: t.merge(keys) for seed, t in read[v].items()} for v in VARIANTS}
+    t = score_variants(pool_variants(kept)).reset_index()
+    columns = ['variant', 'score', 'value', 'low', 'high', 'breasts', 'patients']
+    return t.loc[t.score.isin([*SCORES, 'accuracy']), columns]
+
+
+def mean_over_deals(read, data, s):
     "Test breasts with label, probabilities (mean over deals) and the sheet's columns, per variant."
-    facts = json.loads((folder/'settings.json').read_text())
-    read, s = read_predictions_of_grid(folder, data, facts), facts['settings']
     table = breasts(data.images, s['modality'], s['label_scope'])
     sheet = table.set_index(KEYS)[['age_years', 'density', 'cc_name', 'mlo_name']]
     out = {}
@@ -135,10 +145,12 @@ def main():
     ap.add_argument('data', type=Path)
     ap.add_argument('--write', action='store_true', help='write the tables beside the predictions')
     a = ap.parse_args()
-    data = read_dataset(a.data)
-    tested = read_tested(a.folder, data)
+    data, facts = read_dataset(a.data), json.loads((a.folder/'settings.json').read_text())
+    read = read_predictions_of_grid(a.folder, data, facts)
+    tested = mean_over_deals(read, data, facts['settings'])
     screening, table = simulate_screening(tested['single breast'])
-    tables = dict(subgroups=tabulate_subgroups(tested),
+    tables = dict(shared=score_shared(read, a.folder.parent/'ladder'),
+                  subgroups=tabulate_subgroups(tested),
                   findings=tabulate_findings(tested, data.images), screening=screening)
     for name, t in tables.items():
         print(f'{name}\n{t.round(3).to_string(index=False)}\n')

@@ -80,9 +80,9 @@ _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 {% if phantom %}PHANTOM: trained on made-up images, evidence of nothing.{% endif %}<br>
 {{ breasts|map(attribute='summary')|join('<br>\n'|safe) }}</p>
 {% for b in breasts %}
-{% if b.doubts %}<h2>{{ b.of }}Reasons not to rely on an answer</h2>
-<ul>{% for d in b.doubts %}<li>{{ d }}{% endfor %}</ul>{% endif %}
-{% if b.rows %}<h2>{{ b.of }}Answer</h2>
+{% if b.ood_reasons %}<h2>{{ b.of }}Reasons not to rely on a prediction</h2>
+<ul>{% for d in b.ood_reasons %}<li>{{ d }}{% endfor %}</ul>{% endif %}
+{% if b.rows %}<h2>{{ b.of }}Prediction</h2>
 <div class="wide"><table><tr><th>Class<th>Probability<th>In the set
 {% for c, p, inside in b.rows %}<tr><td>{{ c }}<td class="n">{{ '%.2f'|format(p) }}
 <td>{{ 'yes' if inside else 'no' }}{% endfor %}</table></div>
@@ -125,14 +125,15 @@ def _describe(expert):
             'kind; that a case passes them does not show that it is of that kind (cases.ood).')
 
 # %% ../../nbs/api/cases.page.ipynb #a2fde959
-def _calls(answer):
+def _calls(prediction):
     "Sentences about the two calls."
-    for k, yes in answer.called.items():
-        worth = ', '.join(f'{s} {_span(answer.certainty["calls"][k][s])}'
+    for k, yes in prediction.called.items():
+        worth = ', '.join(f'{s} {_span(prediction.certainty["calls"][k][s])}'
             for s in ('sensitivity', 'specificity'))
-        n, of = answer.calls.get(k, (0, 0))
+        n, of = prediction.calls.get(k, (0, 0))
         votes = f'; alone, {n} of {of} models call it' if of > 1 else ''
-        yield f'Called {k}: {"yes" if yes else "no"} ({worth} on {_held(answer.certainty)}{votes}).'
+        held = _held(prediction.certainty)
+        yield f'Called {k}: {"yes" if yes else "no"} ({worth} on {held}{votes}).'
 
 def _promise(certain):
     "Describe the conformal set, set sizes, and which models the scores belong to."
@@ -147,72 +148,74 @@ def _promise(certain):
     made = f"The set is made to hold the class for {certain['level']:.0%} of patients"
     return f'{made}; on {held}{of}'
 
-def _tables(answer, experts):
+def _tables(prediction, experts):
     "Titles, heads and rows of the tables on subgroups and on missing inputs."
     few = lambda row, k: _span(row[k]) if row.get(k) else 'too few breasts'
     name = f'the model {experts[0].member.name}'
     if len(experts) > 1: name += f', the first of {len(experts)},'
-    if answer.alike:
-        yield (f'How {name} fared on {_held(answer.certainty)} like this one',
+    if prediction.subgroups:
+        yield (f'How {name} fared on {_held(prediction.certainty)} like this one',
             ('Breasts', 'How many', 'Patients', 'Accuracy', 'AUC'),
             [(g, r['breasts'], r['women'], few(r, 'accuracy'), few(r, 'auc'))
-             for g, r in answer.alike.items()])
-    if answer.costs:
+             for g, r in prediction.subgroups.items()])
+    if prediction.costs:
         yield (f'What {name} loses where an input is missing',
             ('Missing', 'Test breasts', 'AUC with it', 'Change without it'),
             [(k, r['breasts'], few(dict(auc='auc' in r and [r['auc'], None, None]), 'auc'),
-              few(r, 'difference')) for k, r in answer.costs.items()])
+              few(r, 'difference')) for k, r in prediction.costs.items()])
 
 # %% ../../nbs/api/cases.page.ipynb #ca5e0008
 def summarise(
     case:Case, # as read
-    answer, # `Answer` of chapter 07
+    prediction, # `Prediction` of chapter 07
 ) -> str: # one sentence
     "Summarise the prediction."
-    if answer.classes and not np.isfinite(answer.prob).all():
-        raise CesmError(f'{case.name}: the probabilities {answer.prob.tolist()} are not finite')
+    if prediction.classes and not np.isfinite(prediction.prob).all():
+        raise CesmError(f'{case.name}: the probabilities {prediction.prob.tolist()} are not finite')
     what = f'{case.name}, {SIDES[case.side].lower()} breast'
-    if not answer.classes:
-        return f'{what}: no answer, since it is unlike what the model was trained on.'
-    doubt = ' It is unlike the training images: not to be relied on.' if answer.doubts else ''
-    every = ', no class is ruled out' if len(answer.classes) == len(CLASSES) else ''
-    return f'{what}: {" or ".join(answer.classes)}{every}.{doubt}'
+    if not prediction.classes:
+        return f'{what}: no prediction, since it is unlike what the model was trained on.'
+    ood = ' Out of distribution: not to be relied on.' if prediction.ood_reasons else ''
+    every = ', no class is ruled out' if len(prediction.classes) == len(CLASSES) else ''
+    return f'{what}: {" or ".join(prediction.classes)}{every}.{ood}'
 
 # %% ../../nbs/api/cases.page.ipynb #c87445d5
 def _how(member, target):
     "Describe the maps of `compute_saliency`."
-    if getattr(member.net, 'taught', None) is None:
+    if getattr(member.net, 'region_attention', None) is None:
         return f'Grad-CAM of {member.name} for {CLASSES[target]}'
     return f'attention of {member.name}, trained on the regions of other patients'
 
-def _draw_breast(case, answer, experts, of):
+def _draw_breast(case, prediction, experts, of):
     "What the page shows of a breast."
     member = experts[0].member
-    fig = draw_views(case, member, answer.prepared[0], answer.maps)
+    fig = draw_views(case, member, prediction.prepared[0], prediction.maps)
     picture = embed(fig)
     plt.close(fig)
-    silent = not np.isfinite(answer.prob).all()
-    rows = [] if silent else [(c, float(p), c in answer.classes) for c,
-        p in zip(CLASSES, answer.prob)]
+    silent = not np.isfinite(prediction.prob).all()
+    rows = [] if silent else [(c, float(p), c in prediction.classes) for c,
+        p in zip(CLASSES, prediction.prob)]
     return dict(
-        of=of, summary=summarise(case, answer), doubts=answer.doubts, rows=rows, picture=picture,
-        calls=list(_calls(answer)), notes=answer.notes, tables=list(_tables(answer, experts)),
+        of=of, summary=summarise(case, prediction), ood_reasons=prediction.ood_reasons, rows=rows,
+        picture=picture,
+        calls=list(_calls(prediction)), notes=prediction.notes,
+        tables=list(_tables(prediction, experts)),
         caption=f'Per view: as read, as the network input, and the saliency map, not a lesion '
-            f'({_how(member, answer.target)}). Views are as headers, names or fields have it: '
+            f'({_how(member, prediction.target)}). Views are as headers, names or fields have it: '
             'CC and MLO are not distinguished by their pixels.')
 
 def page_of_exam(
     exam:Exam, # as read
-    answers:list, # `Answer` of chapter 07 of each breast, with maps
+    predictions:list, # `Prediction` of chapter 07 of each breast, with maps
     experts:list, # of `Expert` of chapter 07
 ) -> bytes: # HTML
     "Make the page of an examination."
     several = len(exam.breasts) > 1
     breasts = [_draw_breast(c, a, experts, f'{SIDES[c.side]} breast: ' if several else '')
-               for c, a in zip(exam.breasts, answers)]
+               for c, a in zip(exam.breasts, predictions)]
     phantom = any(e.member.preparation['phantom'] for e in experts)
     body = fill_in(
-        _BODY, phantom=phantom, breasts=breasts, promise=_promise(answers[0].certainty),
+        _BODY, phantom=phantom, breasts=breasts, promise=_promise(predictions[0].certainty),
         models=[_describe(e) for e in experts],
         alt='Each view as read, as the network input, and with its saliency map')
     kind = 'Exam' if several else 'Case'
@@ -220,11 +223,11 @@ def page_of_exam(
 
 def page_of(
     case:Case, # as read
-    answer, # `Answer` of chapter 07, with maps
+    prediction, # `Prediction` of chapter 07, with maps
     experts:list, # of `Expert` of chapter 07
 ) -> bytes: # HTML
     "Make the page of a case."
-    return page_of_exam(Exam(case.name, (case,)), [answer], experts)
+    return page_of_exam(Exam(case.name, (case,)), [prediction], experts)
 
 # %% ../../nbs/api/cases.page.ipynb #f76c497e
 def need_highdicom(): # the module; ValueError if it is absent
@@ -236,9 +239,9 @@ def need_highdicom(): # the module; ValueError if it is absent
 # %% ../../nbs/api/cases.page.ipynb #f466f547
 _WARNING = 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS'
 
-def _picture(case, answer, member):
+def _picture(case, prediction, member):
     "The picture of the page under the warning, (h, w, 3) uint8."
-    fig = draw_views(case, member, answer.prepared[0], answer.maps)
+    fig = draw_views(case, member, prediction.prepared[0], prediction.maps)
     fig.suptitle(_WARNING, y=1.04, fontsize=11, fontweight='bold', color='#b00000')
     data = b64decode(embed(fig).partition(',')[2])
     plt.close(fig)
@@ -248,7 +251,7 @@ def _picture(case, answer, member):
 # %% ../../nbs/api/cases.page.ipynb #6412e848
 _SNOMED = dict(L='80248007', R='73056007') # codes of the breasts
 
-def _content(hd, case, answer, picture, phantom):
+def _content(hd, case, prediction, picture, phantom):
     "Content of the report: warning, side, sentences, probabilities, picture."
     code = lambda value, meaning, scheme='DCM': hd.sr.CodedConcept(value, scheme, meaning)
     within = dict(relationship_type='CONTAINS')
@@ -256,10 +259,10 @@ def _content(hd, case, answer, picture, phantom):
     root = hd.sr.ContainerContentItem(code('126000', 'Imaging Measurement Report'))
     side = code(_SNOMED[case.side], f'{SIDES[case.side]} breast', 'SCT')
     site = hd.sr.CodeContentItem(code('363698007', 'Finding Site', 'SCT'), side, **within)
-    items = [comment(_WARNING), comment(summarise(case, answer)), site]
+    items = [comment(_WARNING), comment(summarise(case, prediction)), site]
     if phantom: items.insert(1, comment('PHANTOM: trained on made-up images, evidence of nothing.'))
-    items += [comment(s) for s in (*answer.doubts, *answer.notes)]
-    for key, name, p in zip(PROBS, CLASSES, answer.prob):
+    items += [comment(s) for s in (*prediction.ood_reasons, *prediction.notes)]
+    for key, name, p in zip(PROBS, CLASSES, prediction.prob):
         if np.isnan(p): continue
         concept = code(key, f'Probability of {name.lower()}', '99CESM')
         items.append(hd.sr.NumContentItem(concept, round(float(p), 6), code('1', 'no units',
@@ -279,22 +282,22 @@ def _patient_id(name):
 
 def make_dicom(
     case:Case, # as read
-    answer, # `Answer` of chapter 07, with maps
+    prediction, # `Prediction` of chapter 07, with maps
     member:Member, # the model whose maps these are
 ) -> tuple: # (secondary capture, structured report), `pydicom.Dataset`s
     "Make DICOM objects of a prediction; raise ValueError if highdicom is absent."
     hd = need_highdicom()
-    name = _patient_id(answer.name)
+    name = _patient_id(prediction.name)
     series = lambda n: dict(
         series_instance_uid=hd.UID(), sop_instance_uid=hd.UID(), series_number=n, instance_number=1,
         manufacturer='cesm_nb', series_description=_WARNING)
     picture = hd.sc.SCImage(
-        _picture(case, answer, member), 'RGB', 8, 'PATIENT', study_instance_uid=hd.UID(),
+        _picture(case, prediction, member), 'RGB', 8, 'PATIENT', study_instance_uid=hd.UID(),
         patient_id=name, patient_name='', patient_orientation=('L', 'F'), laterality=case.side,
         **series(1))
     picture.PatientOrientation = '' # not defined for several pictures side by side
     picture.BurnedInAnnotation, picture.ImageComments = 'NO', _WARNING
-    content = _content(hd, case, answer, picture, member.preparation['phantom'])
+    content = _content(hd, case, prediction, picture, member.preparation['phantom'])
     report = hd.sr.EnhancedSR([picture], content, **series(2))
     for ds in (picture, report): ds.SpecificCharacterSet = 'ISO_IR 192' # UTF-8
     return picture, report

@@ -181,7 +181,7 @@ class Prepared(NamedTuple):
 
 def _missing(case, member):
     "List missing views, age and density, and what is used in their place."
-    out = [f'{v} {ENERGY_NAMES[m]} is missing: the network sees black in its place'
+    out = [f'{v} {ENERGY_NAMES[m]} is missing: the input is black in its place'
            for m, v in used_channels(member) if (m, v) not in case.views]
     if member.net.settings.get('other_breast', 'none') != 'none':
         out.append('the contralateral breast is not used, though the model was trained on pairs: a '

@@ -71,7 +71,7 @@ def _explain(status, sentence):
     body = fill_in(
         '<p class="lead" role="alert">{{ why }}</p><p><a href="/">Back to the form</a></p>',
         why=sentence)
-    return _respond(make_page('cesm_app: no answer', 'No answer', body), status)
+    return _respond(make_page('cesm_app: no prediction', 'No prediction', body), status)
 
 # %% ../../nbs/api/cases.web.ipynb #a990000b
 def list_images(
@@ -95,12 +95,12 @@ _FORM = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 <p><label>Age in years <input type="number" name="age_years" min="10" max="120"></label></p>
 <p><label>ACR density <select name="density"><option value="">unknown</option>
 {% for k in densities %}<option>{{ k }}</option>{% endfor %}</select></label></p>
-<p><label>Name of the case in the answer <input name="name" maxlength="60" autocomplete="off">
+<p><label>Name of the case on the page <input name="name" maxlength="60" autocomplete="off">
 </label></p>
 <p><label>Window of a DICOM file, by number or name <input name="window" value="1" size="8">
 </label></p>
 <p><label><input type="checkbox" name="anyway" value="1">
-Answer even where the case is unlike those of training</label></p>
+Predict even where the case is out of distribution</label></p>
 <p><button>Ask</button> {{ kept }}</p></form>'''
 
 # %% ../../nbs/api/cases.web.ipynb #3aa1788f
@@ -111,11 +111,11 @@ def make_form(
     label = lambda m, v: f'{v}, {ENERGY_NAMES[m]}'
     images = [(k, label(*o)) for k, o in list_images(site.experts).items()]
     phantom = any(e.member.preparation['phantom'] for e in site.experts)
-    kept = f'Answers are kept in {site.keep}.' if site.keep else 'Nothing is kept.'
+    kept = f'Predictions are kept in {site.keep}.' if site.keep else 'Nothing is kept.'
     body = fill_in(
         _FORM, images=images, sides=SIDES.items(), densities=list(DENSITY), token=site.token,
         limit=LIMIT_MB, kept=kept, phantom=phantom)
-    return make_page('cesm_app', 'Ask about a breast', body, phantom)
+    return make_page('cesm_app', 'Predict a breast', body, phantom)
 
 # %% ../../nbs/api/cases.web.ipynb #a990000d
 def check_caller(
@@ -125,7 +125,7 @@ def check_caller(
 ):
     "Raise `Rejected` if a request does not come from this page."
     if headers.get('host', '') not in site.hosts:
-        raise Rejected(403, f'This page answers as {site.hosts[0]} only: open that address.')
+        raise Rejected(403, f'This page is served as {site.hosts[0]} only: open that address.')
     if not posted: return
     origin = headers.get('origin', '')
     if origin not in [f'http://{h}' for h in site.hosts] or origin[7:] != headers['host']:
@@ -205,13 +205,13 @@ def read_upload(
         views.append(read_view(file, fields.get('side', ''), view, modality, window))
     return join_views(views, fields.get('name', '')[:60], age, fields.get('density', ''))
 
-_AGAIN = '<p><a href="/">Ask about another breast</a></p>'
+_AGAIN = '<p><a href="/">Predict another breast</a></p>'
 
-def _keep(answer, page, folder):
+def _keep(prediction, page, folder):
     "Write a prediction; return where it is, or why it could not be written."
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return f'Kept as {write_prediction(answer, page, folder)}.html in {folder}.'
+        return f'Kept as {write_prediction(prediction, page, folder)}.html in {folder}.'
     except OSError as e: return f'Not kept: {e}. Save this page instead.'
 
 def handle_form(
@@ -222,9 +222,9 @@ def handle_form(
     "Predict the case in a form and make its page; raise ValueError with one sentence on failure."
     case = read_upload(fields, files, list_images(site.experts))
     with site.lock:
-        answer = predict_case(case, site.experts, anyway=fields.get('anyway') == '1')
-        page = page_of(case, answer, site.experts)
-        kept = _keep(answer, page, site.keep) if site.keep else ''
+        prediction = predict_case(case, site.experts, anyway=fields.get('anyway') == '1')
+        page = page_of(case, prediction, site.experts)
+        kept = _keep(prediction, page, site.keep) if site.keep else ''
     end = fill_in('{% if kept %}<p>{{ kept }}</p>{% endif %}', kept=kept) + _AGAIN
     return page.replace(b'</body>', f'{end}\n</body>'.encode())
 

@@ -62,7 +62,7 @@ def inspect_download(
     root = Path(root).expanduser()
     if not root.is_dir():
         raise AbsentError(
-            f'{root} is no folder: make it and put the files of {PAGE} there')
+            f'{root} is not a folder: make it and put the files of {PAGE} there')
     present, wrong = _images_there(root), []
     read, listed, why, phantom = _annotations(root)
     size = lambda files: sum(f.stat().st_size for f in files.values())
@@ -81,7 +81,7 @@ def inspect_download(
     for k in PUBLISHED:
         n = counts.get(k, (0,))[0]
         if n < expected[k]:
-            wrong.append(f'{_NAMES[k]}: {n} of {expected[k]} are there; get {_FOR[k]} from {PAGE}')
+            wrong.append(f'{_NAMES[k]}: {n} of {expected[k]} found; get {_FOR[k]} from {PAGE}')
     files = {key: f for v in present.values() for key, f in v.items()}
     wrong += _odd_files(root, files, listed)
     table['megabytes'] = (table.pop('bytes')/1e6).round(1)
@@ -96,7 +96,7 @@ def _odd_files(root, files, listed):
     other = set(files) - listed if listed is not None else set()
     if cut: yield f'{len(cut)} images are empty or cut off ({name(cut)}): fetch them again'
     if left:
-        yield (f'{len(left)} files have not fully arrived or are packed ({name(left)}): '
+        yield (f'{len(left)} files are incomplete or still packed ({name(left)}): '
                'finish or unpack them')
     if other: yield f'{len(other)} images are not in the sheet ({name(other)}): they are not used'
 
@@ -107,6 +107,6 @@ def main(
     try: table, wrong, phantom = inspect_download(data)
     except OSError as e: raise SystemExit(f'cesm_fetch: {e}') from None
     mark = 'PHANTOM (made up, not CDD-CESM): ' if phantom else ''
-    answer = 'not complete' if wrong else 'complete'
-    print(f'{mark}{data} is {answer}', table.to_string(), *wrong, sep='\n')
+    verdict = 'not complete' if wrong else 'complete'
+    print(f'{mark}{data} is {verdict}', table.to_string(), *wrong, sep='\n')
     if wrong: raise SystemExit(1)

@@ -131,7 +131,7 @@ def one_way_out(
     try: yield
     except KeyboardInterrupt as e:
         _end(_children() - before)
-        print(f'{command}: stopped; what was finished is kept, the same command goes on',
+        print(f'{command}: stopped; what was finished is kept, run it again to continue',
               file=sys.stderr)
         raise SystemExit(143 if isinstance(e, _Terminated) else 130) from None
     except BrokenPipeError: # the reading end of the pipe was closed

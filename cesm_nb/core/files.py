@@ -33,14 +33,14 @@ def reading(
     path = Path(path)
     note_file(path)
     if path.exists() and not path.is_file():
-        raise CesmError(f'{path} is no file, expected a {kind}: {advice}')
+        raise CesmError(f'{path} is not a file, expected a {kind}: {advice}')
     try: yield path
     except FileNotFoundError: raise AbsentError(f'{path} is absent: {advice}') from None
     except OSError as e:
         raise FileError(f'{path} cannot be read ({e.strerror or first_line(e)}): {advice}') from e
     except Exception as e: # any error of a parser
         raise CesmError(
-            f'{path} is no {kind} ({type(e).__name__}: {first_line(e)}): {advice}') from e
+            f'{path} is not a valid {kind} ({type(e).__name__}: {first_line(e)}): {advice}') from e
 
 # %% ../../nbs/api/core.files.ipynb #3f1c07a2
 _WORDS = {

@@ -78,8 +78,7 @@ def check_digests(
         path = Path(run_dir)/name
         if name in digests and path.exists() and digest_file(path, _REDO) != digests[name]:
             raise CesmError(f'{path} has changed since the run finished: {_REDO}; '
-                            'where a training was cut off, '
-                            'run it to its end')
+                            'if a training was interrupted, run it to its end')
 
 def seal_run(
     run_dir:str|Path, # run folder
@@ -317,7 +316,7 @@ def _hold_together(run_dir, predictions, history):
     n = read_status(run_dir).get('epochs_run', len(history))
     if n != len(history):
         raise CesmError(f'{run_file(run_dir, "history")} has {len(history)} epochs, '
-                        f'{RUN_FILES["status"]} says {n}: {_REDO}')
+                        f'{RUN_FILES["status"]} holds {n}: {_REDO}')
 
 def compare_rows(
     a:pd.DataFrame, # rows of breasts

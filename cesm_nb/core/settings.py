@@ -268,7 +268,7 @@ def _yaml_loader():
         for key, _ in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in lines:
-                raise CesmError(f'{name!r} stands twice, in lines {lines[name]} and {line}: '
+                raise CesmError(f'{name!r} appears twice, in lines {lines[name]} and {line}: '
                                 'remove one')
             lines[name] = line
         return yaml.SafeLoader.construct_mapping(self, node, deep)

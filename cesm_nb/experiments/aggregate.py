@@ -138,7 +138,7 @@ def paired_differences(
         if any(n not in pooled for n in names): continue # not finished
         a, b = (pooled[n] for n in names)
         if not (a.keys.equals(b.keys) and np.array_equal(a.label, b.label)):
-            raise CesmError(f'{names} test other breasts or labels: they cannot be paired')
+            raise CesmError(f'{names} have different test breasts or labels: they cannot be paired')
         t = _pair(a, b, n_draws, seed)
         if t is not None: parts.append(t.assign(change=f'{names[0]} -> {names[1]}'))
     out = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

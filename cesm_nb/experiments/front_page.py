@@ -117,8 +117,8 @@ def phrase_outcome(
     if found is None or 'clinical -> regions' not in found['differences'].index:
         return phrase_absent('primary')
     change = phrase_change(found['differences'], 'clinical -> regions')
-    return (f"{'PHANTOM. ' if found['settings']['phantom'] else ''}Primary outcome, macro AUC with "
-            f"the radiologist's outlines less that without: {change}.")
+    return (f"{'PHANTOM. ' if found['settings']['phantom'] else ''}Primary outcome, the difference "
+            f"in macro AUC with and without the radiologist's outlines: {change}.")
 
 # %% ../../nbs/api/experiments.front_page.ipynb #6f2d4a02
 def phrase_replication(
@@ -136,7 +136,7 @@ def phrase_replication(
         ('outside it', ~inside), ('above every one of our splits', t.published > t.highest))
         if where.any()]
     mark = 'PHANTOM. ' if found['settings']['phantom'] else ''
-    return f"{mark}Of the paper's Table 1, " + '; '.join(parts) + '.'
+    return f"{mark}Values of the paper's Table 1 " + '; '.join(parts) + '.'
 
 # %% ../../nbs/api/experiments.front_page.ipynb #6f2d4a04
 _OLD, _OLD_BOTH = 'best_grid', 'best' # the probe of version 0.1.0, out of fold
@@ -200,12 +200,12 @@ def phrase_composition(
                      ('abnormal against normal', 'auc_abnormal')):
         own = t[t.score == k].set_index('mix').value
         before = old['scores'].loc[_OLD_BOTH].set_index('score').value[k]
-        parts.append(f'{title} {own["as it is"]:.3f} as it is, {own["weighted"]:.3f} weighted, '
+        parts.append(f'{title} {own["as it is"]:.3f} unweighted, {own["weighted"]:.3f} weighted, '
                      f'{before:.3f} out of fold')
     return (
         f'Of the held-out breasts, {benign.tested} of {of.tested} belong to a pair of benign '
-        f'breasts, of the others {benign.others} of {of.others}. Weighted to the mix of labels of '
-        'the other patients (own and contralateral breast), this probe on both breasts has: '
+        f'breasts, of the others {benign.others} of {of.others}. Weighted to the label mix of the '
+        'other patients (own and contralateral breast), this probe on both breasts scores: '
         f'{"; ".join(parts)}.')
 
 # %% ../../nbs/api/experiments.front_page.ipynb #b0095029
@@ -292,8 +292,8 @@ def _read_finding(roots):
              *(_control_scores(roots, k) for k in (CONTROL, READER)))
     return None if any(p is None for p in parts) else parts
 
-def _row(found, variant, score='auc'):
-    return found['scores'].loc[variant].set_index('score').loc[score]
+def _row(found, variant, score='auc', table='scores'): # 'shared': of the breasts of `primary`
+    return found[table].loc[variant].set_index('score').loc[score]
 
 def phrase_finding(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
@@ -302,7 +302,8 @@ def phrase_finding(
     if (parts := _read_finding(roots)) is None: return ''
     primary, probe = parts[:2]
     outlined, plain = (_row(primary, v).value for v in ('regions', 'clinical'))
-    best, alone = (_row(probe, v).value for v in (_BOTH, _SINGLE))
+    both, alone = (_row(probe, v).value for v in (_BOTH, _SINGLE))
+    same = _row(probe, _BOTH, table='shared')
     d = primary['differences']
     gain = with_interval(d[d.score == 'auc'].loc['clinical -> regions'])
     phantom = primary['settings']['phantom'] or probe['settings']['phantom']
@@ -311,9 +312,10 @@ def phrase_finding(
         f"outlines of the lesions came near the published AUC of {PAPER['auc']:.4f}.** In our "
         f're-run on subtracted images, outlines raise macro AUC by {gain} over the same '
         f'architecture trained without them, from {plain:.3f} to {outlined:.3f}, and by about '
-        f'{outlined - best:.2f} over the best model without them, a linear probe whose recipe was '
-        f'selected by nested cross-validation ({alone:.3f} on a single breast, {best:.3f} on both, '
-        f'all {_row(probe, _SINGLE).breasts} breasts).')
+        f'{outlined - same.value:.2f} over the best model without them on the same '
+        f'{same.breasts:.0f} breasts, a linear probe whose recipe was selected by nested '
+        f'cross-validation ({alone:.3f} on a single breast, {both:.3f} on both, all '
+        f'{_row(probe, _SINGLE).breasts} breasts).')
 
 def phrase_probe(
     roots:tuple=('.', '..', '../..'), # where `results/` may be
@@ -338,12 +340,12 @@ def phrase_references(
     if (parts := _read_finding(roots)) is None: return ''
     primary, probe, control, reader = parts
     outlined = _row(primary, 'regions', 'auc_malignant').value
-    best = _row(probe, _BOTH, 'auc_malignant').value
+    best = _row(probe, _BOTH, 'auc_malignant', 'shared').value
     shapes, birads = (with_interval(t.loc['auc']) for t in (control, reader))
     return (
         f'For malignant against rest, four streams with outlines reach {outlined:.3f}, the linear '
-        f'probe without them {best:.3f} on both breasts. Without a single pixel, nine numbers that '
-        f"describe the outlines reach a macro AUC of {shapes}, the radiologist's BI-RADS category "
-        f'of the same images {birads}. The latter is circular, since reader and reference standard '
-        'share information; that all three values lie so close together does not show where the '
-        "paper's comes from.")
+        f'probe of both breasts without them {best:.3f} on the same breasts. Without a single '
+        f'pixel, nine numbers that describe the outlines reach a macro AUC of {shapes}, and the '
+        f"radiologist's BI-RADS category of the same images {birads}. The latter is circular, "
+        'since reader and reference standard share information; that all three values lie so close '
+        "together does not show where the paper's comes from.")

@@ -85,7 +85,7 @@ def _check_folds(g, name, n):
     "Raise ValueError if a variant's own folds do not fit the grid."
     if (n == 0) != (g.n_folds == 0):
         raise CesmError(f'variants: {name} has n_folds={n} in a grid of n_folds={g.n_folds}: '
-                        'folds and single splits make no table together, use a grid each')
+                        'folds and single splits cannot share a table, use a grid for each')
     _check_repeats(replace(g, n_folds=n))
 
 # %% ../../nbs/api/experiments.grid.ipynb #3161087b
@@ -189,7 +189,7 @@ def make_grid(
     named += [(v, g.variants) for listed in g.select.values() for v in listed]
     for name, known in named:
         if name not in known:
-            raise CesmError(f'the grid names {name!r}, which is none of {list(known)}')
+            raise CesmError(f'the grid names {name!r}, which is not in {list(known)}')
     if g.select: _check_selection(g)
     return g
 
@@ -215,13 +215,13 @@ def _read_mapping(path, kind, example):
     with reading(path, kind, advice := f'see configs/{example}.yaml for one') as file:
         content = read_yaml(file.read_text('utf-8'))
     if isinstance(content, dict): return content
-    raise CesmError(f'{path} is no {kind}, it holds {content!r:.40}: {advice}')
+    raise CesmError(f'{path} is not a {kind}, it holds {content!r:.40}: {advice}')
 
 def _find_beside(path, name):
     "Find the file that `path` extends; raise ValueError if it is absent."
     other = Path(path).parent/str(name)
     if isinstance(name, str) and other.is_file(): return other
-    raise CesmError(f'{path} extends {name!r}, which is no file beside it: correct the name')
+    raise CesmError(f'{path} extends {name!r}, which is not beside it: correct the name')
 
 def _read_layers(path, above=()):
     "Merge a grid into the grids it extends; variants name their own files by their paths."
@@ -415,7 +415,7 @@ def run_notebook(
     nbformat.write(run_section(notebook, 'Run'), out) # papermill would store its input twice
     try: pm.execute_notebook(str(out), str(out), asdict(cfg), **options)
     except DeadKernelError:
-        raise CesmError(f'the process that ran {notebook} has died, for want of memory or by a '
+        raise CesmError(f'the process that ran {notebook} has died, for lack of memory or by a '
                         f'signal; see {out}') from None
     except PapermillExecutionError as e:
         if e.ename == 'KeyboardInterrupt': raise KeyboardInterrupt from None
@@ -608,4 +608,4 @@ def read_tests(
     finished = [p.variant for p in plan if is_finished(p.cfg)]
     counts = '; '.join(f'{v!r} {finished.count(v)}' for v in grid.variants)
     raise CesmError(f'no seed of any variant is complete: of {len(plan)//len(grid.variants)} runs '
-                    f'of each variant there are {counts}; run it on without --only-results')
+                    f'of each variant {counts} are finished; continue it without --only-results')

@@ -452,7 +452,7 @@ def show_recomputed(
             f'{folders}; run folders are evaluated without it')
     read, gap = recompute_results(folders[0], root, n_draws)
     print(read['table'].to_string())
-    print(f'largest difference to {folders[0]}/scores.csv: {gap:.2g}')
+    print(f'largest difference from {folders[0]}/scores.csv: {gap:.2g}')
 
 # %% ../../nbs/api/experiments.publish.ipynb #68ba5b52
 def find_results(

@@ -47,7 +47,7 @@ def read_changes(
     out = {}
     for word in words:
         key, equals, text = word.partition('=')
-        if not equals: raise CesmError(f'{word!r} is no setting: write KEY=VALUE')
+        if not equals: raise CesmError(f'{word!r} is not a setting: write KEY=VALUE')
         try: out[key] = read_yaml(text)
         except (yaml.YAMLError, ValueError) as e:
             raise CesmError(f'{word!r} has no value that YAML reads: quote it') from e
@@ -154,4 +154,4 @@ def main(
                          'its notebook is in the run folder') from None
     except DeadKernelError:
         raise SystemExit('cesm_reproduce: the process of a chapter has died, '
-                         'for want of memory or by a signal') from None
+                         'for lack of memory or by a signal') from None

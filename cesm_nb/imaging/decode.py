@@ -92,7 +92,7 @@ def read_bytes(
 ) -> bytes: # its content
     "Read a regular file; raise ValueError for a pipe, a device or more than `MAX_BYTES`."
     size = (path := Path(path)).stat().st_size
-    if not path.is_file(): raise CesmError('it is no regular file')
+    if not path.is_file(): raise CesmError('it is not a regular file')
     if size > MAX_BYTES: raise CesmError(f'it has {size:,} bytes, more than {MAX_BYTES:,}')
     return path.read_bytes()
 
@@ -103,7 +103,7 @@ def read_image(
     try: return decode_image(read_bytes(path))
     except FileNotFoundError: why = 'the file is absent'
     except (OSError, ValueError) as e: why = str(e).replace('\n', ' ') or type(e).__name__
-    raise CesmError(f'{path} is no image that can be used ({why}); download it again or remove it')
+    raise CesmError(f'{path} is not a usable image ({why}); download it again or remove it')
 
 # %% ../../nbs/api/imaging.decode.ipynb #19b916c3
 def _sum_bands(

@@ -73,9 +73,9 @@ def _agree(name, what, found):
     "Return the first of several values; raise `Refused` if they contradict each other."
     found = {k: v for k, v in found.items() if v}
     if len(set(found.values())) > 1:
-        answers = ', '.join(f'{k} {v}' for k, v in found.items())
+        values = ', '.join(f'{k} {v}' for k, v in found.items())
         raise Refused(
-            f'{name} contradicts itself about its {what} ({answers}): correct it or leave it out')
+            f'{name} contradicts itself about its {what} ({values}): correct it or leave it out')
     return next(iter(found.values()), '')
 
 def _energy(ds, name):
@@ -84,7 +84,7 @@ def _energy(ds, name):
     found = next((m for w, m in ENERGIES.items() if w in words), '')
     found = found or GE_CODES.get(text_of(ds, 'AcquisitionDeviceProcessingCode'), '')
     if found == 'HIGH':
-        raise Refused(f'{name} is a high-energy image, which nobody reads: name another one')
+        raise Refused(f'{name} is a high-energy image, which is not for reading: name another one')
     return found
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c0000b
@@ -216,7 +216,7 @@ def _decode_apart(data):
     try: return worker.submit(_decode, data).result(timeout=_PATIENCE_S)
     except (BrokenProcessPool, TimeoutError):
         get_reusable_executor(max_workers=1, timeout=30, kill_workers=True, reuse=False)
-        raise Refused('its pixels are damaged, the decoder ended over them: export again') from None
+        raise Refused('its pixels are damaged, the decoder crashed: export it again') from None
 
 # %% ../../nbs/api/imaging.dicom.ipynb #efd30066
 def _needs(stored, cleared):
@@ -316,7 +316,7 @@ def _read_picture(name, data):
     identity = dict(PatientID=_digest(patient)) if patient else {}
     try: return decode_image(data), facts, np.nan, identity, []
     except ValueError as e:
-        raise Refused(f'{name} is no image that can be used ({e}): export it again') from e
+        raise Refused(f'{name} is not a usable image ({e}): export it again') from e
 
 # %% ../../nbs/api/imaging.dicom.ipynb #d1c0001f
 MAX_BYTES = 10**9 # a larger file is not a single image
@@ -342,7 +342,7 @@ def _turn(image, ds, name, side):
     upright = not (aside or flipped)
     return image, ['mirrored to the usual side' if upright else 'turned upright']
 
-_MAX_ELEMENTS = 20_000 # of a header; bytes that are no DICOM can be read as millions
+_MAX_ELEMENTS = 20_000 # of a header; bytes that are not DICOM can be read as millions
 
 def _parse(data):
     "Parse a DICOM file, without checking its values."
@@ -402,7 +402,7 @@ def _load(path):
     name = printable(path.name)
     if path.is_dir(): raise Refused(f'{name} is a folder, expected one image')
     size = path.stat().st_size
-    if not path.is_file(): raise Refused(f'{name} is no regular file, expected one image')
+    if not path.is_file(): raise Refused(f'{name} is not a regular file, expected one image')
     if size > MAX_BYTES:
         raise Refused(f'{name} has more than {MAX_BYTES//10**6} MB, expected one image')
     return Upload(name, path.read_bytes())

@@ -31,7 +31,7 @@ def value_of(
     ds, # `pydicom.Dataset`
     key:str, # keyword of the header
 ): # its value; None if it is absent
-    "Return a header's value; raise `Refused`, naming it, if it is no number but has to be one."
+    "Return a header's value; raise `Refused`, naming it, if it has to be a number and is not."
     try: return ds.get(key)
     except (TypeError, ValueError, OverflowError):
         raise Refused(f'{key} is expected to be a number: {_COMMA}') from None

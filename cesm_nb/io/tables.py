@@ -43,7 +43,7 @@ def only_one(
     equal = lambda a, b: a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
     others = [p for p in paths[1:] if not equal(p, paths[0])]
     if others:
-        raise CesmError(f'{what} is there more than once: '
+        raise CesmError(f'{what} was found more than once: '
                         f'{", ".join(map(str, [paths[0], *others[:4]]))}; '
                         'remove or rename all but one')
     return paths[0] if paths else None
@@ -90,14 +90,14 @@ def read_bytes(
     if not path.is_file(): raise AbsentError(f'{path} is absent or no regular file')
     if path.stat().st_size > MAX_BYTES:
         raise CesmError(f'{path} has more than {MAX_BYTES:,} bytes, expected a table: '
-                        'is it another file?')
+                        'is it the right file?')
     data = path.read_bytes()
     if data.startswith(_OLD[0]): raise CesmError(f'{path} {_OLD[1]}: save it as .xlsx or .csv')
     if data.startswith(b'PK') and b'opendocument' in data[:200]:
         raise CesmError(f'{path} is an OpenDocument file (.ods): save it as .xlsx or .csv')
     what = describe_content(data)
     if what and 'workbook' not in what and what != 'empty':
-        raise CesmError(f'{path} is {what}, no table: download it again or save it as .csv')
+        raise CesmError(f'{path} is {what}, not a table: download it again or save it as .csv')
     return data
 
 def decode_text(
@@ -111,7 +111,7 @@ def decode_text(
     for encoding in filter(None, (wide, 'utf-8-sig', 'cp1252')):
         try: return data.decode(encoding)
         except UnicodeDecodeError: pass
-    raise CesmError(f'{path} is no CSV file that can be read (its encoding is none of UTF-8, '
+    raise CesmError(f'{path} is not a readable CSV file (its encoding is none of UTF-8, '
                     'UTF-16, Windows-1252): save it as CSV in UTF-8')
 
 # %% ../../nbs/api/io.tables.ipynb #6c2684e7
@@ -139,10 +139,10 @@ def _text_rows(path, data, spelled):
         rows = [(i, r) for i, r in _records(text, named[1] if named else _separator(text, spelled))
                 if any(map(str.strip, r))]
     except csv.Error as e:
-        raise CesmError(f'{path} is no CSV file that can be read ({e}): '
+        raise CesmError(f'{path} is not a readable CSV file ({e}): '
                         'are its quotes closed? save it again as CSV') from e
     if not rows:
-        raise CesmError(f'{path} is no CSV file that can be read (it is empty): '
+        raise CesmError(f'{path} is not a readable CSV file (it is empty): '
                         'download it again or save it as CSV')
     return rows
 
@@ -174,7 +174,7 @@ def _damage(path):
     "Turn any error of zip, XML or openpyxl over a damaged workbook into one CesmError."
     try: yield
     except Exception as e:
-        raise CesmError(f'{path} is no workbook that can be read ({type(e).__name__}): '
+        raise CesmError(f'{path} is not a readable workbook ({type(e).__name__}): '
                         'download it again, or save it as Excel workbook (.xlsx) or .csv') from e
 
 def _add_formulas(sheet, rows):
@@ -198,7 +198,7 @@ def _pick_sheet(path, book, spelled):
     named = [t for t in good if spell(t) == 'all']
     if len(good) > 1 and not named:
         raise CesmError(f"{path} has several sheets with these columns, {good}: "
-                        "call the one that is meant 'all'")
+                        "name the right one 'all'")
     return book[(named or good)[0]]
 
 def _book_rows(path, data, spelled):
@@ -245,7 +245,7 @@ def _header(path, rows, spelled, columns, closed):
     other = [c.strip()[:60] for c, n in zip(cells, named) if closed and n is None and c.strip()]
     if other:
         raise CesmError(f'{path} has column {other}, expected {known} alone: '
-                        'rename or remove what is not meant')
+                        'rename or remove the others')
     return at, len(cells), {c: named.index(c) for c in known if c in named}
 
 # %% ../../nbs/api/io.tables.ipynb #af7f075f
@@ -267,7 +267,7 @@ def read_table(
     rows = (_book_rows if book else _text_rows)(path, data, spelled)
     if not rows: raise CesmError(f'{path} has no rows; expected one per image, download it again')
     if len(rows) > MAX_ROWS:
-        raise CesmError(f'{path} has more than {MAX_ROWS:,} rows: is it the sheet that is meant?')
+        raise CesmError(f'{path} has more than {MAX_ROWS:,} rows: is it the right sheet?')
     at, width, where = _header(path, rows, spelled, columns, closed)
     for i, r in rows[at+1:] if not book else ():
         if any(c.strip() for c in r[width:]):

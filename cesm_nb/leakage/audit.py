@@ -327,9 +327,9 @@ def write_audit(
         figure=embed(ax.figure), on_disk=ON_DISK if (table.label == ON_DISK).any() else '',
         tables={'patient': show_controls(table), 'breast': show_controls(table, unit='breast')},
         made=f'cesm_audit, seed {cfg.seed}, annotation files {facts["fingerprint"]}')
-    answer = sentence.removeprefix('PHANTOM, evidence of nothing. ').partition('.')[0]
+    first = sentence.removeprefix('PHANTOM, evidence of nothing. ').partition('.')[0]
     mark = 'PHANTOM: ' if facts['phantom'] else ''
-    heading = f'{mark}Do drawn regions reveal the label? {answer}'
+    heading = f'{mark}Do drawn regions reveal the label? {first}'
     page = make_page(f'cesm_audit: {sheet}', heading, body, facts['phantom'])
     write_atomic(out/'index.html', page)
     save_figure(ax.figure, out/'controls', facts['phantom'])
@@ -346,17 +346,17 @@ def main(
     json:str|Path='', # file for the result; empty: none
 ):
     "Run `cesm_audit`; raise as `write_audit`, and SystemExit(3) if a leak is above the limit."
-    table, page, answer = write_audit(data, out, regions, cfg)
+    table, page, sentence = write_audit(data, out, regions, cfg)
     shown = show_controls(table, ('accuracy', 'auc', 'log_loss')).to_string()
-    phantom, prices = answer.startswith('PHANTOM'), leak_prices(table)
+    phantom, prices = sentence.startswith('PHANTOM'), leak_prices(table)
     above = prices[prices.worth + .5 > (np.inf if fail_above is None else fail_above)]
     if json:
         leaks = prices.assign(auc=prices.worth + .5)[['auc', 'low', 'high']]
-        write_json(dict(verdict=answer.split('\n')[0], phantom=phantom, page=str(page),
+        write_json(dict(verdict=sentence.split('\n')[0], phantom=phantom, page=str(page),
                         leaks=leaks.to_dict('index'), fail_above=fail_above,
                         faults=[*above.index]), Path(json))
-    print(answer, shown, f'{"PHANTOM, " * phantom}open {page} in a browser '
-          '(git ignores runs/, other folders perhaps not)', sep='\n\n')
+    print(sentence, shown, f'{"PHANTOM, " * phantom}open {page} in a browser '
+          '(git ignores runs/, but perhaps not other folders)', sep='\n\n')
     stop_above([f'{leak}: macro AUC {o.auc} is above {fail_above}' for leak, o in above.iterrows()])
 
 # %% ../../nbs/06_leakage_audit.ipynb #93f17673
@@ -375,7 +375,7 @@ def demo(
 LEAKY = dict( # switch -> what leaks at the paper's value
     split_unit="a patient's breasts fall on both sides of the split",
     roi_source='test images are enhanced where a radiologist who knew the diagnosis drew',
-    density_missing='a missing density is a mark, and it gives part of the label away',
+    density_missing='a missing density can be recognised, which reveals part of the label',
     mask_missing_views='a missing view can be recognised as such')
 
 def find_leaks(

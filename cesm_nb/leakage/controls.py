@@ -46,7 +46,7 @@ def read_annotations(
     if not named.any():
         first = found.regions.image_name.iloc[0] if len(found.regions) else 'no image at all'
         raise CesmError(f'{region_file} has no region on any image of {sheet} '
-                        f'(it names {first!r}): are the two files of one data set?')
+                        f'(it names {first!r}): are both files of the same data set?')
     if not found.images.n_regions.any():
         first = str(found.regions.geometry[named].iloc[0])[:60]
         raise CesmError(f'{region_file} has {named.sum()} regions on images of {sheet}, but none '

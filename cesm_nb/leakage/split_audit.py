@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRICED', 'PAIRS', 'PUBLIC_SPLITS', 'leak_prices', 'phrase_prices', 'read_foreign', 'read_thumbs', 'audit_split',
-           'tell_apart', 'repair_split', 'phrase_split', 'main_splits', 'stop_above', 'split_rows', 'count_shared']
+           'separate_parts', 'repair_split', 'phrase_split', 'main_splits', 'stop_above', 'split_rows', 'count_shared']
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #51526d7e
 import hashlib
@@ -68,7 +68,7 @@ def phrase_prices(
 # %% ../../nbs/api/leakage.split_audit.ipynb #01f7b46a
 _IMAGE = ('image_name', 'image', 'filename', 'file_name')
 
-def _who(table, key, path):
+def _patients_of(table, key, path):
     "Patient and side of each line, and the image if lines are images; raise ValueError."
     text = table[key].str.strip()
     if key in _IMAGE:
@@ -123,7 +123,7 @@ def read_foreign(
     "Read a split, a line per image, breast or patient; raise ValueError naming the line."
     if Path(path).is_dir():
         table = _read_lists(Path(path))
-        return _who(table, 'image_name', path).assign(split=table.split)
+        return _patients_of(table, 'image_name', path).assign(split=table.split)
     table = _read_rows(path)
     table.columns = [str(c).strip().lower() for c in table]
     key = next((c for c in (*_IMAGE, 'patient_id') if c in table), '')
@@ -136,7 +136,7 @@ def read_foreign(
         line = part.isna().idxmax()
         raise CesmError(f'{path} line {line + 2}: part {table.split[line]!r}: '
                         f'expected one of {", ".join(PARTS)}')
-    return _who(table, key, path).assign(split=part)
+    return _patients_of(table, key, path).assign(split=part)
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #fc13068f
 PAIRS = (('test', 'train'), ('test', 'val'), ('val', 'train'))
@@ -176,7 +176,7 @@ def _beside_data(parts, images, thumbs):
     yield 'pictures in two parts, compressed or scaled again', len(again), len(here)
 
 def _near(thumbs):
-    "Pairs of images, by their index, that show one picture."
+    "Pairs of images, by their index, that show the same picture."
     return [(thumbs.index[i], thumbs.index[k]) for i, k in same_pictures(thumbs.tolist())]
 
 def _known(parts, images):
@@ -192,7 +192,7 @@ def read_thumbs(
 ) -> pd.Series: # (THUMB_PX, THUMB_PX) uint8 each, index as in `images`; without odd ones
     "Read a thumbnail of every image."
     found = images.path.dropna().map(inspect_image)
-    return pd.Series({i: o['thumb'] for i, o in found.items() if not o['doubt']}).dropna()
+    return pd.Series({i: o['thumb'] for i, o in found.items() if not o['oddity']}).dropna()
 
 def audit_split(
     parts:pd.DataFrame, # from `read_foreign`
@@ -207,14 +207,14 @@ def audit_split(
     rows.append(('entries in two parts', twice, len(parts)))
     if images is not None:
         rows += _beside_data(parts, images, read_thumbs(images) if thumbs is None else thumbs)
-    return pd.DataFrame(rows, columns=['looked for', 'found', 'of']).set_index('looked for')
+    return pd.DataFrame(rows, columns=['shared', 'found', 'of']).set_index('shared')
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #b8000002
-_LOOK_PX, _LEAST = 8, 10 # side of the picture that the forest is given; breasts of each part
+_FOREST_PX, _LEAST = 8, 10 # side of the picture that the forest is given; breasts of each part
 
 def _describe_breasts(images, thumbs):
     "Numbers of each breast that do not depend on its label: a small picture, size, age, machine."
-    small = {i: resize_area(t, _LOOK_PX).ravel().astype(float) for i, t in thumbs.items()}
+    small = {i: resize_area(t, _FOREST_PX).ravel().astype(float) for i, t in thumbs.items()}
     pixels = pd.DataFrame.from_dict(small, orient='index').reindex(images.index)
     sheet = images[['age_years', 'original_height_px', 'original_width_px']].astype(float)
     sheet = sheet.assign(density=images.density.map(dict(zip('ABCD', range(4)))),
@@ -222,7 +222,7 @@ def _describe_breasts(images, thumbs):
     table = sheet.join(pixels.add_prefix('pixel ')).groupby([images[k] for k in KEYS])
     return table.mean().assign(views=table.views.sum())
 
-def tell_apart(
+def separate_parts(
     parts:pd.DataFrame, # from `read_foreign`
     images:pd.DataFrame, # of `DataSet`
     thumbs:pd.Series, # from `read_thumbs`
@@ -274,7 +274,7 @@ def phrase_split(
              for o in some[some.index == 'patients of test in train'].itertuples()]
     rest = [f'{o.Index} {o.found} of {o.of}' for o in some.itertuples()
             if o.Index != 'patients of test in train']
-    what = '; '.join(first + rest) or f'nothing of {len(table)} things looked for'
+    what = '; '.join(first + rest) or f'no overlap of {len(table)} kinds'
     return f'{"PHANTOM: " if phantom else ""}{name}: {what}.'
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #9a339da0
@@ -290,11 +290,11 @@ def main_splits(
     parts, note, images, thumbs, apart = read_foreign(splits), '', None, None, (np.nan,)*3
     try: found = read_dataset(data)
     except FileNotFoundError:
-        note = f'\n\n{data} is no data set: labels and files were not checked'
+        note = f'\n\n{data} is not a data set: labels and files were not checked'
     else:
         images, thumbs = found.images, read_thumbs(found.images)
-        apart = tell_apart(parts, images, thumbs)
-        note = ('\n\nA classifier tells test from training breasts with an AUC of '
+        apart = separate_parts(parts, images, thumbs)
+        note = ('\n\nA classifier separates test from training breasts with an AUC of '
                 f'{with_interval(pd.Series(apart, ["value", "low", "high"]))}; 0.5 is chance.')
     phantom = images is not None and found.phantom
     table = audit_split(parts, images, thumbs)
@@ -307,7 +307,7 @@ def main_splits(
     if json:
         write_json(dict(
             sentence=sentence, phantom=phantom, checks=table.astype(int).to_dict('index'),
-            told_apart=dict(zip(('auc', 'low', 'high'), apart)), fail_above=fail_above,
+            separable=dict(zip(('auc', 'low', 'high'), apart)), fail_above=fail_above,
             faults=faults), Path(json))
     print(f'{sentence}\n\n{table.to_string()}{note}')
     if repaired:

@@ -59,7 +59,7 @@ class Features(NamedTuple):
 
 def _read_features(path, model, name, n):
     "Read the cache of `compute_features`; None if it is damaged, or lacks what the model uses."
-    pooled, keys = model.pooled, ['statistics', *['cells']*(model.taught is not None)]
+    pooled, keys = model.pooled, ['statistics', *['cells']*(model.region_attention is not None)]
     try:
         with safe_open(path, 'pt') as f:
             of, also_size = f.metadata()['name'].split()
@@ -71,7 +71,7 @@ def _read_features(path, model, name, n):
 
 def _compute_batch(model, x, real):
     "`Features` of some breasts."
-    if model.taught is None: return Features(model.forward_images(x, real))
+    if model.region_attention is None: return Features(model.forward_images(x, real))
     statistics, cells = model.forward_cells(x, real)
     return Features(statistics[:, :model.pooled.n_statistics], cells)
 
@@ -113,8 +113,9 @@ def join_features(
     "Join statistics, features of region-supervised attention, age and density."
     pooled = model.pooled
     parts = [features.statistics[:, pooled.used[:pooled.n_statistics]]]
-    if model.taught is not None:
-        if attended is None: attended = torch.stack([model.taught.weigh(c) for c in features.cells])
+    if model.region_attention is not None:
+        if attended is None:
+            attended = torch.stack([model.region_attention.weigh(c) for c in features.cells])
         hidden = ~data.real if model.settings['mask_missing_views'] else None
         parts.append(model.join_views(attended, hidden))
     return torch.cat(parts + [data.rows]*model.settings['metadata'], 1)
@@ -180,7 +181,7 @@ def _standardise(model, rows):
         rows = model.scaled.root(rows)
     centre, scale = rows.mean(0), rows.std(0, correction=0)
     scale = torch.where(scale > 1e-12, scale, 1.)
-    attended = 0 if model.taught is None else model.taught.width
+    attended = 0 if model.region_attention is None else model.region_attention.width
     plain = width - attended
     scale[:plain] *= plain**.5 # all statistics together weigh as one number,
     if attended: # those of region-supervised attention less
@@ -285,7 +286,8 @@ def attend_all(
     digest = hashlib.sha256(features.name.encode())
     for t in (data.real, data.label, data.contralateral, data.regions, index):
         if t is not None: digest.update(t.cpu().contiguous().numpy())
-    path, pool = Path(folder)/f'attention-{digest.hexdigest()[:16]}.safetensors', model.taught
+    path = Path(folder)/f'attention-{digest.hexdigest()[:16]}.safetensors'
+    pool = model.region_attention
     if folder and features.name and path.exists():
         try: found = load(path.read_bytes())
         except SafetensorError: found = {}

@@ -199,7 +199,7 @@ class LinearProbe(SharedModel, nn.Module):
     def pooled(self): return next(iter(self.streams.values())) # `PooledBackbone`
 
     @property
-    def taught(self): return self.pooled.taught # `RegionAttention` or None
+    def region_attention(self): return self.pooled.taught # key of files; may be None
 
     forward_tokens = FourStream.forward_tokens # features of each view, and which views are hidden
 
@@ -212,7 +212,7 @@ class LinearProbe(SharedModel, nn.Module):
     def forward_cells(self, x, real=None): # -> all features, and (B, V, P, C) for `RegionAttention`
         given = []
         keep = lambda pool, maps, _: given.append(pool.cells(*maps))
-        hook = self.taught.register_forward_hook(keep)
+        hook = self.region_attention.register_forward_hook(keep)
         try: features = self.forward_images(x, real)
         finally: hook.remove()
         return features, given[0].unflatten(0, (-1, len(x))).transpose(0, 1) # views in turn

@@ -98,9 +98,10 @@ def weight_maps(
     real:torch.Tensor, # (B, V) bool, which views are real
 ) -> dict: # (`ATTENDED`, view) -> (B, S, S) float >= 0; empty without such attention
     "Map how region-supervised attention weights the cells of each view."
-    if getattr(model, 'taught', None) is None: return {}
+    if getattr(model, 'region_attention', None) is None: return {}
     cells = model.forward_cells(x, real)[1]
-    each = torch.stack([model.taught.suspicion(c) for c in cells])*real[..., None] # (B, V, P)
+    each = torch.stack([model.region_attention.suspicion(c) for c in cells]) # (B, V, P)
+    each = each*real[..., None]
     side = round(each.shape[2]**.5)
     maps = F.interpolate(each.unflatten(2, (side, side)), x.shape[-2:], mode='bilinear')
     return {(ATTENDED, v): m for v, m in zip(model.streams.views, maps.unbind(1))}

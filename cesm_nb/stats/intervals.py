@@ -22,7 +22,7 @@ def bootstrap_weights(
     seed:int=0, # of the draws
 ) -> np.ndarray: # (n_draws, n) float
     "Draw patients with replacement; the weight of a breast is how often its patient was drawn."
-    if n_draws < 1: raise CesmError(f'n_draws={n_draws} is too small: use at least 1, better 2000')
+    if n_draws < 1: raise CesmError(f'n_draws={n_draws} is too small: use 1 or more, ideally 2000')
     patients, of = np.unique(patient_id, return_inverse=True)
     n = len(patients)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), n_draws) # (n_draws, n)

@@ -181,7 +181,7 @@ def alter_regions(
     seed:int=0, # of places and choices: another seed, another draw
 ) -> pd.DataFrame: # regions: image_name, geometry
     "Alter regions; raise ValueError if `how` is unknown or no image size is known."
-    if how not in HOW: raise CesmError(f'how={how!r} is no way to alter regions: use one of {HOW}')
+    if how not in HOW: raise CesmError(f'how={how!r} does not alter regions: use one of {HOW}')
     rng, table = np.random.default_rng(seed), regions[['image_name', 'geometry']]
     sized = images.dropna(subset=SIZE).set_index('image_name')
     if sized.empty:

@@ -334,7 +334,7 @@ def _claim(
                         'remove it or name another folder')
     if not note.exists() and any((root/o).exists()
                                  for o in (SHEET_NAME, REGIONS_NAME, *FOLDERS.values())):
-        raise CesmError(f'{root} holds data that is no phantom (no {PHANTOM_NAME}): '
+        raise CesmError(f'{root} holds data other than a phantom (no {PHANTOM_NAME}): '
                         'name an empty folder')
     for o in FOLDERS.values(): (root/o).mkdir(parents=True, exist_ok=True)
     for o in ('', *FOLDERS.values()): remove_leftovers(root/o)

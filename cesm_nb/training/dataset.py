@@ -45,7 +45,7 @@ def read_breasts(
     x = torch.stack([(d['x'][:-1]*255).round().to(torch.uint8) for d in read])
     for file, d, v in zip(manifest.file, read, x):
         if not torch.equal(v/np.float32(255), d['x'][:-1]):
-            raise CesmError(f'{file} has pixels that are no multiples of 1/255: make it again')
+            raise CesmError(f'{file} has pixels that are not multiples of 1/255: make it again')
     drawn = all('regions' in d for d in read)
     return Breasts(
         x, torch.stack([decode_rows(d['x']) for d in read]), torch.stack([d['real'] for d in read]),
@@ -109,7 +109,7 @@ def _check_origin(tensor_dir, run_dir, other):
              if stored.get(k) != v]
     if wrong:
         raise CesmError(f'{tensor_dir} does not hold the tensors of {run_dir} '
-                        f'({"; ".join(wrong)}): name others or make them again')
+                        f'({"; ".join(wrong)}): pass the right folder or make them again')
 
 # %% ../../nbs/api/training.dataset.ipynb #a3b3b66e
 def _read_listed(tensor_dir, manifest):
@@ -117,7 +117,7 @@ def _read_listed(tensor_dir, manifest):
     try: data = read_breasts(tensor_dir, manifest)
     # of tensors of another form
     except (KeyError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError) as e:
-        raise CesmError(f'{tensor_dir} has tensors of another form ({type(e).__name__}: '
+        raise CesmError(f'{tensor_dir} has tensors in another format ({type(e).__name__}: '
                         f'{str(e).splitlines()[0][:150]}): '
                         'delete it and run cesm_tensorize again') from e
     wrong = (data.label.numpy() != manifest.label.to_numpy()) | ~data.rows.isfinite().all(1).numpy()

@@ -131,7 +131,7 @@ READERS = ( # what evaluate, grid and predict read of a run
     lambda run: [open_member(run).preparation], read_tensors)
 
 
-def judge(run, before):
+def name_outcome(run, before):
     "Read an altered run: the outcome, and its message."
     def hang(*_): raise Hang
     old = signal.signal(signal.SIGVTALRM, hang)
@@ -164,7 +164,7 @@ def run_attacks(folder, n, seed):
         shutil.rmtree(one)
         shutil.copytree(folder/'kept', one, ignore=shutil.ignore_patterns('last'))
         what = attack(one, other, random.Random(f'{seed} {i}'))
-        outcome, message = judge(one, before)
+        outcome, message = name_outcome(one, before)
         counts[outcome] += 1
         if outcome.isupper(): bad.append(f'{outcome}: attack {i} of seed {seed}, {what}: {message}')
     return counts, bad

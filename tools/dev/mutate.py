@@ -250,7 +250,7 @@ def observe(
     return ends, tensors, named, set(checked.itertuples(index=False, name=None))
 
 
-def judge(got, whole, still=()):
+def name_outcome(got, whole, still=()):
     "Outcome of a mutation, with the evidence; `still`: kinds of problems that count if not new."
     (ends, tensors, named, rows), (_, before, _, old) = got, whole
     for end in ends:
@@ -290,7 +290,7 @@ def mutate(
             still = ('used as drawn',) if how == 'scribble' else ()
             with tempfile.TemporaryDirectory(dir=d) as scratch:
                 got = observe(files, Path(scratch), protocol)
-            outcome, detail = judge(got, whole[protocol], still)
+            outcome, detail = name_outcome(got, whole[protocol], still)
             name = fault.__name__.replace('_', ' ')
             rows.append(dict(i=i, fault=name, how=how, protocol=protocol, outcome=outcome,
                              detail=detail))

@@ -118,7 +118,7 @@ def described(data):
     except Exception: return []
 
 
-def judge(data, whole, name='a.dcm'):
+def name_outcome(data, whole, name='a.dcm'):
     "Read a damaged file and return the verdict, which begins with DEFECT if the outcome is wrong."
     def stop(*_): raise Hang
     old = signal.signal(signal.SIGVTALRM, stop)
@@ -153,7 +153,7 @@ def run(n, seed, report=print):
             i = rng.randrange(len(files))
             data, kind = mutate(files[i], rng)
             if data is None or data == files[i]: continue
-            verdict = judge(data, wholes[i])
+            verdict = name_outcome(data, wholes[i])
             defect = verdict.startswith('DEFECT')
             counts['DEFECT' if defect else verdict] += 1
             if defect: report(f'file {i}, {kind}: {verdict[:300]}')
