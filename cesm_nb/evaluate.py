@@ -8,6 +8,7 @@ __all__ = ['CAPTIONS', 'score_test', 'find_best_epoch', 'list_figures', 'write_f
 
 # %% ../nbs/05_eval_and_figures.ipynb #719800ba
 import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -31,8 +32,8 @@ from .core.runs import Run, pool_tests, read_status
 from .core.settings import with_defaults
 from .reporting.tables import (
     LEAST_BREASTS, MORE_NAMES, SCORE_NAMES, banner, compare_paired, compare_runs,
-    describe_breasts, forest_rows, per_class_table, points_table, subgroup_table, table_1,
-    table_2, to_markdown, with_interval, write_table)
+    describe_breasts, forest_rows, format_number, per_class_table, points_table, subgroup_table,
+    table_1, table_2, to_markdown, with_interval, write_table)
 
 # %% ../nbs/05_eval_and_figures.ipynb #8b0ccafc
 _KINDS = ('sensitivity', 'specificity')
@@ -216,7 +217,7 @@ def _picture(path): # (caption, data URI, whether it needs a separate row) of a 
     return CAPTIONS[name], embed(path), name == 'subgroups'
 
 def _html(table):
-    digits = {c: '{:.4f}'.format for c in table.select_dtypes('float')}
+    digits = {c: partial(format_number, digits=4) for c in table.select_dtypes('float')}
     whole = table.select_dtypes('Int64') # na_rep does not apply to their <NA>
     table = table.assign(**whole.astype(object).where(whole.notna(), ''))
     table = table.rename(index=SCORE_NAMES | MORE_NAMES) # as in the paper

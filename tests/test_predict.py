@@ -228,30 +228,6 @@ def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatc
     assert 'tell energies apart' not in chapter
 
 
-def test_set_sizes_are_counted_beside_coverage(data, runs, tmp_path, monkeypatch, capsys):
-    "Single breasts for all models, pairs for a pair model; the published file is consistent."
-    import count_sets as tool
-    run = runs['clinical']
-    monkeypatch.setattr(sys, 'argv', ['x', str(run.run_dir), '--out', str(tmp_path/'s.csv')])
-    tool.main()
-    found, published = pd.read_csv(tmp_path/'s.csv'), pd.read_csv(ROOT/'results'/'sets.csv')
-    assert found.predicted.tolist() == ['each breast by itself']
-    assert 'three_classes' in capsys.readouterr().out
-    expected = open_experts([run.run_dir])[0].training['certainty']
-    sizes = found[['one_class', 'two_classes', 'three_classes']].iloc[0]
-    assert sizes.tolist() == expected['sizes']
-    assert found.coverage[0] == pytest.approx(expected['covered'][0], abs=1e-4)
-    assert found.breasts[0] == expected['n_test']
-    chapter = (ROOT/'nbs'/'api/cases.conformal.ipynb').read_text()
-    for t in (found, published):
-        assert (t.one_class + t.two_classes + t.three_classes == t.breasts).all()
-    assert published.predicted.tolist() == ['each breast by itself', 'pairs of breasts']
-    for r in published.itertuples():
-        coverage = f'{r.coverage:.2f} [{r.coverage_low:.2f}, {r.coverage_high:.2f}]'
-        sizes = f'{r.one_class} | {r.two_classes} | {r.three_classes}'
-        assert f'| {r.predicted} | {coverage} | {sizes} | {r.auc:.2f} [' in chapter
-
-
 def test_ensemble_averages_and_ood_case_gets_no_class(data, runs, module_path):
     experts = open_experts([runs['clinical'].run_dir]*2)
     description = module_path/'clinical'/TRAINING

@@ -279,6 +279,14 @@ def test_readme_without_make_runs(folder, capsys):
     assert made <= {'runs', 'data'} and ignored.stdout.split() == ['runs/x', 'data/phantom/x']
 
 
+def test_readme_is_short_and_names_all_doors():
+    text = (ROOT/'README.md').read_text()
+    assert len(text.split()) < 1200
+    for words in ('git clone', 'docker build', 'cesm_app', 'Windows', 'macOS', 'Colab',
+                  'areas under', 'CLAHE, a local contrast', 'A *protocol* is', 'A *phantom* is'):
+        assert words in text, words
+
+
 def test_readme_case_is_a_test_breast():
     "The breast of the README's last line is held out by its training, with both views."
     lines = {p: a for line in readme_block() for p, a in map(words_of, split_line(line))}

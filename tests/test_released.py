@@ -247,3 +247,12 @@ def test_prediction_imports_no_compiler_and_no_training_tools():
     out = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert out.stdout == '[]\n'
+
+
+def test_published_sets_hold_what_they_promise():
+    t = pd.read_csv(ROOT/'results'/'released'/'coverage.csv').iloc[0]
+    sizes = t[['one_class', 'two_classes', 'three_classes']].to_numpy(int)
+    assert sizes.sum() == t.breasts
+    assert t.mean_size == pytest.approx(sizes @ (1, 2, 3)/t.breasts, abs=1e-4)
+    assert t.full_sets == pytest.approx(sizes[2]/t.breasts, abs=1e-4)
+    assert .87 <= t.coverage <= .95 and t.coverage_low < t.level < t.coverage_high

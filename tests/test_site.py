@@ -20,13 +20,15 @@ from matplotlib.text import Text
 from PIL import Image
 
 from cesm_nb.experiments.front_page import lead_scores, plot_lead
+from cesm_nb.reporting.tables import to_markdown
 
 from conftest import PATIENCE, ROOT
 
 from check_docs import option_re
 from make_examples import PAGES
 from make_marks import describe_scores
-from quarto_filter import badge_re, joined, processed, tidied
+from quarto_filter import badge_re, caption_re, joined, processed, tidied
+from render_tables import render as render_tables
 
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 BUILT = ROOT/'_docs' # by `nbdev_docs`, if Quarto is installed
@@ -111,8 +113,9 @@ def pages(request):
 
 
 def untidied(cell):
-    "Source of a filtered cell without additions: folds, a badge as a link, full title."
+    "Source of a filtered cell without what is changed: folds, captions, a badge, full title."
     source = re.sub(r'\A#\| code-fold: true\n#\| code-summary: ".*"\n', '', ''.join(cell['source']))
+    if '#| label:' not in source: source = caption_re.sub('', source)
     if cell['cell_type'] == 'markdown': return badge_re.sub(r'[\1]\2', source)
     return re.sub(r'^title: .*$', '', source, flags=re.M) if cell['cell_type'] == 'raw' else source
 
@@ -300,6 +303,48 @@ def test_html_is_markdown_and_long_tables_are_folded(rows, label, folded):
     assert 'text/html' not in data and raw_re.fullmatch(joined(data['text/markdown']).strip())
     assert html in joined(data['text/markdown'])
     assert ('<details>' in joined(data['text/markdown'])) == folded
+    capped = tidied_cell(cell_type='code', source=f'{label}#| tbl-cap: "All."\nt', outputs=[
+        dict(data={'text/html': [html]})])
+    shown = joined(capped['outputs'][0]['data']['text/markdown'])
+    assert ('<summary>All.</summary>' in shown) == folded
+
+
+odd_re = re.compile(r'(?<![\w.])-0\.0+(?!\d)|(?<![\w.-])1\.0{3,}(?!\d)') # -0.000 and 1.000
+
+
+def find_tables(cell):
+    "Outputs of a cell that hold a table, as text."
+    texts = [joined(data.get(k, '')) for o in cell.get('outputs', [])
+             for data in [o.get('data', {})] for k in ('text/html', 'text/markdown')]
+    return [t for t in texts if '<table' in t or re.search(r'^\|.*\|\n\|[ :-]+\|', t, re.M)]
+
+
+def test_tables_have_captions_and_no_signed_zero():
+    "Also no 1.000: a share or a p value is 1, or 1.00 or > 0.9999 if it only rounds to it."
+    shown, bare, odd = 0, [], {}
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+            source = joined(cell['source'])
+            tables = [] if re.search(r'^#\| (hide|include: false)', source, re.M) else (
+                find_tables(cell))
+            shown += len(tables)
+            if tables and 'tbl-cap:' not in source: bare.append(f'{path.stem} {cell["id"]}')
+            prose = [source] if cell['cell_type'] == 'markdown' else []
+            found = odd_re.findall('\n'.join(tables + prose))
+            if found: odd[f'{path.stem} {cell["id"]}'] = found[:3]
+    assert bare == [] and odd == {} and shown > 60
+    assert [bool(odd_re.search(t)) for t in ('-0.000 [', '1.0000', '-1.000', '11.000', '1.0001')
+            ] == [True, True, False, False, False]
+
+
+def test_published_tables_are_current_and_hold_no_signed_zero():
+    "`tools/render_tables.py` makes them from the numbers beside them."
+    for settings in sorted((ROOT/'results').glob('*/settings.json')):
+        for name, (table, caption) in render_tables(settings.parent).items():
+            text = (settings.parent/f'{name}.md').read_text()
+            made = caption.replace('$', r'\$') + '\n\n' + to_markdown(table) + '\n'
+            assert text == made, f'{settings.parent.name}/{name}.md: run tools/render_tables.py'
+            assert not odd_re.search(text), f'{settings.parent.name}/{name}.md'
 
 
 remote_re = re.compile(r"""

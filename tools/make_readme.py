@@ -11,8 +11,7 @@ from pathlib import Path
 
 from cesm_nb.reporting.figures import save_figure
 from cesm_nb.experiments.front_page import (
-    lead_scores, lead_table, plot_lead, phrase_confirmation, phrase_finding, phrase_outcome,
-    phrase_references)
+    lead_scores, lead_table, plot_lead, phrase_confirmation, phrase_finding, phrase_outcome)
 from cesm_nb.reporting.tables import to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +23,7 @@ def make_blocks(
 ) -> dict: # mark -> what stands between its two comments
     "Phrase the finding and its confirmation; put the primary outcome under the table."
     roots = (root,)
-    phrases = (phrase_finding, phrase_confirmation, phrase_references)
+    phrases = (phrase_finding, phrase_confirmation)
     found = '\n\n'.join(filter(None, (phrase(roots) for phrase in phrases)))
     table = to_markdown(lead_table(roots))
     return dict(finding=f'\n\n{found}\n\n',

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 fence_re = re.compile(r'^```.*?^```', re.M | re.S)
 link_re = re.compile(r'\[(`[^`\n]+`)\]\(https?://[^)\s]+\)')
+caption_re = re.compile(r'^#\|\s*tbl-cap:\s*"(.*)"\n', re.M)
 badge_re = re.compile(r'\[!\[([^\]]*)\]\(\S+badge\S*\)\](\(\S+\))')
 test_re = re.compile(r'(?:test_\w+|assert_\w+)$')
 doc_re = re.compile(r'---\n\n(?P<source>\[source\].*\n\n)?#+ (?P<name>\S+)\n(?P<rest>.*)', re.S)
@@ -56,11 +57,13 @@ def unlink(text:str) -> str:
 def raw_html(
     html:str, # of an output
     labelled:bool, # can the text refer to it?
+    caption:str='', # of a table without a label
 ) -> list: # Markdown, a list of lines
     "Return HTML as a raw block of Markdown, a long table folded."
     n_rows = len(re.findall(r'<tr\b', html))
     if n_rows > MOST_ROWS and not labelled:
-        html = f'<details><summary>Table of {n_rows - 1} rows</summary>\n{html}\n</details>'
+        title = caption or f'Table of {n_rows - 1} rows'
+        html = f'<details><summary>{title}</summary>\n{html}\n</details>'
     return in_lines(f'```{{=html}}\n{html}\n```\n')
 
 
@@ -79,11 +82,12 @@ def fold_signature(
 def tidy_output(
     data:dict, # MIME type -> content of an output
     labelled:bool, # has its cell a label?
+    caption:str, # of a cell without a label
     library:bool, # is the page in the section Library?
 ):
     "Unlink code, and show HTML as Markdown: for text/html Quarto loads scripts from other servers."
     if 'text/html' in data:
-        data['text/markdown'] = raw_html(joined(data.pop('text/html')), labelled)
+        data['text/markdown'] = raw_html(joined(data.pop('text/html')), labelled, caption)
     elif 'text/markdown' in data:
         text = unlink(joined(data['text/markdown']))
         data['text/markdown'] = in_lines(text if library else fold_signature(text))
@@ -146,8 +150,10 @@ def tidied(
         if cell['cell_type'] == 'code': fold(cell, library)
         else: cell['source'] = badge_re.sub(r'[\1]\2', joined(cell['source']))
         labelled = re.search(r'^#\|\s*label:', joined(cell['source']), re.M) is not None
+        caption = '' if labelled else ''.join(caption_re.findall(joined(cell['source'])))
+        if caption: cell['source'] = caption_re.sub('', joined(cell['source']))
         for output in cell.get('outputs', []):
-            tidy_output(output.get('data', {}), labelled, library)
+            tidy_output(output.get('data', {}), labelled, caption, library)
         cell['source'] = in_lines(cell['source'])
     return dumps(nb, ensure_ascii=False)
 

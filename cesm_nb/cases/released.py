@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub import ModelCardData
 
 from .conformal import average_json, describe_folds
 from .fitted import drop_backbone
@@ -28,6 +29,7 @@ from ..core.runs import read_config
 from ..core.settings import settings_that_count
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Exam, read_exam
+from ..networks.weights import list_results
 from ..probe.fit import attend_all, compute_features, join_features
 from ..training.inference import Own, export_run
 
@@ -123,7 +125,10 @@ def describe_released(
         **fit_patients(own, signs, rows, np.ones(len(rows), bool))), flags
 
 # %% ../../nbs/api/cases.released.ipynb #6ac4d4fe
-_CARD = """# {title}
+_CARD = """---
+{front}
+---
+# {title}
 
 **Research software, not a medical device.** {phantom}The classes of one breast in
 contrast-enhanced mammography (normal, benign, malignant), with a conformal set and checks of
@@ -176,8 +181,14 @@ def make_card(
             span(g[n]) if n in g else 'too few' for n in ('accuracy', 'auc')) + ' |'
         for k, g in found['groups'].items())
     phantom = 'PHANTOM: fitted on made-up images, evidence of nothing. ' if found['phantom'] else ''
+    front = ModelCardData(
+        library_name='cesm_nb', license='apache-2.0', pipeline_tag='image-classification',
+        tags=['mammography', 'contrast-enhanced-mammography', 'breast-cancer', 'CDD-CESM'],
+        model_name='cesm_nb linear probe', eval_results=list_results(
+            c['scores'], 'out of fold', config['data_fingerprint'], found['phantom']))
     return _CARD.format(
-        title='A linear probe for contrast-enhanced mammography', phantom=phantom, groups=groups,
+        front=front.to_yaml(), title='A linear probe for contrast-enhanced mammography',
+        phantom=phantom, groups=groups,
         patients=c['n_val_women'], scores=named(c['scores'], ('auc', 'accuracy')),
         level=c['level'], covered=span(c['covered']), least=2*c['level'] - 1, n=sum(c['sizes']),
         calls=calls, rejected=found['false_refusals'], commit=config['commit'],

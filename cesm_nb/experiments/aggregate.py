@@ -20,7 +20,8 @@ from ..stats.compare import METHODS, correct_p, nadeau_bengio, paired_table, rep
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..stats.intervals import interval_table
 from ..stats.scores import CLASS_KEYS
-from ..reporting.tables import MORE_NAMES, PAPER, PUBLISHED, SCORE_NAMES, with_interval
+from ..reporting.tables import (
+    MORE_NAMES, PAPER, PUBLISHED, SCORE_NAMES, format_number, format_p, with_interval)
 
 # %% ../../nbs/api/experiments.aggregate.ipynb #6d0ca799
 class Pooled(NamedTuple):
@@ -153,12 +154,12 @@ def phrase_p(
     p:float, # p value; NaN: none
 ) -> str: # for a table
     "Format a p value, never as 0."
-    return '' if np.isnan(p) else '< 0.0001' if p < 1e-4 else f'{p:.4f}'
+    return '' if np.isnan(p) else format_p(p)
 
 def _phrase_each(row):
     "The value of each seed."
     each = row.filter(like='seed ').dropna()
-    return ', '.join(f'{v:.3f}' for v in each)
+    return ', '.join(map(format_number, each))
 
 def _cells(table, names):
     "Format some scores, one column per score: value with interval."
@@ -277,9 +278,10 @@ def summary_table(
     summary:pd.DataFrame, # from `summarise_repeats`
 ) -> pd.DataFrame: # the same as text
     "Format the averages for reading."
-    mean = lambda r: with_interval(r) if r.seeds > 1 else f'{r.value:.3f} (one seed)'
+    mean = lambda r: with_interval(r) if r.seeds > 1 else f'{format_number(r.value)} (one seed)'
     return pd.DataFrame({
         PUBLISHED: summary[PUBLISHED].map(lambda v: '' if np.isnan(v) else f'{v:.4f}'),
         'mean [corrected 95 %]': summary.apply(mean, axis=1),
-        'lowest to highest': summary.apply(lambda r: f'{r.lowest:.3f} to {r.highest:.3f}', axis=1),
+        'lowest to highest': summary.lowest.map(format_number) + ' to ' + (
+            summary.highest.map(format_number)),
         'seeds': summary.seeds}).rename(index=SHOWN_NAMES, level='score')

@@ -17,7 +17,7 @@ from ..core.errors import CesmError
 from ..stats.compare import detectable, sd_interval
 from .aggregate import PAIR_NAMES, SHOWN_NAMES, phrase_change
 from .publish import find_results, read_results, phrase_absent
-from ..reporting.tables import PAPER, PAPER_SIZE, with_interval
+from ..reporting.tables import PAPER, PAPER_SIZE, format_number, with_interval
 
 # %% ../../nbs/api/experiments.front_page.ipynb #b4b355ce
 LEAD = ('auc', 'accuracy') # scores of the first table
@@ -35,7 +35,8 @@ def _phrase_size(breasts, patients, more=''):
 def _lead_repeats(found, variant='paper'):
     "Cells of a grid without folds: mean, its interval, lowest to highest."
     t = found['summary'].loc[variant].set_index('score')
-    cells = {k: f'{with_interval(r)}; {r.lowest:.3f} to {r.highest:.3f}' for k, r in t.iterrows()}
+    ends = t[['lowest', 'highest']].map(format_number).agg(' to '.join, axis=1)
+    cells = (t.apply(with_interval, axis=1) + '; ' + ends).to_dict()
     if t.seeds.max() == 1: # no spread; the run's own interval over its patients
         single = found['scores'].loc[variant].set_index('score')
         cells = {k: f'{with_interval(r)}; one split' for k, r in single.iterrows()}

@@ -37,7 +37,7 @@ from ..reporting.html import embed, fill_in, make_page
 from ..core.runs import find_commit, read_config, read_parts
 from ..core.settings import PROTOCOLS, AuditConfig, resolve_protocol
 from ..cohort.splits import make_splits, share_with_contralateral
-from ..reporting.tables import with_interval, write_table
+from ..reporting.tables import format_number, with_interval, write_table
 
 # %% ../../nbs/06_leakage_audit.ipynb #c76918f3
 def deal_folds(
@@ -168,7 +168,7 @@ def show_controls(
     rows = pd.MultiIndex.from_frame(kept[name].drop_duplicates())
     wide = kept.assign(text=text).pivot(index=name, columns='score', values='text')
     auc = kept[kept.score == 'auc'].set_index(name).filter(regex='^seed ')
-    own = auc.apply(lambda r: ' '.join(f'{v:.3f}' for v in r), axis=1)
+    own = auc.apply(lambda r: ' '.join(map(format_number, r)), axis=1)
     wide = wide[list(score_names)].rename(columns=HEADS)
     return wide.assign(**{'macro AUC of each seed': own}).reindex(rows)
 

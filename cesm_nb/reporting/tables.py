@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'PAPER_SIZE', 'PUBLISHED', 'SCORE_NAMES', 'MORE_NAMES', 'LITERATURE', 'FINDINGS', 'LEAST_BREASTS', 'COMPARED',
-           'banner', 'table_1', 'with_interval', 'compare_runs', 'per_class_table', 'points_table', 'table_2',
-           'format_p', 'to_markdown', 'write_table', 'group_findings', 'subgroup_table', 'forest_rows', 'align_tests',
-           'compare_paired', 'describe_breasts']
+           'banner', 'table_1', 'format_number', 'with_interval', 'compare_runs', 'per_class_table', 'points_table',
+           'table_2', 'format_p', 'to_markdown', 'write_table', 'group_findings', 'subgroup_table', 'forest_rows',
+           'align_tests', 'compare_paired', 'describe_breasts']
 
 # %% ../../nbs/api/reporting.tables.ipynb #20a6e273
 import re
@@ -67,13 +67,23 @@ def table_1(
     return table.drop(columns=['paper', 'difference']) if phantom else table
 
 # %% ../../nbs/api/reporting.tables.ipynb #08657957
+def format_number(
+    value:float, # to write
+    digits:int=3, # decimals
+) -> str: # 0 without a sign, 1 without zeros; 1.00 if it is 1 only when rounded
+    "Write a number of a table."
+    text = f'{value:.{digits}f}'
+    if not text.strip('-0.'): return text.lstrip('-')
+    if text.lstrip('-') != f'{1:.{digits}f}': return text
+    return text[:-digits - 1] + ('' if abs(value) == 1 else '.00')
+
 def with_interval(
     row:pd.Series, # value, low, high
 ) -> str: # 'value [low, high]'
     "Write a value with its interval, or alone where it has none."
     if np.isnan(row.value): return 'not defined'
-    if np.isnan(row.low): return f'{row.value:.3f}'
-    return f'{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]'
+    value, low, high = (format_number(row[k]) for k in ('value', 'low', 'high'))
+    return value if np.isnan(row.low) else f'{value} [{low}, {high}]'
 
 def compare_runs(
     runs:dict, # name -> (config, scores from `interval_table`, test predictions)
@@ -167,9 +177,9 @@ def table_2(
 # %% ../../nbs/api/reporting.tables.ipynb #2b805045
 def format_p(
     p:float, # p value; NaN where there is none
-) -> str: # four decimals, or '< ...'
+) -> str: # four decimals, '< 0.0001', '> 0.9999' or '1'
     "Write a p value."
-    return '< 0.0001' if p < 1e-4 else f'{p:.4f}'
+    return '< 0.0001' if p < 1e-4 else '> 0.9999' if .99995 <= p < 1 else format_number(p, 4)
 
 def _with_words(table): # p values as text, for readers; programs get the numbers
     return table.assign(**{c: table[c].map(format_p) for c in ('p', 'p_holm') if c in table})
@@ -188,7 +198,9 @@ def to_markdown(
     for c, kind in table.dtypes.items():
         if pd.api.types.is_string_dtype(kind): table[c] = table[c].map(_escape)
     text = table.to_markdown(index=not several, floatfmt=formats if several else ['', *formats])
-    return re.sub('(?<= )nan(?= )', ' --', text).replace('<NA>', '--  ') # of the same width
+    for odd, same in [('nan', ' --'), (r'-(0\.0+)', r' \1'), (r'1\.0{3,}', '1')]:
+        text = re.sub(f'(?<= ){odd}(?= )', lambda m: m.expand(same).rjust(len(m[0])), text)
+    return text.replace('<NA>', '--  ')
 
 # %% ../../nbs/api/reporting.tables.ipynb #83b92266
 _TEX = str.maketrans({c: f'\\{c}' for c in '&%$#_{}'} | {
@@ -202,7 +214,7 @@ def write_table(
     "Write one table as CSV, Markdown and LaTeX (booktabs)."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     tex = _with_words(table).to_latex(
-        float_format='%.4f', escape=True, na_rep='--',
+        float_format=lambda v: format_number(v, 4), escape=True, na_rep='--',
         caption=caption.translate(_TEX) or None) # pandas escapes cells, not captions
     caption = caption.replace('$', r'\$')
     text = (f'{caption}\n\n' if caption else '') + to_markdown(table) + '\n'

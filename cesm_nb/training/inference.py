@@ -9,20 +9,22 @@ __all__ = ['load_run', 'Own', 'open_breasts', 'predict_breasts', 'predict_run', 
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
 
 from ..core.errors import CesmError
 from .dataset import Breasts, load_inputs
-from ..core.terms import KEYS
+from ..core.terms import KEYS, PROBS
 from .distributed import pick_device
 from ..core.files import reading
 from ..core.recipes import find_recipe
 from ..core.runs import (
     BEST, CHECKPOINTS, RUN_FILES, check_digests, find_folder, read_config, read_parts, run_file)
 from ..core.settings import with_defaults
-from ..networks.weights import export_model
+from ..networks.weights import METRICS, export_model
+from ..stats.scores import score
 from ..tensorize import read_manifest
 from .losses import tabulate
 
@@ -109,5 +111,10 @@ def export_run(
     settings = ('protocol', 'modality', 'image_size', 'seed')
     facts = {k: config['settings'][k] for k in settings} | {
         k: config[k] for k in ('switches', 'phantom', 'data_fingerprint', 'commit', 'versions')}
-    model.weights_source = config['weights_source']
+    model.weights_source, path = config['weights_source'], run_file(run_dir, 'predictions')
+    if path.exists():
+        check_digests(run_dir, RUN_FILES['predictions'])
+        tested = pd.read_csv(path).query("split == 'test'")
+        scores = score(tested.label.to_numpy(), tested[PROBS].to_numpy())
+        facts['test_scores'] = {k: scores[k] for k in METRICS if np.isfinite(scores[k])}
     return export_model(model, folder, facts)
