@@ -488,7 +488,7 @@ def join_jobs(
 def threads_each(
     n_jobs:int, # runs at the same time
 ) -> int: # at least 1
-    "Threads of a run: `OMP_NUM_THREADS` if set, else its share of the cores at hand."
+    "Threads of a run: `OMP_NUM_THREADS` if set, else its share of the available cores."
     given = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0]
     return int(given) if given.isdecimal() else max(1, cpu_count()//max(1, n_jobs))
 
