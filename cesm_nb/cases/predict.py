@@ -31,7 +31,8 @@ from ..core.errors import CesmError, FileError, explain_error
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Case, printable, read_exam
-from .ood import CLOUD_FORM, check_clouds, describe_training, find_rejections
+from .ood import (
+    CLOUD_FORM, ENERGY_FORM, check_clouds, describe_training, find_rejections)
 from ..stats.calibration import heat
 from ..core.files import lock_folder, read_sealed, write_atomic, write_json, write_sealed
 from ..core.runs import Run, read_config, run_file
@@ -46,7 +47,8 @@ _COUNT = 'whole [0, inf)'
 _FORM = SUBGROUPS_FORM | { # of `training.json`, see `cesm_nb.core.files.check_form`
     'weights': str, 'phantom': bool, 'protocol': str, 'signatures': {'*': CLOUD_FORM},
     'features': CLOUD_FORM, 'rate': '(0, 1)', 'n_train': _COUNT, 'n_val': _COUNT, 'n_test': _COUNT,
-    'false_refusals': (None, '[0, 1]'), 'certainty': CERTAINTY_FORM, 'digest?': str}
+    'false_refusals': (None, '[0, 1]'), 'certainty': CERTAINTY_FORM, 'digest?': str,
+    'energy?': {'*': ENERGY_FORM}} # older versions lack it
 
 _REST = {k: CLOUD_FORM[k] for k in ('rest', 'limit', 'n_held')} # its arrays are `Member.cloud`
 
