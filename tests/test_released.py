@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,9 @@ from cesm_nb.networks import weights
 from cesm_nb.networks.backbones import make_backbone, make_backbones
 from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.train import fit
-from conftest import PATIENCE, ROOT, WEIGHTS, call, needs_weights
+from cesm_nb.data import read_dataset
+from cesm_nb.imaging.dicom import Upload
+from conftest import PATIENCE, REAL, ROOT, WEIGHTS, call, needs_data, needs_weights
 
 LITE = 'efficientnet_lite0'
 needs_package = pytest.mark.skipif(
@@ -188,6 +191,28 @@ def test_command_predicts_an_exam_without_a_run(installed, phantom_data, tmp_pat
     call(cesm_predict, *files, '--out', tmp_path/'out', '--name', 'mine', *options)
     table = pd.read_csv(tmp_path/'out/predictions.csv')
     assert table.file.tolist() == ['002-mine_left', '003-mine_right']
+
+
+@needs_package
+@needs_data
+def test_real_exam_is_predicted_and_its_low_energy_images_are_rejected(tmp_path):
+    "Low-energy images handed in as subtracted ones, of three breasts; real ones predict an exam."
+    images = read_dataset(REAL).images.dropna(subset='path')
+    by = images.groupby(['modality', 'patient_id'])
+    exams = {k: [*map(Path, t.path)] for k, t in by if k[0] == 'CM' and t.side.nunique() == 2}
+    done = call(cesm_predict, *next(iter(exams.values())), '--out', tmp_path/'out', '--anyway')
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path/'out/predictions.csv')
+    assert len(table) == 2 and np.allclose(table[PROBS].sum(axis=1), 1, atol=1e-5)
+    low = [t for k, t in by if k[0] == 'DM' and t['view'].nunique() == 2][:3]
+    model, reasons = load_released(), []
+    for t in low:
+        files = [Upload(f'{b.side}_{b.view}_CM.jpg', Path(b.path).read_bytes())
+                 for b in t.drop_duplicates('view').itertuples()]
+        prediction = model.predict(read_exam(files)).predictions[0]
+        reasons += prediction.ood_reasons
+        assert not prediction.classes
+    assert any('as of the other energy, low energy' in r for r in reasons)
 
 
 def test_out_of_distribution_exam_ends_in_a_page_and_status_0(installed, phantom_data, tmp_path):
