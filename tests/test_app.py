@@ -192,7 +192,7 @@ def test_predictions_are_kept_or_reported_as_unwritable(site, cases, tmp_path, m
         assert response.status_code == 200
         for words in ('Not kept: ', 'x, ', 'Prediction</h2>'): assert words in response.text
 
-    def full(*_): raise OSError(28, 'No space left on device')
+    def full(*_, **__): raise OSError(28, 'No space left on device')
 
     assert_not_kept()
     (tmp_path/'kept').unlink()

@@ -147,7 +147,8 @@ def _promise(certain):
         f" Theory guarantees {2*certain['level'] - 1:.0%}, as the limits are from models of folds.")
     of = f" These figures, and those of the calls, are {certain['of']}." if certain['of'] else ''
     made = f"The set is made to hold the class for {certain['level']:.0%} of patients"
-    return f'{made}; on {held}{of}'
+    call = ' A call is made to miss few, so it may name a class that the set rules out.'
+    return f'{made}; on {held}{of}{call}'
 
 def _tables(prediction, experts):
     "Titles, heads and rows of the tables on calls, subgroups and missing inputs."
@@ -201,8 +202,12 @@ def summarise(
     ood = ' Out of distribution: not to be relied on.' if prediction.ood_reasons else ''
     every = len(prediction.classes) == len(CLASSES)
     found = 'no class is ruled out' if every else ' or '.join(prediction.classes)
-    called = [f'{"" if yes else "not "}called {k}' for k, yes in prediction.called.items() if calls]
-    return f'{what}: {"; ".join([found, *called])}.{ood}'
+    if calls and prediction.called:
+        points = {k: prediction.certainty['calls'][k]['sensitivity'][:1] for k in prediction.called}
+        found += '; called ' + ', '.join(
+            f'{k}: {"yes" if yes else "no"} (at sensitivity {_span(points[k])})'
+            for k, yes in prediction.called.items())
+    return f'{what}: {found}.{ood}'
 
 # %% ../../nbs/api/cases.page.ipynb #c87445d5
 def _how(member, target):
