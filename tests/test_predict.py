@@ -367,7 +367,7 @@ def test_pair_model_predicts_a_single_breast(data, module_path, tmp_path, capsys
                   'one'])
     page = (tmp_path/'001-one.html').read_text()
     for text in ('the contralateral breast is not used', 'for each breast by itself, as here',
-                 'have a set of one class', 'trained on the regions of other patients'):
+                 'Sets of one class', 'trained on the regions of other patients'):
         assert text in page, text
     assert 'one, ' in capsys.readouterr().out + page
     maps = compute_saliency(member, prepare_case(case, member), 2)
