@@ -203,9 +203,9 @@ def summarise(
     every = len(prediction.classes) == len(CLASSES)
     found = 'no class is ruled out' if every else ' or '.join(prediction.classes)
     if calls and prediction.called:
-        points = {k: prediction.certainty['calls'][k]['sensitivity'][:1] for k in prediction.called}
+        points = {k: prediction.certainty['calls'][k]['sensitivity'][0] for k in prediction.called}
         found += '; called ' + ', '.join(
-            f'{k}: {"yes" if yes else "no"} (at sensitivity {_span(points[k])})'
+            f'{k}: {"yes" if yes else "no"} (at sensitivity {_span([points[k], None, None])})'
             for k, yes in prediction.called.items())
     return f'{what}: {found}.{ood}'
 
