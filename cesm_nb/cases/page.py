@@ -224,7 +224,7 @@ def _draw_breast(case, prediction, experts, of):
     plt.close(fig)
     silent = not np.isfinite(prediction.prob).all()
     rows = [(c, float(p), c in prediction.classes) for c, p in zip(CLASSES, prediction.prob)]
-    if silent or len(prediction.classes) == len(CLASSES): rows = [] # nothing to tell apart
+    if silent or len(prediction.classes) == len(CLASSES): rows = []
     return dict(
         of=of, summary=summarise(case, prediction, calls=True), rows=rows, picture=picture,
         ood_reasons=prediction.ood_reasons, predicted=not silent, notes=prediction.notes,
