@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from cesm_nb.cases.fitted import FITTED, save_bundle
+from cesm_nb.cases.predict import predict_case
 from cesm_nb.cases.prepare import open_member, predict_prepared, prepare_case
 from cesm_nb.cases.released import load_released, read_exam
 from cesm_nb.cases.web import make_site
@@ -24,6 +26,7 @@ from cesm_nb.core.settings import make_config
 from cesm_nb.core.terms import PROBS
 from cesm_nb.networks import weights
 from cesm_nb.networks.backbones import make_backbone, make_backbones
+from cesm_nb.stats.calibration import heat
 from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.train import fit
 from cesm_nb.data import read_dataset
@@ -160,6 +163,22 @@ def test_exam_in_dicom_gives_the_prediction_of_its_pixels(made, phantom_data, tm
     assert [c.side for c in again.breasts] == ['L', 'R']
     each = [[a.prob for a in model.predict(e, anyway=True).predictions] for e in (exam, again)]
     np.testing.assert_allclose(*each, atol=1e-6)
+
+
+def test_backbone_runs_once_for_prediction_checks_and_maps(made, phantom_data, monkeypatch):
+    expert = load_released(made/'package/released', str(made/'weights')).expert
+    case = read_exam(list_exam(phantom_data)).breasts[0]
+    plain = predict_prepared(expert.member, [prepare_case(case, expert.member)])
+    backbone, inputs = expert.member.net.pooled.backbone, []
+    run = type(backbone).forward_intermediates
+    monkeypatch.setattr(type(backbone), 'forward_intermediates',
+                        lambda self, x, **o: inputs.append(x.clone()) or run(self, x, **o))
+    prediction = predict_case(case, [expert], anyway=True)
+    assert inputs and prediction.maps
+    same = [a for a, b in combinations(inputs, 2) if a.shape == b.shape and torch.equal(a, b)]
+    assert same == [] and 'forward_intermediates' not in vars(backbone)
+    plain = heat(plain, expert.training['certainty']['temperature'])
+    np.testing.assert_array_equal(prediction.prob, heat(plain, 1.)[0])
 
 
 @pytest.fixture

@@ -33,7 +33,8 @@ def compute_saliency(
     "Compute saliency maps: Grad-CAM, or the attention weights where there are any."
     batch = stack_prepared([prepared])
     shown = assemble(batch.views/255, batch.rows), batch.real
-    maps = weight_maps(member.net, *shown) or gradcam(member.net, *shown, torch.tensor([target]))
+    with torch.no_grad(): maps = weight_maps(member.net, *shown)
+    maps = maps or gradcam(member.net, *shown, torch.tensor([target]))
     out = {}
     for (_, view), heat in maps.items():
         heat = np.asarray(heat[0])

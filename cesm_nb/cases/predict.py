@@ -12,6 +12,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
 from hashlib import file_digest, sha256
 from io import StringIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from .subgroups import (
@@ -219,6 +221,23 @@ def _compare(case, expert):
     return (subgroups if groups else {}), (known or {}).get('costs', {})
 
 # %% ../../nbs/07_predict.ipynb #f59bf682
+@contextmanager
+def _backbone_once(net):
+    "Run the frozen backbone of a probe once for prediction, checks and maps of the same images."
+    if getattr(net, 'region_attention', None) is None: # Grad-CAM needs gradients of its own
+        yield
+        return
+    backbone, seen = net.pooled.backbone, []
+    def forward_intermediates(x, **options):
+        for y, kept, found in seen:
+            if kept == options and x.shape == y.shape and torch.equal(x, y): return found
+        found = type(backbone).forward_intermediates(backbone, x, **options)
+        seen.append((x, options, found))
+        return found
+    backbone.forward_intermediates = forward_intermediates
+    try: yield
+    finally: backbone.__dict__.pop('forward_intermediates', None)
+
 def predict_case(
     case:Case, # one breast
     experts:list, # from `open_experts`
@@ -227,6 +246,11 @@ def predict_case(
     maps:bool=True, # compute the saliency maps that pages and DICOM files show
 ) -> Prediction:
     "Predict a case with all models; raise ValueError if it lacks an input that one of them needs."
+    with ExitStack() as once:
+        for e in experts: once.enter_context(_backbone_once(e.member.net))
+        return _predict_case(case, experts, regions, anyway, maps)
+
+def _predict_case(case, experts, regions, anyway, maps):
     ready, probs, calls, unlike = zip(*[_predict_expert(case, e, regions) for e in experts])
     why, notes = ([*dict.fromkeys(s for each in o for s in each)]
         for o in (unlike, (r.notes for r in ready)))
