@@ -608,4 +608,4 @@ def read_tests(
     finished = [p.variant for p in plan if is_finished(p.cfg)]
     counts = '; '.join(f'{v!r} {finished.count(v)}' for v in grid.variants)
     raise CesmError(f'no seed of any variant is complete: of {len(plan)//len(grid.variants)} runs '
-                    f'of each variant {counts} are finished; continue it without --only-results')
+                    f'of each variant there are {counts}; continue it without --only-results')
