@@ -109,6 +109,9 @@ def test_other_paths_are_not_served(client):
     for path in ('/etc/passwd', '/../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/ask/..%2f..',
                  '//etc/passwd', '/docs', '/openapi.json'):
         assert client.get(path).status_code in (404, 405), path
+    headers = dict(host='evil.example') # a redirect would send the form there
+    away = client.post('/ask/', headers=headers, follow_redirects=False)
+    assert away.status_code == 404 and 'location' not in away.headers
     for method in ('GET', 'PUT', 'DELETE', 'OPTIONS'):
         assert client.request(method, '/ask').status_code in (404, 405)
 

@@ -1,6 +1,8 @@
 "Single cases: the same predictions as in the run under each protocol, or an error with the reason."
+import base64
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -799,3 +801,56 @@ def test_case_names_become_distinct_patient_ids(data, runs, tmp_path):
         ids.add(back.PatientID)
     # the two surrogates, which no name of a case holds, give one id
     assert len(ids) == len(names) - 1 and 'плохо' in ids
+
+
+HEADERS = b'DOE^', b'JANE', b'PAT4711', b'20200102', b'19680304', b'ACC77', b'KLINIK'
+
+
+def hidden_in(text):
+    "Planted words of headers in a text or file, and in the pictures inside a page."
+    inner = re.findall(rb'base64,([\w+/=]+)', text)
+    every = b' '.join([text, *map(base64.b64decode, inner)]).upper()
+    return [s for s in HEADERS if s in every]
+
+
+def test_headers_are_in_no_output(data, runs, tmp_path, capsys):
+    "Names, ids and dates of DICOM headers: not in pages, JSON, CSV, DICOM, messages or the app."
+    pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
+    from test_dicom import make, write
+    b = breasts(data.images).query('n_views == 2').iloc[0]
+    image = {v: cv2.imread(f, cv2.IMREAD_GRAYSCALE) for v, f in
+             dict(CC=b.cc_path, MLO=b.mlo_path).items()}
+
+    def save(name, view, **tags):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        own = dict(ImageLaterality=b.side, ViewPosition=view, InstitutionName='Klinik',
+                   PatientID='Pat4711')
+        return write(make(image[view], **own | tags), tmp_path/name)
+
+    good = [save(f'in/a/{v}.dcm', v) for v in image]
+    save('in/two/1.dcm', 'CC')
+    save('in/two/2.dcm', 'MLO', PatientName='Jane^Doe^Pat4711', PatientBirthDate='20200102')
+    save('in/odd/1.dcm', 'CC', ViewPosition='DOE^JANE')
+    save('in/cut/1.dcm', 'CC').write_bytes(good[0].read_bytes()[:900])
+    (tmp_path/'l.csv').write_text('case,files,age\nx,in/a/CC.dcm;in/a/MLO.dcm,50\n'
+                                  'y,in/two/1.dcm;in/two/2.dcm,\nz,in/odd/1.dcm,\n')
+    run = str(runs['clinical'].run_dir)
+    for what in ('in', 'l.csv'):
+        cesm_predict([str(tmp_path/what), '--run', run, '--anyway', '--dicom-out', '--out',
+                      str(tmp_path/f'out {what}')])
+    shown = capsys.readouterr()
+    assert 'PatientName' in shown.out and not hidden_in((shown.out + shown.err).encode())
+    files = [f for k in ('in', 'l.csv') for f in (tmp_path/f'out {k}').iterdir()]
+    kinds = [sum(f.suffix == k for f in files) for k in ('.html', '.json', '.csv', '.dcm')]
+    assert kinds == [2, 2, 2, 4]
+    assert [(f.name, h) for f in files if (h := hidden_in(f.name.encode() + f.read_bytes()))] == []
+    site = make_site([run], 1)
+    page = handle_form(site, dict(anyway='1'), dict(
+        CM_CC=Upload('a.dcm', good[0].read_bytes())))
+    assert b'Prediction' in page and not hidden_in(page)
+    for name in ('two/2.dcm', 'odd/1.dcm'):
+        uploads = dict(CM_CC=Upload('a.dcm', good[0].read_bytes()),
+                       CM_MLO=Upload('b.dcm', (tmp_path/'in'/name).read_bytes()))
+        with pytest.raises(ValueError) as e: handle_form(site, {}, uploads)
+        assert not hidden_in(str(e.value).encode())
+    assert hidden_in(good[0].read_bytes()) # the scan detects what is there

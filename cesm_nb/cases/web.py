@@ -284,9 +284,11 @@ def make_app(
     async def lost(request, e): return _explain(e.status_code, 'There is nothing here.')
     async def broken(request, e):
         return _explain(500, f'An error nobody foresaw ({type(e).__name__}): see the terminal.')
-    return Starlette(
+    app = Starlette(
         routes=[Route('/', form), Route('/ask', partial(_post, site, _Queue()), methods=['POST'])],
         exception_handlers={Rejected: reject, HTTPException: lost, Exception: broken})
+    app.router.redirect_slashes = False # a redirect would name the host of the request, unchecked
+    return app
 
 # %% ../../nbs/api/cases.web.ipynb #a9900012
 def _check_regions(member):
