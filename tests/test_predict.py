@@ -555,7 +555,7 @@ def test_predict_command(data, runs, tmp_path, capsys):
     cesm_predict([str(tmp_path/'cases'), '--run', run, '--out', str(tmp_path/'out'), '--anyway',
                   '--folder-names'])
     output = capsys.readouterr().out
-    assert output.startswith('Research use only. PHANTOM')
+    assert '\nResearch use only. PHANTOM' in f'\n{output}' # a new run is calibrated before
     assert '2 of 3 cases' in output and 'x: not used, a.dcm' in output
     rows = pd.read_csv(tmp_path/'out'/'predictions.csv')
     assert rows.case.tolist() == ['w0', 'w1', 'x']
