@@ -1,4 +1,4 @@
-"""Write pictures of `cesm_app` for the site: its form, and its prediction for a breast of a phantom.
+"""Write pictures of `cesm_app` for the site: its form, and the page of a phantom's breast.
 
 usage: python tools/make_pictures.py RUN
 RUN is a finished run on a phantom, such as runs/mine of the README, whose phantom is still there.
