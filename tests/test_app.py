@@ -73,7 +73,7 @@ def test_app_returns_the_case_page(client, site, cases):
     empty = client.get('/')
     assert empty.status_code == 200
     assert empty.text.index('Research use only') < empty.text.index('<form')
-    assert re.findall(r'type="file" name="(\w+)"', empty.text) == ['CM_CC', 'CM_MLO']
+    assert re.findall(r'type="file" name="(\w+)"', empty.text) == ['exam', 'CM_CC', 'CM_MLO']
     fields = re.findall(r'<(?:select|input type="(?!hidden)|input name)', empty.text)
     assert len(re.findall('<label>', empty.text)) == len(fields)
     response = send(client, site, cases[0])
@@ -109,6 +109,9 @@ def test_other_paths_are_not_served(client):
     for path in ('/etc/passwd', '/../../etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/ask/..%2f..',
                  '//etc/passwd', '/docs', '/openapi.json'):
         assert client.get(path).status_code in (404, 405), path
+    headers = dict(host='evil.example') # a redirect would send the form there
+    away = client.post('/ask/', headers=headers, follow_redirects=False)
+    assert away.status_code == 404 and 'location' not in away.headers
     for method in ('GET', 'PUT', 'DELETE', 'OPTIONS'):
         assert client.request(method, '/ask').status_code in (404, 405)
 
@@ -150,7 +153,7 @@ def test_invalid_forms(client, site, cases, monkeypatch):
 def test_clients_are_isolated(client, site, cases):
     def predict(i): return send(client, site, cases[i % 2], name=f'case-{i}').text
     def result(text): # numbers and picture
-        return re.search(r'<h2>Prediction.*?</table>.*?src="data:.*?"', text, re.S)[0]
+        return re.search(r'src="data:.*?<h2>Prediction.*?</table>', text, re.S)[0]
     alone = [predict(i) for i in (0, 1)]
     with ThreadPoolExecutor(4) as pool: concurrent = list(pool.map(predict, range(4)))
     assert result(alone[0]) != result(alone[1])
@@ -190,14 +193,35 @@ def test_predictions_are_kept_or_reported_as_unwritable(site, cases, tmp_path, m
     def assert_not_kept():
         response = post()
         assert response.status_code == 200
-        for words in ('Not kept: ', 'x, ', 'Probability'): assert words in response.text
+        for words in ('Not kept: ', 'x, ', 'Prediction</h2>'): assert words in response.text
 
-    def full(*_): raise OSError(28, 'No space left on device')
+    def full(*_, **__): raise OSError(28, 'No space left on device')
 
     assert_not_kept()
     (tmp_path/'kept').unlink()
     monkeypatch.setattr(page, 'write_prediction', full)
     assert_not_kept()
+
+
+def test_exam_of_both_breasts_is_one_page(client, site, data, tmp_path):
+    "Files in one field are sorted into breasts; each is kept, with one page for both."
+    paths = sorted(data.root.rglob('P1_*_CM_*.jpg'))
+    files = [('exam', (p.name, p.read_bytes())) for p in paths]
+    response = send(client, site, files)
+    assert response.status_code == 200, response.text
+    for words in ('mine left, left breast: ', 'mine right, right breast: ', 'Exam mine',
+                  'Left breast: Prediction', 'Right breast: Prediction'):
+        assert words in response.text
+    assert response.text.count('<img') == 2
+    keeping = site._replace(keep=tmp_path/'kept')
+    again = send(TestClient(page.make_app(keeping), HOME), site, files)
+    assert 'Kept as 001-mine_left.html' in again.text
+    assert sorted(p.name for p in keeping.keep.iterdir()) == [
+        '001-mine_left.html', '001-mine_left.json', '002-mine_right.json']
+    unnamed = send(client, site, [('exam', ('a.jpg', paths[0].read_bytes()))])
+    assert unnamed.status_code == 422 and 'does not state its' in unnamed.text
+    other = ('exam', ('P2_L_CM_CC.jpg', paths[0].read_bytes())) # of another patient
+    assert 'differ in PatientID' in send(client, site, [*files, other]).text
 
 
 def test_models_that_need_regions_are_rejected_at_start(site, monkeypatch):
@@ -284,11 +308,12 @@ def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
     "Case and error pages fit both screens too, whatever the name of a case or a file."
     fits = 'document.documentElement.scrollWidth <= innerWidth'
     focus = 'document.activeElement.name || document.activeElement.tagName'
-    fields = ['CM_CC', 'CM_MLO', 'side', 'age_years', 'density', 'name', 'window', 'anyway',
-              'BUTTON']
+    fields = ['exam', 'CM_CC', 'CM_MLO', 'side', 'age_years', 'density', 'name', 'window',
+              'anyway', 'BUTTON']
     pages = [tmp_path/f'{k}.html' for k in ('case', 'rejected', 'error')]
     uploads, experts = {k: Upload(*v) for k, v in cases[0].items()}, site.experts*2
-    case = page.read_upload(dict(name='name-' + 'x'*55), uploads, page.list_images(experts))
+    exam = page.read_upload(dict(name='name-' + 'x'*55), uploads, page.list_images(experts))
+    case = exam.breasts[0]
     prediction = predict_case(case, experts, anyway=True)
     pages[0].write_bytes(page_of(case, prediction, experts))
     rejected = prediction._replace(prob=prediction.prob*float('nan'), classes=[], calls={},
@@ -325,7 +350,7 @@ def test_keyboard_upload_in_a_browser(served, site, cases, tmp_path):
             browser.wait('Page.loadEventFired', timeout=300)
             text = browser.js('document.body.innerText')
             assert 'typed' in text, text[:300]
-            assert text.index('Research use only') < text.index('Probability'), text[:300]
+            assert text.index('Research use only') < text.index('Prediction\n'), text[:300]
             assert browser.js(fits)
             assert browser.js('document.images[0].naturalWidth') > 300
             assert browser.js('getComputedStyle(document.body).maxWidth') == '1180px'

@@ -163,3 +163,22 @@ def test_metrics_are_json_for_any_program(tmp_path):
     def no_json(word): raise ValueError(f'{word} is no JSON')
     text = (tmp_path/'out'/'metrics.json').read_text()
     assert json.loads(text, parse_constant=no_json)['scores'] and 'null' in text
+
+
+def test_audit_rejects_ambiguous_splits_and_reads_other_forms(tmp_path):
+    "A column twice, a side in some rows alone, extra separators, title lines and encodings."
+    (path := tmp_path/'s.csv').write_text('patient_id,side,split\n1,L,train\n2,R,test\n')
+    expected = read_foreign(path)
+    for header in ('patient_id,side,split,Split', 'patient_id,side,split,split'):
+        path.write_text(f'{header}\n1,L,train,test\n2,R,test,test\n')
+        with pytest.raises(ValueError, match=r"column \['split'\] more than once"):
+            read_foreign(path)
+    path.write_text('patient_id,side,split\n1,L,train\n2,,test\n')
+    with pytest.raises(ValueError, match="line 3: '2': expected .* side L or R"): read_foreign(path)
+    for text, encoding in [
+        ('patient_id,side,split\n1,L,train,\n2,R,test,\n', 'utf-8'),
+        ('A title\n\nPatient ID;Side;Split\n1;L;train\n2;R;test\n', 'utf-16')
+    ]:
+        path.write_text(text, encoding)
+        found = read_foreign(path)
+        pd.testing.assert_frame_equal(found, expected.set_axis(found.index))

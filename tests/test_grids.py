@@ -115,7 +115,7 @@ def test_variant_with_its_own_folds(phantom, tmp_path):
                        if p.variant == v and p.cfg.seed == 1) for v in 'ab'}
     assert found == dict(a=[(3, k) for k in range(3)], b=[(4, k) for k in range(4)])
     with pytest.raises(ValueError, match='n_folds=2 is too small'): grid(2)
-    message = 'b has n_folds=0 in a grid of n_folds=3: .* use a grid each'
+    message = 'b has n_folds=0 in a grid of n_folds=3: .* use a grid for each'
     with pytest.raises(ValueError, match=message): grid(0)
     message = 'b has n_folds=3 in a grid of n_folds=0'
     with pytest.raises(ValueError, match=message): grid(3, n_folds=0)

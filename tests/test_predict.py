@@ -1,6 +1,8 @@
 "Single cases: the same predictions as in the run under each protocol, or an error with the reason."
+import base64
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +21,9 @@ from cesm_nb.data import breasts, read_dataset
 from cesm_nb.core.terms import PROBS
 from cesm_nb.imaging.dicom import Upload, read_case, read_view
 from cesm_nb.core.errors import explain_error, is_refusal
-from cesm_nb.cases.ood import REASONS, count_refusals, false_refusals, features, fit_training
+from cesm_nb.core.files import write_sealed
+from cesm_nb.cases.ood import (
+    REASONS, check_clouds, count_refusals, false_refusals, features, fit_training)
 from cesm_nb.stats.intervals import wilson
 from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.cases.web import handle_form, make_site
@@ -151,7 +155,7 @@ def test_false_rejections_are_counted(runs):
     both = false_refusals([run, run])
     assert (both.refused == 2*table.refused).all()
     assert (both.women == table.women).all() and (both.share == table.share).all()
-    found = {k: np.arange(100) < n for k, n in zip(REASONS, (0, 0, 0, 4, 6))}
+    found = {k: np.arange(100) < n for k, n in zip(REASONS, (0, 0, 0, 4, 6, 0))}
     flagged = pd.DataFrame(dict(patient_id=np.arange(100) // 2) | found)
     one = count_refusals(flagged).loc['any']
     assert (one.refused, one.breasts, one.women) == (6, 100, 50)
@@ -164,38 +168,33 @@ def test_false_rejections_are_counted(runs):
         fit_training(member, own._replace(table=own.table.assign(split='train')))
 
 
-def test_counts_of_false_rejections_are_published(runs, tmp_path, monkeypatch, capsys):
-    "Each model's rows are written once, mixed models are rejected; the published shares add up."
-    import count_refusals as tool
-    def set_arguments(*names):
-        folders = [str(runs[n].run_dir) for n in names]
-        monkeypatch.setattr(sys, 'argv', ['x', *folders, '--out', str(tmp_path/'f.csv')])
-    row = dict(data='real', model='x', backbones='y', image_size=1, runs=1, reason='any')
-    pd.DataFrame([row]).to_csv(tmp_path/'f.csv', index=False)
-    for names in (('clinical',), ('clinical', 'clinical')):
-        set_arguments(*names)
-        tool.main()
-    assert 'grey levels' in capsys.readouterr().out
-    found = pd.read_csv(tmp_path/'f.csv')
-    n = 1 + len(REASONS)
-    assert found.model.tolist() == ['x'] + ['four_stream']*n
-    assert found.runs.tolist()[1:] == [2]*n
-    assert found.reason.tolist()[1:] == ['any', *REASONS] and set(found.data[1:]) == {'phantom'}
-    odd = found.assign(image_size=found.image_size + 1)
-    tool.write(odd, tmp_path/'f.csv')
-    assert len(pd.read_csv(tmp_path/'f.csv')) == 2*len(found)
-    published = pd.read_csv(ROOT/'results'/'false_refusals.csv')
-    np.testing.assert_allclose(published.share, published.refused/published.breasts, atol=1e-4)
-    assert (published.low <= published.share).all() and (published.share <= published.high).all()
-    chapter = (ROOT/'nbs'/'api/cases.ood.ipynb').read_text()
-    for r in published[published.reason == 'any'].itertuples():
-        assert f'{r.refused} of {r.breasts}' in chapter # as quoted
-    assert {'real', 'phantom'} <= set(published.data)
-    assert published.groupby(['data', 'model', 'image_size']).size().eq(n).all()
+def test_energy_check_is_optional_and_its_form_is_checked(data, runs, tmp_path):
+    "A run without it predicts the same; one with rows of another length is calibrated again."
+    run = Path(shutil.copytree(runs['clinical'].run_dir, tmp_path/'run'))
+    expert = open_experts([run])[0]
+    energy, path = expert.training['energy'], run/'training.json'
+    assert {*energy} == {'CC', 'MLO'} and all(e['n_others'] >= 20 for e in energy.values())
+    case, _ = next(cases_of(data, 'CM', runs['clinical']))
+    probs = predict_case(case, [expert], anyway=True).prob
+    shifted = {k: e | dict(limit=1e-9, centre=[c - w for c, w in zip(e['centre'], e['weights'])])
+               for k, e in energy.items()}
+    def reasons(energy):
+        about = {k: v for k, v in expert.training.items() if k != 'energy'} | energy
+        return ' '.join(predict_case(case, [expert._replace(training=about)]).ood_reasons)
+    assert 'as of the other energy, low energy' in reasons(dict(energy=shifted))
+    assert 'other energy' not in reasons({})
+    older = {k: v for k, v in expert.training.items() if k not in ('energy', 'digest')}
+    write_sealed(older, path)
+    again = open_experts([run])[0]
+    assert 'energy' not in again.training
+    np.testing.assert_array_equal(predict_case(case, [again], anyway=True).prob, probs)
+    for odd in (dict(CC=energy['CC'] | dict(weights=[1.])), dict(XX=energy['CC'])):
+        with pytest.raises(ValueError, match='energy.(CC holds rows of|XX is of no channel)'):
+            check_clouds(expert.member, older | dict(energy=odd))
 
 
 def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatch, capsys):
-    "Counts of flagged breasts, regular and out-of-distribution, in file and chapter."
+    "Counts of flagged breasts, regular and out-of-distribution, of a run and as published."
     import count_ood as tool
     run = runs['clinical'].run_dir
     monkeypatch.setattr(sys, 'argv', ['x', str(run), '--out', str(tmp_path/'f.csv')])
@@ -213,43 +212,14 @@ def test_detection_is_counted_beside_false_rejections(runs, tmp_path, monkeypatc
     assert (found.flagged <= reasons.sum(axis=1)).all()
     with pytest.raises(SystemExit, match="is of modality 'DM.CM': name runs of one energy"):
         tool.flag_breasts(runs['paper'].run_dir, '')
-    published = pd.read_csv(ROOT/'results'/'ood.csv')
+    published = pd.read_csv(ROOT/'results'/'released'/'detection.csv')
     for t in (found, published):
         assert (t.low <= t.share).all() and (t.share <= t.high).all()
         assert (t.patients <= t.breasts).all()
         np.testing.assert_allclose(t.share, t.flagged/t.breasts, atol=1e-4)
-    assert {tool.AS_IT_IS, 'low energy as subtracted', 'mirrored left to right',
-            'upside down'} <= set(published.kind[published.data == 'real'])
-    chapter = (ROOT/'nbs'/'api/cases.ood.ipynb').read_text()
-    percent = lambda v: f'{100*v:.0f} %'
-    for r in published.itertuples():
-        interval = f'{percent(r.share)} [{percent(r.low)}, {percent(r.high)}]'
-        assert f'| {r.kind} | {r.flagged} of {r.breasts} | {interval} |' in chapter
-    assert 'tell energies apart' not in chapter
-
-
-def test_set_sizes_are_counted_beside_coverage(data, runs, tmp_path, monkeypatch, capsys):
-    "Single breasts for all models, pairs for a pair model; the published file is consistent."
-    import count_sets as tool
-    run = runs['clinical']
-    monkeypatch.setattr(sys, 'argv', ['x', str(run.run_dir), '--out', str(tmp_path/'s.csv')])
-    tool.main()
-    found, published = pd.read_csv(tmp_path/'s.csv'), pd.read_csv(ROOT/'results'/'sets.csv')
-    assert found.predicted.tolist() == ['each breast by itself']
-    assert 'three_classes' in capsys.readouterr().out
-    expected = open_experts([run.run_dir])[0].training['certainty']
-    sizes = found[['one_class', 'two_classes', 'three_classes']].iloc[0]
-    assert sizes.tolist() == expected['sizes']
-    assert found.coverage[0] == pytest.approx(expected['covered'][0], abs=1e-4)
-    assert found.breasts[0] == expected['n_test']
-    chapter = (ROOT/'nbs'/'api/cases.conformal.ipynb').read_text()
-    for t in (found, published):
-        assert (t.one_class + t.two_classes + t.three_classes == t.breasts).all()
-    assert published.predicted.tolist() == ['each breast by itself', 'pairs of breasts']
-    for r in published.itertuples():
-        coverage = f'{r.coverage:.2f} [{r.coverage_low:.2f}, {r.coverage_high:.2f}]'
-        sizes = f'{r.one_class} | {r.two_classes} | {r.three_classes}'
-        assert f'| {r.predicted} | {coverage} | {sizes} | {r.auc:.2f} [' in chapter
+    assert set(published.kind) == set(found.index)
+    rate = published.set_index('kind').share
+    assert rate[tool.AS_IT_IS] < .05 and rate['low energy as subtracted'] > .95
 
 
 def test_ensemble_averages_and_ood_case_gets_no_class(data, runs, module_path):
@@ -339,7 +309,7 @@ def test_pair_model_predicts_a_single_breast(data, module_path, tmp_path, capsys
                   'one'])
     page = (tmp_path/'001-one.html').read_text()
     for text in ('the contralateral breast is not used', 'for each breast by itself, as here',
-                 'have a set of one class', 'trained on the regions of other patients'):
+                 'Sets of one class', 'trained on the regions of other patients'):
         assert text in page, text
     assert 'one, ' in capsys.readouterr().out + page
     maps = compute_saliency(member, prepare_case(case, member), 2)
@@ -549,7 +519,7 @@ def test_predict_command(data, runs, tmp_path, capsys):
     cesm_predict([str(tmp_path/'cases'), '--run', run, '--out', str(tmp_path/'out'), '--anyway',
                   '--folder-names'])
     output = capsys.readouterr().out
-    assert output.startswith('Research use only. PHANTOM')
+    assert '\nResearch use only. PHANTOM' in f'\n{output}' # a new run is calibrated before
     assert '2 of 3 cases' in output and 'x: not used, a.dcm' in output
     rows = pd.read_csv(tmp_path/'out'/'predictions.csv')
     assert rows.case.tolist() == ['w0', 'w1', 'x']
@@ -557,7 +527,7 @@ def test_predict_command(data, runs, tmp_path, capsys):
     pages = sorted((tmp_path/'out').glob('*.html'))
     assert [p.stem for p in pages] == ['001-w0', '002-w1']
     page = pages[0].read_text()
-    places = [page.index(text) for text in ('Research use only', 'w0, ', 'Probability')]
+    places = [page.index(text) for text in ('Research use only', 'w0, ', 'Prediction</h2>')]
     assert places[0] < places[1] < places[2] and 'PHANTOM' in page
     text = page.split('data:image/png;base64,')[0]
     assert '<script' not in page and 'http' not in text and 'not a lesion' in page
@@ -795,3 +765,56 @@ def test_case_names_become_distinct_patient_ids(data, runs, tmp_path):
         ids.add(back.PatientID)
     # the two surrogates, which no name of a case holds, give one id
     assert len(ids) == len(names) - 1 and 'плохо' in ids
+
+
+HEADERS = b'DOE^', b'JANE', b'PAT4711', b'20200102', b'19680304', b'ACC77', b'KLINIK'
+
+
+def hidden_in(text):
+    "Planted words of headers in a text or file, and in the pictures inside a page."
+    inner = re.findall(rb'base64,([\w+/=]+)', text)
+    every = b' '.join([text, *map(base64.b64decode, inner)]).upper()
+    return [s for s in HEADERS if s in every]
+
+
+def test_headers_are_in_no_output(data, runs, tmp_path, capsys):
+    "Names, ids and dates of DICOM headers: not in pages, JSON, CSV, DICOM, messages or the app."
+    pytest.importorskip('highdicom', reason='pip install "cesm_nb[sr]"')
+    from test_dicom import make, write
+    b = breasts(data.images).query('n_views == 2').iloc[0]
+    image = {v: cv2.imread(f, cv2.IMREAD_GRAYSCALE) for v, f in
+             dict(CC=b.cc_path, MLO=b.mlo_path).items()}
+
+    def save(name, view, **tags):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        own = dict(ImageLaterality=b.side, ViewPosition=view, InstitutionName='Klinik',
+                   PatientID='Pat4711')
+        return write(make(image[view], **own | tags), tmp_path/name)
+
+    good = [save(f'in/a/{v}.dcm', v) for v in image]
+    save('in/two/1.dcm', 'CC')
+    save('in/two/2.dcm', 'MLO', PatientName='Jane^Doe^Pat4711', PatientBirthDate='20200102')
+    save('in/odd/1.dcm', 'CC', ViewPosition='DOE^JANE')
+    save('in/cut/1.dcm', 'CC').write_bytes(good[0].read_bytes()[:900])
+    (tmp_path/'l.csv').write_text('case,files,age\nx,in/a/CC.dcm;in/a/MLO.dcm,50\n'
+                                  'y,in/two/1.dcm;in/two/2.dcm,\nz,in/odd/1.dcm,\n')
+    run = str(runs['clinical'].run_dir)
+    for what in ('in', 'l.csv'):
+        cesm_predict([str(tmp_path/what), '--run', run, '--anyway', '--dicom-out', '--out',
+                      str(tmp_path/f'out {what}')])
+    shown = capsys.readouterr()
+    assert 'PatientName' in shown.out and not hidden_in((shown.out + shown.err).encode())
+    files = [f for k in ('in', 'l.csv') for f in (tmp_path/f'out {k}').iterdir()]
+    kinds = [sum(f.suffix == k for f in files) for k in ('.html', '.json', '.csv', '.dcm')]
+    assert kinds == [2, 2, 2, 4]
+    assert [(f.name, h) for f in files if (h := hidden_in(f.name.encode() + f.read_bytes()))] == []
+    site = make_site([run], 1)
+    page = handle_form(site, dict(anyway='1'), dict(
+        CM_CC=Upload('a.dcm', good[0].read_bytes())))
+    assert b'Prediction' in page and not hidden_in(page)
+    for name in ('two/2.dcm', 'odd/1.dcm'):
+        uploads = dict(CM_CC=Upload('a.dcm', good[0].read_bytes()),
+                       CM_MLO=Upload('b.dcm', (tmp_path/'in'/name).read_bytes()))
+        with pytest.raises(ValueError) as e: handle_form(site, {}, uploads)
+        assert not hidden_in(str(e.value).encode())
+    assert hidden_in(good[0].read_bytes()) # the scan detects what is there

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from cesm_nb.cases.fitted import FITTED, save_bundle
+from cesm_nb.cases.predict import predict_case
 from cesm_nb.cases.prepare import open_member, predict_prepared, prepare_case
 from cesm_nb.cases.released import load_released, read_exam
 from cesm_nb.cases.web import make_site
@@ -23,9 +26,12 @@ from cesm_nb.core.settings import make_config
 from cesm_nb.core.terms import PROBS
 from cesm_nb.networks import weights
 from cesm_nb.networks.backbones import make_backbone, make_backbones
+from cesm_nb.stats.calibration import heat
 from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.train import fit
-from conftest import PATIENCE, ROOT, WEIGHTS, call, needs_weights
+from cesm_nb.data import read_dataset
+from cesm_nb.imaging.dicom import Upload
+from conftest import PATIENCE, REAL, ROOT, WEIGHTS, call, needs_data, needs_weights
 
 LITE = 'efficientnet_lite0'
 needs_package = pytest.mark.skipif(
@@ -159,6 +165,22 @@ def test_exam_in_dicom_gives_the_prediction_of_its_pixels(made, phantom_data, tm
     np.testing.assert_allclose(*each, atol=1e-6)
 
 
+def test_backbone_runs_once_for_prediction_checks_and_maps(made, phantom_data, monkeypatch):
+    expert = load_released(made/'package/released', str(made/'weights')).expert
+    case = read_exam(list_exam(phantom_data)).breasts[0]
+    plain = predict_prepared(expert.member, [prepare_case(case, expert.member)])
+    backbone, inputs = expert.member.net.pooled.backbone, []
+    run = type(backbone).forward_intermediates
+    monkeypatch.setattr(type(backbone), 'forward_intermediates',
+                        lambda self, x, **o: inputs.append(x.clone()) or run(self, x, **o))
+    prediction = predict_case(case, [expert], anyway=True)
+    assert inputs and prediction.maps
+    same = [a for a, b in combinations(inputs, 2) if a.shape == b.shape and torch.equal(a, b)]
+    assert same == [] and 'forward_intermediates' not in vars(backbone)
+    plain = heat(plain, expert.training['certainty']['temperature'])
+    np.testing.assert_array_equal(prediction.prob, heat(plain, 1.)[0])
+
+
 @pytest.fixture
 def installed(made, monkeypatch):
     "The package as if it held the model of the phantom."
@@ -188,6 +210,28 @@ def test_command_predicts_an_exam_without_a_run(installed, phantom_data, tmp_pat
     call(cesm_predict, *files, '--out', tmp_path/'out', '--name', 'mine', *options)
     table = pd.read_csv(tmp_path/'out/predictions.csv')
     assert table.file.tolist() == ['002-mine_left', '003-mine_right']
+
+
+@needs_package
+@needs_data
+def test_real_exam_is_predicted_and_its_low_energy_images_are_rejected(tmp_path):
+    "Low-energy images handed in as subtracted ones, of three breasts; real ones predict an exam."
+    images = read_dataset(REAL).images.dropna(subset='path')
+    by = images.groupby(['modality', 'patient_id'])
+    exams = {k: [*map(Path, t.path)] for k, t in by if k[0] == 'CM' and t.side.nunique() == 2}
+    done = call(cesm_predict, *next(iter(exams.values())), '--out', tmp_path/'out', '--anyway')
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path/'out/predictions.csv')
+    assert len(table) == 2 and np.allclose(table[PROBS].sum(axis=1), 1, atol=1e-5)
+    low = [t for k, t in by if k[0] == 'DM' and t['view'].nunique() == 2][:3]
+    model, reasons = load_released(), []
+    for t in low:
+        files = [Upload(f'{b.side}_{b.view}_CM.jpg', Path(b.path).read_bytes())
+                 for b in t.drop_duplicates('view').itertuples()]
+        prediction = model.predict(read_exam(files)).predictions[0]
+        reasons += prediction.ood_reasons
+        assert not prediction.classes
+    assert any('as of the other energy, low energy' in r for r in reasons)
 
 
 def test_out_of_distribution_exam_ends_in_a_page_and_status_0(installed, phantom_data, tmp_path):
@@ -247,3 +291,12 @@ def test_prediction_imports_no_compiler_and_no_training_tools():
     out = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert out.stdout == '[]\n'
+
+
+def test_published_sets_hold_what_they_promise():
+    t = pd.read_csv(ROOT/'results'/'released'/'coverage.csv').iloc[0]
+    sizes = t[['one_class', 'two_classes', 'three_classes']].to_numpy(int)
+    assert sizes.sum() == t.breasts
+    assert t.mean_size == pytest.approx(sizes @ (1, 2, 3)/t.breasts, abs=1e-4)
+    assert t.full_sets == pytest.approx(sizes[2]/t.breasts, abs=1e-4)
+    assert .87 <= t.coverage <= .95 and t.coverage_low < t.level < t.coverage_high

@@ -1,19 +1,18 @@
 """Count how many altered test breasts the checks of cases.ood flag, beside false rejections.
 
-    python tools/count_ood.py RUN [RUN ...] [--data FOLDER] [--sample N] [--out results/ood.csv]
+    python tools/count_ood.py RUN [RUN ...] [--data FOLDER] [--sample N] [--out FILE]
 
 Each test breast is read from its files like a case and checked as it is (a flag is a false
 rejection), with its images of the other energy if they exist, and altered in each way of `KINDS`.
-With --sample only N random breasts of the first run are altered. Runs with the same settings, such
-as the folds of a cross-validation, are pooled. --out adds the rows of this model and data to the
-file, in place of earlier ones: counts of breasts and patients, and nothing of a single one."""
+With --sample only N random breasts of the first run are altered. Runs, such as the folds of a
+cross-validation, are pooled. --out writes the counts as CSV: nothing of a single patient. For the
+released model see make_released.py, which uses this one's functions."""
 import argparse
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from count_refusals import describe, write
 from tqdm import tqdm
 
 from cesm_nb.cases.subgroups import read_own
@@ -142,9 +141,9 @@ def main():
     o = ap.parse_args()
     samples = [o.sample if not i or o.sample is None else 0 for i in range(len(o.runs))]
     flags = [flag_breasts(run, o.data, sample) for run, sample in zip(o.runs, samples)]
-    found = describe(o.runs, count(pd.concat(flags)))
-    print(found.to_string(index=False))
-    if o.out: write(found, o.out)
+    found = count(pd.concat(flags)).round(4)
+    print(found.to_string())
+    if o.out: found.to_csv(o.out)
 
 
 if __name__ == '__main__': main()

@@ -1,4 +1,4 @@
-"""Write pictures of `cesm_app` for the site: its form, and its answer for a breast of a phantom.
+"""Write pictures of `cesm_app` for the site: its form, and the page of a phantom's breast.
 
 usage: python tools/make_pictures.py RUN
 RUN is a finished run on a phantom, such as runs/mine of the README, whose phantom is still there.
@@ -19,11 +19,11 @@ from cesm_nb.data import breasts, read_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = 'http://127.0.0.1:8123'
-SIZES = dict(form=(820, 790), answer=(820, 1000)) # width, height in px
+SIZES = dict(form=(820, 790), prediction=(820, 1000)) # width, height in px
 
 
 def open_pages(run):
-    "HTML of the form and of the answer; raise ValueError if the run is not of a phantom."
+    "HTML of the form and of the prediction; raise ValueError if the run is not of a phantom."
     config = read_config(run)
     if not config['phantom']: raise ValueError(f'{run} is of real images: name a run on a phantom')
     table = breasts(read_dataset(config['settings']['data_root']).images)
@@ -34,8 +34,8 @@ def open_pages(run):
     site = make_site([run], 8123)
     fields = dict(token=site.token, name='phantom', side=b.side)
     with TestClient(make_app(site), HOME) as client:
-        answer = client.post('/ask', data=fields, files=sent, headers={'origin': HOME})
-        return dict(form=client.get('/').text, answer=answer.text)
+        found = client.post('/ask', data=fields, files=sent, headers={'origin': HOME})
+        return dict(form=client.get('/').text, prediction=found.text)
 
 
 def take_picture(html, size, path):

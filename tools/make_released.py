@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from count_ood import count, flag_cases
 
-from cesm_nb.cases.ood import count_refusals, deal_folds, fit_patients, sign_breasts
+from cesm_nb.cases.ood import count_refusals, deal_folds, fit_patients, sign_breasts, sign_others
 from cesm_nb.cases.prepare import open_member
 from cesm_nb.cases.released import (
     describe_released, export_released, hold_out_features, load_released, read_deals)
@@ -60,13 +60,14 @@ def fit_everything(cfg):
 def flag_by_fold(member, own, rows, data, sample):
     "Rejections of breasts as they are and altered, with limits from other patients."
     signs, fold = sign_breasts(member, own), deal_folds(own.table.patient_id.to_numpy())
+    others = sign_others(member)
     images = read_dataset(data).images
     table = breasts(images, member.preparation['tensors']['modality'])
     every, parts = own.table[KEYS].assign(fold=fold), []
     for f in np.unique(fold):
         part = table.merge(every[every.fold == f][KEYS])
         altered = set(part.sample(min(len(part), -(-sample//5)), random_state=0).index)
-        about = fit_patients(own, signs, rows, fold != f)
+        about = fit_patients(own, signs, rows, fold != f, others)
         parts.append(flag_cases(member, about, images, part, altered))
     return pd.concat(parts)
 

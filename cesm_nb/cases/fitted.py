@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save, save_file
 from ..core.errors import CesmError
 from ..core.files import read_json, reading, write_atomic, write_json
 from ..model import load_model
-from ..networks.weights import find_packaged, read_packaged
+from ..networks.weights import check_saved, find_packaged, read_packaged
 from ..probe.model import LinearProbe
 
 # %% ../../nbs/api/cases.fitted.ipynb #41486430
@@ -81,6 +81,7 @@ def load_fitted(
     weights_dir:str='', # see `find_backbone`
 ) -> tuple: # (model in eval mode, with `facts` and `weights_source`; cloud, name -> array)
     "Load a model with its backbone; raise ValueError if a file is absent, damaged or of another."
+    check_saved(LinearProbe, folder)
     form = {'backbones': str, 'facts': {'backbone': str}, 'weights_source': str}
     config = read_json(folder/'config.json', _REDO, form)
     name, facts, source = (config[k] for k in form)
@@ -140,6 +141,7 @@ def unpack_bundle(
     where = _UNPACKED.setdefault(file, TemporaryDirectory(prefix='cesm_bundle_'))
     folder = Path(where.name)/file.stem
     folder.mkdir(exist_ok=True)
+    for f in folder.iterdir(): f.unlink() # of another bundle that was called so
     with reading(file, 'bundle of a model', 'write it again by cesm_predict --save-bundle') as path:
         with ZipFile(path) as z:
             for name in z.namelist():

@@ -33,7 +33,8 @@ def compute_saliency(
     "Compute saliency maps: Grad-CAM, or the attention weights where there are any."
     batch = stack_prepared([prepared])
     shown = assemble(batch.views/255, batch.rows), batch.real
-    maps = weight_maps(member.net, *shown) or gradcam(member.net, *shown, torch.tensor([target]))
+    with torch.no_grad(): maps = weight_maps(member.net, *shown)
+    maps = maps or gradcam(member.net, *shown, torch.tensor([target]))
     out = {}
     for (_, view), heat in maps.items():
         heat = np.asarray(heat[0])
@@ -82,19 +83,24 @@ _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 {% for b in breasts %}
 {% if b.ood_reasons %}<h2>{{ b.of }}Reasons not to rely on a prediction</h2>
 <ul>{% for d in b.ood_reasons %}<li>{{ d }}{% endfor %}</ul>{% endif %}
-{% if b.rows %}<h2>{{ b.of }}Prediction</h2>
-<div class="wide"><table><tr><th>Class<th>Probability<th>In the set
-{% for c, p, inside in b.rows %}<tr><td>{{ c }}<td class="n">{{ '%.2f'|format(p) }}
-<td>{{ 'yes' if inside else 'no' }}{% endfor %}</table></div>
-<p>{{ promise }}</p>{% for c in b.calls %}<p>{{ c }}</p>{% endfor %}{% endif %}
 <h2>{{ b.of }}Images</h2><figure class="double"><img alt="{{ alt }}" src="{{ b.picture }}">
 <figcaption>{{ b.caption }}</figcaption></figure>
-{% if b.notes %}<h2>{{ b.of }}Missing, assumed, done</h2>
-<ul>{% for n in b.notes %}<li>{{ n }}{% endfor %}</ul>{% endif %}
+{% if b.predicted %}<h2>{{ b.of }}Prediction</h2>
+{% if b.rows %}<div class="wide"><table><tr><th>Class<th>Probability<th>In the set
+{% for c, p, inside in b.rows %}<tr><td>{{ c }}<td class="n">{{ '%.2f'|format(p) }}
+<td>{{ 'yes' if inside else 'no' }}{% endfor %}</table></div>
+{% else %}<p>No class is ruled out, so no probabilities are shown.</p>{% endif %}{% endif %}
 {% for title, head, body in b.tables %}<h2>{{ b.of }}{{ title }}</h2>
 <div class="wide"><table><tr>{% for h in head %}<th>{{ h }}{% endfor %}
 {% for r in body %}<tr>{% for c in r %}<td>{{ c }}{% endfor %}{% endfor %}</table></div>
-{% endfor %}{% endfor %}
+{% endfor %}
+{% if b.notes %}<h2>{{ b.of }}Missing, assumed, done</h2>
+<ul>{% for n in b.notes %}<li>{{ n }}{% endfor %}</ul>{% endif %}{% endfor %}
+{% if promise %}<h2>What a set means</h2><p>{{ promise }}</p>
+{% if sizes %}<div class="wide"><table><tr><th>Size<th>{{ held|capitalize }}<th>Share
+{% for r in sizes %}<tr>{% for c in r %}<td>{{ c }}{% endfor %}{% endfor %}</table></div>
+{% endif %}{% endif %}
+<h2>Not checked</h2><ul>{% for n in unchecked %}<li>{{ n }}{% endfor %}</ul>
 <h2>The models</h2>{% for m in models %}<p>{{ m }}</p>{% endfor %}'''
 
 # %% ../../nbs/api/cases.page.ipynb #ca5e0010
@@ -126,35 +132,36 @@ def _describe(expert):
 
 # %% ../../nbs/api/cases.page.ipynb #a2fde959
 def _calls(prediction):
-    "Sentences about the two calls."
+    "Rows about the two calls."
     for k, yes in prediction.called.items():
-        worth = ', '.join(f'{s} {_span(prediction.certainty["calls"][k][s])}'
-            for s in ('sensitivity', 'specificity'))
+        of_call = prediction.certainty['calls'][k]
+        scores = [_span(of_call[s]) for s in ('sensitivity', 'specificity')]
         n, of = prediction.calls.get(k, (0, 0))
-        votes = f'; alone, {n} of {of} models call it' if of > 1 else ''
-        held = _held(prediction.certainty)
-        yield f'Called {k}: {"yes" if yes else "no"} ({worth} on {held}{votes}).'
+        votes = f' (alone, {n} of {of} models call it)' if of > 1 else ''
+        yield (f'Called {k}', ('yes' if yes else 'no') + votes, *scores)
 
 def _promise(certain):
-    "Describe the conformal set, set sizes, and which models the scores belong to."
+    "Describe the conformal set, and which models the scores belong to."
     if not certain: return ''
     held = f"{certain['n_test_women']} test patients it held it for {_span(certain['covered'])}."
     if certain.get('deals'): held = held.replace('test', 'held-out') + (
         f" Theory guarantees {2*certain['level'] - 1:.0%}, as the limits are from models of folds.")
-    if sizes := certain.get('sizes'):
-        held += (f" Of {sum(sizes)} {_held(certain)}, {sizes[0]} have a set of one class, "
-                 f"{sizes[1]} of two, and {sizes[2]} of all three, which rules nothing out.")
     of = f" These figures, and those of the calls, are {certain['of']}." if certain['of'] else ''
     made = f"The set is made to hold the class for {certain['level']:.0%} of patients"
-    return f'{made}; on {held}{of}'
+    call = ' A call is made to miss few, so it may name a class that the set rules out.'
+    return f'{made}; on {held}{of}{call}'
 
 def _tables(prediction, experts):
-    "Titles, heads and rows of the tables on subgroups and on missing inputs."
+    "Titles, heads and rows of the tables on calls, subgroups and missing inputs."
     few = lambda row, k: _span(row[k]) if row.get(k) else 'too few breasts'
     name = f'the model {experts[0].member.name}'
     if len(experts) > 1: name += f', the first of {len(experts)},'
+    held = _held(prediction.certainty)
+    if prediction.called:
+        head = 'Call', 'This breast', 'Sensitivity', 'Specificity'
+        yield f'Calls, and their scores on {held}', head, list(_calls(prediction))
     if prediction.subgroups:
-        yield (f'How {name} fared on {_held(prediction.certainty)} like this one',
+        yield (f'How {name} fared on {held} like this one',
             ('Breasts', 'How many', 'Patients', 'Accuracy', 'AUC'),
             [(g, r['breasts'], r['women'], few(r, 'accuracy'), few(r, 'auc'))
              for g, r in prediction.subgroups.items()])
@@ -164,10 +171,28 @@ def _tables(prediction, experts):
             [(k, r['breasts'], few(dict(auc='auc' in r and [r['auc'], None, None]), 'auc'),
               few(r, 'difference')) for k, r in prediction.costs.items()])
 
+def _sizes(certain):
+    "Rows about the sizes of sets."
+    sizes = certain.get('sizes') or []
+    return [(f'Sets of {k}', n, f'{n/sum(sizes):.0%}')
+            for k, n in zip(('one class', 'two classes', 'all three classes'), sizes)]
+
+def _unchecked(experts):
+    "What a page does not rest on."
+    known = [e.training for e in experts if e.training]
+    yield ('Whether a view is CC or MLO, upside down, or a part of the breast: few such images are '
+           'found out (cases.ood).')
+    modality = experts[0].member.preparation['tensors']['modality']
+    if modality in ENERGY_NAMES and not all(k.get('energy') for k in known or [{}]):
+        yield f'Whether the images are {ENERGY_NAMES[modality]}: headers, names or fields say so.'
+    yield 'Earlier examinations, ultrasound, and whatever these views do not show.'
+    yield 'Other hospitals, scanners and populations: the scores are of one data set.'
+
 # %% ../../nbs/api/cases.page.ipynb #ca5e0008
 def summarise(
     case:Case, # as read
     prediction, # `Prediction` of chapter 07
+    calls:bool=False, # with the calls
 ) -> str: # one sentence
     "Summarise the prediction."
     if prediction.classes and not np.isfinite(prediction.prob).all():
@@ -176,8 +201,14 @@ def summarise(
     if not prediction.classes:
         return f'{what}: no prediction, since it is unlike what the model was trained on.'
     ood = ' Out of distribution: not to be relied on.' if prediction.ood_reasons else ''
-    every = ', no class is ruled out' if len(prediction.classes) == len(CLASSES) else ''
-    return f'{what}: {" or ".join(prediction.classes)}{every}.{ood}'
+    every = len(prediction.classes) == len(CLASSES)
+    found = 'no class is ruled out' if every else ' or '.join(prediction.classes)
+    if calls and prediction.called:
+        points = {k: prediction.certainty['calls'][k]['sensitivity'][0] for k in prediction.called}
+        found += '; called ' + ', '.join(
+            f'{k}: {"yes" if yes else "no"} (at sensitivity {_span([points[k], None, None])})'
+            for k, yes in prediction.called.items())
+    return f'{what}: {found}.{ood}'
 
 # %% ../../nbs/api/cases.page.ipynb #c87445d5
 def _how(member, target):
@@ -193,12 +224,11 @@ def _draw_breast(case, prediction, experts, of):
     picture = embed(fig)
     plt.close(fig)
     silent = not np.isfinite(prediction.prob).all()
-    rows = [] if silent else [(c, float(p), c in prediction.classes) for c,
-        p in zip(CLASSES, prediction.prob)]
+    rows = [(c, float(p), c in prediction.classes) for c, p in zip(CLASSES, prediction.prob)]
+    if silent or len(prediction.classes) == len(CLASSES): rows = []
     return dict(
-        of=of, summary=summarise(case, prediction), ood_reasons=prediction.ood_reasons, rows=rows,
-        picture=picture,
-        calls=list(_calls(prediction)), notes=prediction.notes,
+        of=of, summary=summarise(case, prediction, calls=True), rows=rows, picture=picture,
+        ood_reasons=prediction.ood_reasons, predicted=not silent, notes=prediction.notes,
         tables=list(_tables(prediction, experts)),
         caption=f'Per view: as read, as the network input, and the saliency map, not a lesion '
             f'({_how(member, prediction.target)}). Views are as headers, names or fields have it: '
@@ -214,9 +244,11 @@ def page_of_exam(
     breasts = [_draw_breast(c, a, experts, f'{SIDES[c.side]} breast: ' if several else '')
                for c, a in zip(exam.breasts, predictions)]
     phantom = any(e.member.preparation['phantom'] for e in experts)
+    certain = predictions[0].certainty if any(b['predicted'] for b in breasts) else {}
     body = fill_in(
-        _BODY, phantom=phantom, breasts=breasts, promise=_promise(predictions[0].certainty),
-        models=[_describe(e) for e in experts],
+        _BODY, phantom=phantom, breasts=breasts, promise=_promise(certain),
+        sizes=_sizes(certain), held=_held(certain),
+        unchecked=list(_unchecked(experts)), models=[_describe(e) for e in experts],
         alt='Each view as read, as the network input, and with its saliency map')
     kind = 'Exam' if several else 'Case'
     return make_page(f'cesm_predict: {exam.name}', f'{kind} {exam.name}', body, phantom)

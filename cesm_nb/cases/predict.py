@@ -12,6 +12,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
 from hashlib import file_digest, sha256
 from io import StringIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from .subgroups import (
@@ -31,7 +33,8 @@ from ..core.errors import CesmError, FileError, explain_error
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Case, printable, read_exam
-from .ood import CLOUD_FORM, check_clouds, describe_training, find_rejections
+from .ood import (
+    CLOUD_FORM, ENERGY_FORM, check_clouds, describe_training, find_rejections)
 from ..stats.calibration import heat
 from ..core.files import lock_folder, read_sealed, write_atomic, write_json, write_sealed
 from ..core.runs import Run, read_config, run_file
@@ -46,7 +49,8 @@ _COUNT = 'whole [0, inf)'
 _FORM = SUBGROUPS_FORM | { # of `training.json`, see `cesm_nb.core.files.check_form`
     'weights': str, 'phantom': bool, 'protocol': str, 'signatures': {'*': CLOUD_FORM},
     'features': CLOUD_FORM, 'rate': '(0, 1)', 'n_train': _COUNT, 'n_val': _COUNT, 'n_test': _COUNT,
-    'false_refusals': (None, '[0, 1]'), 'certainty': CERTAINTY_FORM, 'digest?': str}
+    'false_refusals': (None, '[0, 1]'), 'certainty': CERTAINTY_FORM, 'digest?': str,
+    'energy?': {'*': ENERGY_FORM}} # older versions lack it
 
 _REST = {k: CLOUD_FORM[k] for k in ('rest', 'limit', 'n_held')} # its arrays are `Member.cloud`
 
@@ -217,6 +221,23 @@ def _compare(case, expert):
     return (subgroups if groups else {}), (known or {}).get('costs', {})
 
 # %% ../../nbs/07_predict.ipynb #f59bf682
+@contextmanager
+def _backbone_once(net):
+    "Run the frozen backbone of a probe once for prediction, checks and maps of the same images."
+    if getattr(net, 'region_attention', None) is None: # Grad-CAM needs gradients of its own
+        yield
+        return
+    backbone, seen = net.pooled.backbone, []
+    def forward_intermediates(x, **options):
+        for y, kept, found in seen:
+            if kept == options and x.shape == y.shape and torch.equal(x, y): return found
+        found = type(backbone).forward_intermediates(backbone, x, **options)
+        seen.append((x, options, found))
+        return found
+    backbone.forward_intermediates = forward_intermediates
+    try: yield
+    finally: backbone.__dict__.pop('forward_intermediates', None)
+
 def predict_case(
     case:Case, # one breast
     experts:list, # from `open_experts`
@@ -225,6 +246,11 @@ def predict_case(
     maps:bool=True, # compute the saliency maps that pages and DICOM files show
 ) -> Prediction:
     "Predict a case with all models; raise ValueError if it lacks an input that one of them needs."
+    with ExitStack() as once:
+        for e in experts: once.enter_context(_backbone_once(e.member.net))
+        return _predict_case(case, experts, regions, anyway, maps)
+
+def _predict_case(case, experts, regions, anyway, maps):
     ready, probs, calls, unlike = zip(*[_predict_expert(case, e, regions) for e in experts])
     why, notes = ([*dict.fromkeys(s for each in o for s in each)]
         for o in (unlike, (r.notes for r in ready)))

@@ -18,7 +18,8 @@ from huggingface_hub import ModelCardData
 
 from .conformal import average_json, describe_folds
 from .fitted import drop_backbone
-from .ood import RATE, check_patients, count_refusals, fit_patients, sign_breasts
+from .ood import (
+    RATE, check_patients, count_refusals, fit_patients, sign_breasts, sign_others)
 from .page import summarise
 from .predict import TRAINING, Expert, digest_weights, open_experts, predict_case
 from .prepare import Member, open_member, write_preparation
@@ -113,8 +114,8 @@ def describe_released(
     rows:np.ndarray, # from `hold_out_features`
 ) -> tuple: # (content of `training.json`; rejections of each breast, see `check_patients`)
     "Describe a model by out-of-fold predictions and features."
-    signs = sign_breasts(member, own)
-    flags = check_patients(member, own, signs, rows)
+    signs, others = sign_breasts(member, own), sign_others(member)
+    flags = check_patients(member, own, signs, rows, others)
     groups = [describe_subgroups(member, own, t.assign(split='test'))['groups'] for t in deals]
     config = read_config(member.folder)
     return dict(
@@ -122,7 +123,7 @@ def describe_released(
         protocol=config['settings']['protocol'], rate=RATE, n_train=len(own.table), n_val=0,
         n_test=0, false_refusals=float(count_refusals(flags).share['any']),
         certainty=describe_folds(deals), groups=average_json(groups),
-        **fit_patients(own, signs, rows, np.ones(len(rows), bool))), flags
+        **fit_patients(own, signs, rows, np.ones(len(rows), bool), others)), flags
 
 # %% ../../nbs/api/cases.released.ipynb #6ac4d4fe
 _CARD = """---

@@ -20,10 +20,10 @@ from threading import Lock
 from typing import NamedTuple, Optional
 
 from .prepare import used_channels
-from .page import page_of
+from .page import page_of_exam
 from ..core.errors import CesmError
 from ..core.terms import DENSITY, SIDES
-from ..imaging.dicom import ENERGY_NAMES, Upload, join_views, read_view
+from ..imaging.dicom import ENERGY_NAMES, Upload, join_exam, read_view
 from .predict import open_experts, predict_case, write_prediction
 from ..reporting.html import fill_in, make_page
 
@@ -85,12 +85,15 @@ _FORM = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 {% if phantom %}PHANTOM: trained on made-up images, evidence of nothing.{% endif %}</p>
 <form method="post" action="/ask" enctype="multipart/form-data">
 <input type="hidden" name="token" value="{{ token }}">
-<h2>Images of one breast</h2>
+<h2>Images</h2>
 <p id="kinds">DICOM, JPEG or PNG; at least one, together at most {{ limit }} MB.</p>
+<p><label>All files of an exam, whose headers or names state side, view and energy<br>
+<input type="file" name="exam" multiple aria-describedby="kinds"></label></p>
+<p>Or the images of one breast:</p>
 {% for name, label in images %}<p><label>{{ label }}<br>
 <input type="file" name="{{ name }}" aria-describedby="kinds"></label></p>{% endfor %}
 <h2>What else is known</h2>
-<p><label>Breast <select name="side"><option value="">as in the files</option>
+<p><label>Side of the one breast <select name="side"><option value="">as in the files</option>
 {% for k, v in sides %}<option value="{{ k }}">{{ v }}</option>{% endfor %}</select></label></p>
 <p><label>Age in years <input type="number" name="age_years" min="10" max="120"></label></p>
 <p><label>ACR density <select name="density"><option value="">unknown</option>
@@ -115,7 +118,7 @@ def make_form(
     body = fill_in(
         _FORM, images=images, sides=SIDES.items(), densities=list(DENSITY), token=site.token,
         limit=LIMIT_MB, kept=kept, phantom=phantom)
-    return make_page('cesm_app', 'Predict a breast', body, phantom)
+    return make_page('cesm_app', 'Predict an exam', body, phantom)
 
 # %% ../../nbs/api/cases.web.ipynb #a990000d
 def check_caller(
@@ -155,7 +158,7 @@ async def _parse(parser):
 
 async def read_form(
     request, # of Starlette
-) -> tuple: # (fields, name -> text; files, name -> `Upload`)
+) -> tuple: # (fields, name -> text; files, name -> `Upload`; exam: a list)
     "Read a form in memory; raise `Rejected` if it is too large or not a form."
     from starlette.formparsers import MultiPartException, MultiPartParser
     from starlette.requests import ClientDisconnect
@@ -178,53 +181,59 @@ async def read_form(
     fields, files = {}, {}
     try:
         for k, v in form.multi_items():
-            if k in fields or k in files:
+            if k in fields or k in files and k != 'exam':
                 raise Rejected(400, f'{k[:20]!r} came twice: send it once.')
             if isinstance(v, str): fields[k] = v.strip()
             elif v.filename:
                 name = Path(v.filename.replace('\\', '/')).name
-                files[k] = Upload(name, await v.read())
+                file = Upload(name, await v.read())
+                files[k] = [*files.get(k, []), file] if k == 'exam' else file
     finally: await form.close()
     return fields, files
 
 # %% ../../nbs/api/cases.web.ipynb #a990000f
 def read_upload(
     fields:dict, # name -> text
-    files:dict, # name -> `Upload`
+    files:dict, # name -> `Upload`; exam: a list of them
     images:dict, # from `list_images`
-): # `cesm_nb.imaging.dicom.Case`
-    "Read the case in a form; raise ValueError with one sentence if there is none."
-    if odd := [k for k in files if k not in images]:
+): # `cesm_nb.imaging.dicom.Exam`
+    "Read the exam in a form; raise ValueError with one sentence if there is none."
+    if odd := [k for k in files if k not in images and k != 'exam']:
         raise CesmError(f'no model uses a file in the field {odd[0][:20]!r}: leave it out')
     age, window = fields.get('age_years', ''), fields.get('window') or '1'
     try: age = float(age) if age else None
     except ValueError: raise CesmError(f'age {age[:20]!r} is no number') from None
-    views = []
+    views = [read_view(f, window=window) for f in files.get('exam', [])]
     for k, file in files.items():
+        if k == 'exam': continue
         modality, view = images[k]
         views.append(read_view(file, fields.get('side', ''), view, modality, window))
-    return join_views(views, fields.get('name', '')[:60], age, fields.get('density', ''))
+    return join_exam(views, fields.get('name', '')[:60], age, fields.get('density', ''))
 
-_AGAIN = '<p><a href="/">Predict another breast</a></p>'
+_AGAIN = '<p><a href="/">Predict another exam</a></p>'
 
-def _keep(prediction, page, folder):
-    "Write a prediction; return where it is, or why it could not be written."
+def _keep(predictions, page, folder):
+    "Write the predictions of an exam; return where, or why they could not be written."
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return f'Kept as {write_prediction(prediction, page, folder)}.html in {folder}.'
+        n = len(predictions)
+        stems = [write_prediction(p, b'' if i else page, folder, breasts=n)
+                 for i, p in enumerate(predictions)]
+        return f'Kept as {stems[0]}.html in {folder}.'
     except OSError as e: return f'Not kept: {e}. Save this page instead.'
 
 def handle_form(
     site:Site, # state of the server
     fields:dict, # name -> text
-    files:dict, # name -> `Upload`
+    files:dict, # name -> `Upload`; exam: a list of them
 ) -> bytes: # HTML
-    "Predict the case in a form and make its page; raise ValueError with one sentence on failure."
-    case = read_upload(fields, files, list_images(site.experts))
+    "Predict the exam in a form and make its page; raise ValueError with one sentence on failure."
+    exam = read_upload(fields, files, list_images(site.experts))
+    anyway = fields.get('anyway') == '1'
     with site.lock:
-        prediction = predict_case(case, site.experts, anyway=fields.get('anyway') == '1')
-        page = page_of(case, prediction, site.experts)
-        kept = _keep(prediction, page, site.keep) if site.keep else ''
+        predictions = [predict_case(c, site.experts, anyway=anyway) for c in exam.breasts]
+        page = page_of_exam(exam, predictions, site.experts)
+        kept = _keep(predictions, page, site.keep) if site.keep else ''
     end = fill_in('{% if kept %}<p>{{ kept }}</p>{% endif %}', kept=kept) + _AGAIN
     return page.replace(b'</body>', f'{end}\n</body>'.encode())
 
@@ -275,9 +284,11 @@ def make_app(
     async def lost(request, e): return _explain(e.status_code, 'There is nothing here.')
     async def broken(request, e):
         return _explain(500, f'An error nobody foresaw ({type(e).__name__}): see the terminal.')
-    return Starlette(
+    app = Starlette(
         routes=[Route('/', form), Route('/ask', partial(_post, site, _Queue()), methods=['POST'])],
         exception_handlers={Rejected: reject, HTTPException: lost, Exception: broken})
+    app.router.redirect_slashes = False # a redirect would name the host of the request, unchecked
+    return app
 
 # %% ../../nbs/api/cases.web.ipynb #a9900012
 def _check_regions(member):

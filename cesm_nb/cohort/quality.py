@@ -272,8 +272,8 @@ def phrase_verdict(
     if fix:
         return (f'Fix before training: {fix} (images or regions that cannot be used or belong '
                 f'elsewhere). To check: {review}.')
-    if review: return f'Nothing has to be fixed; to check: {review}.'
-    return 'Nothing has to be fixed or checked' + (f'; {handled} oddities are handled.'
+    if review: return f'Nothing to fix; to check: {review}.'
+    return 'Nothing to fix or check' + (f'; {handled} oddities are handled.'
                                                       if handled else '.')
 
 

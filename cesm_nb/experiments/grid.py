@@ -488,7 +488,7 @@ def join_jobs(
 def threads_each(
     n_jobs:int, # runs at the same time
 ) -> int: # at least 1
-    "Threads of a run: `OMP_NUM_THREADS` if set, else its share of the cores at hand."
+    "Threads of a run: `OMP_NUM_THREADS` if set, else its share of the available cores."
     given = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0]
     return int(given) if given.isdecimal() else max(1, cpu_count()//max(1, n_jobs))
 
@@ -608,4 +608,4 @@ def read_tests(
     finished = [p.variant for p in plan if is_finished(p.cfg)]
     counts = '; '.join(f'{v!r} {finished.count(v)}' for v in grid.variants)
     raise CesmError(f'no seed of any variant is complete: of {len(plan)//len(grid.variants)} runs '
-                    f'of each variant {counts} are finished; continue it without --only-results')
+                    f'of each variant there are {counts}; continue it without --only-results')

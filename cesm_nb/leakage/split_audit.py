@@ -81,7 +81,8 @@ def _patients_of(table, key, path):
         number = text.str.extract(r'^[Pp]?(\d{1,9})(?:\.0)?$')[0]
         side = pd.Series('', table.index)
         if 'side' in table: side = table.side.str.strip().str.upper().str[:1]
-        bad = number.isna() | ~side.isin(['', 'L', 'R'])
+        by_breast = side.ne('').any()
+        bad = number.isna() | ~side.isin(['L', 'R'] if by_breast else [''])
         form = 'a number such as 12 or P12, and side L or R'
         out = pd.DataFrame(dict(patient_id=number, side=side, image=''))
     if bad.any():
@@ -108,14 +109,9 @@ def _read_lists(folder):
 
 # %% ../../nbs/api/leakage.split_audit.ipynb #961e5ead
 def _read_rows(path):
-    "Read a CSV file or workbook; the index is the line in the file less 2."
-    if Path(path).suffix.lower() in ('.xlsx', '.xlsm'):
-        table = read_table(path, ('split',), optional=(*_IMAGE, 'patient_id', 'side'))
-        return table.set_axis(table.index - 2)
-    with reading(path, 'split file', 'save it as CSV') as f:
-        head = Path(f).read_text('utf-8-sig').partition('\n')[0]
-        sep = next((c for c in ';\t' if c in head), ',')
-        return pd.read_csv(f, dtype=str, keep_default_na=False, sep=sep, encoding='utf-8-sig')
+    "Read a table; the index is the line in the file less 2."
+    table = read_table(path, ('split',), optional=(*_IMAGE, 'patient_id', 'side'))
+    return table.set_axis(table.index - 2)
 
 def read_foreign(
     path:str|Path, # table: split, and image_name or patient_id (and side); or a folder of lists
@@ -125,9 +121,8 @@ def read_foreign(
         table = _read_lists(Path(path))
         return _patients_of(table, 'image_name', path).assign(split=table.split)
     table = _read_rows(path)
-    table.columns = [str(c).strip().lower() for c in table]
     key = next((c for c in (*_IMAGE, 'patient_id') if c in table), '')
-    if not key or 'split' not in table or not len(table):
+    if not key or table.empty:
         raise CesmError(
             f'{path} has {len(table)} lines of {list(table)}: expected the columns split and '
             'image_name, or split and patient_id (and side, for a split by breast)')

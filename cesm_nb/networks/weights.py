@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGED', 'REVISIONS', 'TRAINED_ON', 'HELD', 'MODEL_CARD', 'METRICS', 'find_weights', 'find_packaged',
            'read_packaged', 'pin_weights', 'name_weights', 'read_pretraining_data', 'check_pretraining_data',
-           'save_backbone', 'list_results', 'SharedModel', 'export_model']
+           'save_backbone', 'list_results', 'check_saved', 'SharedModel', 'export_model']
 
 # %% ../../nbs/api/networks.weights.ipynb #be17beda
 import inspect
@@ -200,7 +200,10 @@ def list_results(
 # %% ../../nbs/api/networks.weights.ipynb #bb219c01
 _FORMS = {int: int, float: '(-inf, inf)', bool: bool, str: str, Optional[bool]: (None, bool)}
 
-def _check_saved(kind, folder):
+def check_saved(
+    kind:type, # of model
+    folder:str|Path, # of an exported one
+):
     "Raise ValueError if a model cannot be built from its `config.json`."
     takes = inspect.signature(kind.__init__).parameters.values()
     form = {f'{p.name}?': _FORMS[p.annotation] for p in takes if p.annotation in _FORMS}
@@ -245,7 +248,7 @@ class SharedModel(
             raise CesmError(
                 f'{where} is not a folder here, and revision={revision!r} is not a commit: '
                 'name an exported folder, or a revision of 40 hexadecimal digits')
-        if Path(where).is_dir(): _check_saved(cls, where)
+        if Path(where).is_dir(): check_saved(cls, where)
         return super().from_pretrained(where, revision=revision, **more)
 
     @classmethod

@@ -160,7 +160,7 @@ def interval_table(
 ) -> pd.DataFrame: # a row per score: value, low, high, wilson_*, breasts, patients, n_draws, note
     "Score predictions with patient-cluster bootstrap intervals."
     if not len(label):
-        raise CesmError('no test breast to score: is there a test part in the split?')
+        raise CesmError('no test breast to score: does the split have a test part?')
     weights = bootstrap_weights(patient_id, n_draws, seed)
     found = score_everything(label, prob, patient_id, weights, flags)
     shares, notes = list_shares(label, prob, flags), explain_scores(label, prob, tuple(flags or ()))
