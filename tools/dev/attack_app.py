@@ -9,6 +9,7 @@ response for 600 s). Then good uploads follow, and the memory must not grow by m
 Requests queue on a busy machine, so seconds are not judged; stalled ones end after 10 s of silence.
 """
 import argparse
+import os
 import random
 import re
 import secrets
@@ -55,7 +56,8 @@ class Page:
         self.side, self.log = side, log
         command = [sys.executable, '-c', START, '--run', str(run), '--port', '0']
         with open(log, 'w') as f:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=f, text=True)
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=f, text=True,
+                                            env=os.environ | dict(TQDM_DISABLE='1'))
         lines = (re.search(r'http://127.0.0.1:(\d+)', line) for line in self.process.stdout)
         self.port = int(next(m for m in lines if m)[1])
         head = f'GET / HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nConnection: close\r\n\r\n'
