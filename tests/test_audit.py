@@ -13,6 +13,7 @@ import pytest
 
 from cesm_nb.cli import cesm_audit as main
 from cesm_nb.data import read_dataset
+from cesm_nb.reporting.tables import with_interval
 from conftest import PATIENCE, REAL, ROOT, needs_data
 
 BROWSERS = 'chromium', 'chromium-browser', 'google-chrome'
@@ -167,8 +168,8 @@ def test_breasts_with_images_are_scored_separately(phantom, tmp_path):
     auc = scores(tmp_path/'out', 'auc')
     own, every = (auc.loc[('mask shapes, CM', k)] for k in ('CM rows, image on disk', 'CM rows'))
     assert 0 < own.breasts < every.breasts
-    interval = f'{own.value:.3f} [{own.low:.3f}, {own.high:.3f}]'
-    assert f'{interval} on the {own.breasts:.0f} breasts that have an image on disk' in output
+    size = f'on the {own.breasts:.0f} breasts that have an image on disk'
+    assert f'{with_interval(own)} {size}' in output
     page = (tmp_path/'out'/'index.html').read_text()
     assert 'Rows with the label <i>CM rows, image on disk</i>' in page
     files = json.loads((tmp_path/'out'/'settings.json').read_text())['files']

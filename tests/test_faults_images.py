@@ -313,7 +313,7 @@ def test_dropped_breasts_are_counted_in_a_line(data, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     n = len(pairs)
     assert len(tensors) == n - 2
-    assert f'1 of {n} breasts dropped: no file of their CM images' in lines[0]
+    assert f'1 of {n} breasts dropped: none of their CM images is present' in lines[0]
     assert f'1 of {n-1} breasts dropped: none of their images' in lines[1]
 
 

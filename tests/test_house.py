@@ -287,3 +287,19 @@ def test_protocol_files_differ_only_in_protocol():
     paper, clinical = (yaml.safe_load((ROOT/'configs'/f'{n}.yaml').read_text())
                        for n in ('paper', 'clinical'))
     assert {k for k in paper | clinical if paper.get(k) != clinical.get(k)} == {'protocol'}
+
+
+def name_twice(source):
+    "Names that a module binds twice at its top: cells of a notebook share one module."
+    bound = [t.id for n in ast.parse(source).body if isinstance(n, ast.Assign)
+             for target in n.targets for t in getattr(target, 'elts', [target])
+             if isinstance(t, ast.Name)]
+    kinds = ast.FunctionDef, ast.ClassDef
+    bound += [n.name for n in ast.parse(source).body if isinstance(n, kinds)]
+    return sorted(k for k in set(bound) if bound.count(k) > 1)
+
+
+def test_no_cell_replaces_a_name_of_another():
+    modules = [p for p in (ROOT/'cesm_nb').rglob('*.py') if p.name != '_modidx.py']
+    assert len(modules) > 60 and [p.name for p in modules if name_twice(p.read_text())] == []
+    assert name_twice('_LEAST = 1\ndef f(): _LEAST = 2\n_LEAST = 20') == ['_LEAST']

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from make_crates import CRATE, make_all
 from rocrate.rocrate import ROCrate
 
+from cesm_nb.networks.weights import list_results
 from cesm_nb.cases.released import make_card
 from cesm_nb.core.terms import SHEET_COLUMNS
 from conftest import ROOT
@@ -84,3 +85,9 @@ def test_released_card_is_made_from_stored_scores():
     value, low, high = (round(v, 4) for v in found['certainty']['scores']['auc'])
     assert shown['roc_auc'].metric_value == value
     assert shown['roc_auc'].metric_args == dict(low=low, high=high)
+
+
+def test_scores_that_are_not_defined_are_left_out_of_a_card():
+    scores = dict(auc=[None, None, None], accuracy=[.5, None, None])
+    listed = list_results(scores, 'test', 'x', True)
+    assert [(r.metric_value, r.metric_args) for r in listed] == [(.5, None)]

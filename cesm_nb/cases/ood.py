@@ -30,7 +30,7 @@ from ..tensorize import make_tasks, make_tensor
 
 # %% ../../nbs/api/cases.ood.ipynb #fa300008
 RATE = .02 # share of in-distribution breasts that each check may reject
-_LEAST = 1e-6 # smallest scale and limit: files hold six decimals, and a limit of 0 is rejected
+_FLOOR = 1e-6 # smallest scale and limit: files hold six decimals, and a limit of 0 is rejected
 
 def quantile_of(
     values:np.ndarray, # (n,) of held-out rows
@@ -49,13 +49,13 @@ def fit_cloud(
     "Fit the reference distribution of `rows`, and a limit on the distance from `held`."
     centre, spread = rows.mean(0), rows.std(0)
     alive = spread[spread > 0] # a constant feature must not make a distance infinite
-    scale = np.maximum(spread, max(.1*np.median(alive), _LEAST) if len(alive) else 1.)
+    scale = np.maximum(spread, max(.1*np.median(alive), _FLOOR) if len(alive) else 1.)
     _, s, axes = np.linalg.svd((rows - centre)/scale, full_matrices=False)
     variance, k = s**2/max(len(rows) - 1, 1), max(1, min(n_axes, len(rows)//4, rows.shape[1]))
     rest = max(variance[k:].sum()/max(rows.shape[1] - k, 1), .01)
     found = dict(centre=centre, scale=scale, axes=axes[:k], spread=np.maximum(variance[:k], rest))
     cloud = {key: np.round(v, 6).tolist() for key, v in found.items()} | dict(rest=float(rest))
-    limit = max(quantile_of(far_from(cloud, held), rate), _LEAST)
+    limit = max(quantile_of(far_from(cloud, held), rate), _FLOOR)
     return cloud | dict(limit=limit, n_held=len(held))
 
 def far_from(
@@ -92,7 +92,7 @@ def fit_crossed(
     fold = deal_folds(patients)
     turns = [(fold != f, fold == f) for f in np.unique(fold)]
     far = np.concatenate([far_from(fit_cloud(rows[a], rows[b], n_axes), rows[b]) for a, b in turns])
-    limit = max(quantile_of(far, rate), _LEAST)
+    limit = max(quantile_of(far, rate), _FLOOR)
     return fit_cloud(rows, rows, n_axes) | dict(limit=limit, n_held=len(far))
 
 # %% ../../nbs/api/cases.ood.ipynb #fa30000e

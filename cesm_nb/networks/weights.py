@@ -187,8 +187,11 @@ def list_results(
 ) -> list: # of `EvalResult`
     "List scores as the hub reads them from the front matter of a card, the `model-index`."
     out, name = [], 'phantom (synthetic)' if phantom else 'contrast-enhanced mammograms'
-    for key in METRICS.keys() & scores:
-        value, *limits = np.atleast_1d(scores[key]).round(4).tolist()
+    for key in METRICS:
+        found = np.array(scores.get(key), float) # None: not defined for these breasts
+        value, *limits = np.atleast_1d(found).round(4).tolist()
+        if np.isnan(value): continue
+        if np.isnan(limits).any(): limits = []
         kind, title = METRICS[key]
         out.append(EvalResult(
             task_type='image-classification', dataset_type='contrast-enhanced-mammography',
