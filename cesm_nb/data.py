@@ -21,7 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from .core.errors import AbsentError, CesmError
-from .io.via import can_draw, has_form_of_regions, read_regions
+from .io.via import can_draw, is_region_file, read_regions
 from .core.terms import (
     VIEWS, MODALITIES, CHANNELS, CLASSES, KEYS, SIZE, CLASS_COLORS, SIDES, DENSITY, SHEET_NAME,
     REGIONS_NAME, SIZES_NAME, PHANTOM_NAME, FOLDERS, SHEET_COLUMNS, name_channels, to_column)
@@ -79,7 +79,7 @@ def _find_regions(near, far):
     "Find the region file by its name, else by its content; None if there is none."
     kinds = (*_TABLES, '.json')
     found = find_named(near, REGIONS_NAME, kinds) or find_named(far(), REGIONS_NAME, kinds)
-    fits = lambda f: f.suffix.lower() in kinds and f.is_file() and has_form_of_regions(f)
+    fits = lambda f: f.suffix.lower() in kinds and f.is_file() and is_region_file(f)
     found = found or [f for p in near for f in list_folder(p) if fits(f)]
     return only_one(found, 'the region file')
 

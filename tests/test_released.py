@@ -293,7 +293,7 @@ def test_prediction_imports_no_compiler_and_no_training_tools():
     assert out.stdout == '[]\n'
 
 
-def test_published_sets_hold_what_they_promise():
+def test_published_sets_reach_their_coverage():
     t = pd.read_csv(ROOT/'results'/'released'/'coverage.csv').iloc[0]
     sizes = t[['one_class', 'two_classes', 'three_classes']].to_numpy(int)
     assert sizes.sum() == t.breasts

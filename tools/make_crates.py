@@ -140,8 +140,11 @@ def make_all():
         path, today = settings.parent/CRATE, f'{date.today()}'
         stored = json.loads(path.read_text()) if path.exists() else {}
         dates = [e['datePublished'] for e in stored.get('@graph', []) if e['@id'] == './']
-        same = dates and make_crate(settings.parent, dates[0]) == stored
-        out[path] = make_crate(settings.parent, dates[0] if same else today)
+        made = make_crate(settings.parent, dates[0] if dates else today)
+        if made != stored:
+            root = next(e for e in made['@graph'] if e['@id'] == './')
+            root['datePublished'] = today
+        out[path] = made
     return {p: json.dumps(made, indent=1, default=str) + '\n' for p, made in out.items()}
 
 

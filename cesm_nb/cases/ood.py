@@ -35,10 +35,10 @@ _FLOOR = 1e-6 # smallest scale and limit: files hold six decimals, and a limit o
 def quantile_of(
     values:np.ndarray, # (n,) of held-out rows
     rate:float, # share that may exceed the limit, in (0, 1)
-) -> float: # the largest value if there are too few for the rate
+) -> float: # above 0; the largest value if there are too few for the rate
     "Return the conformal quantile: a new value exceeds it with probability at most `rate`."
     k = ceil((len(values) + 1)*(1 - rate))
-    return float(np.sort(values)[min(k, len(values)) - 1])
+    return max(float(np.sort(values)[min(k, len(values)) - 1]), _FLOOR)
 
 def fit_cloud(
     rows:np.ndarray, # (n, p) float, of training
@@ -55,8 +55,7 @@ def fit_cloud(
     rest = max(variance[k:].sum()/max(rows.shape[1] - k, 1), .01)
     found = dict(centre=centre, scale=scale, axes=axes[:k], spread=np.maximum(variance[:k], rest))
     cloud = {key: np.round(v, 6).tolist() for key, v in found.items()} | dict(rest=float(rest))
-    limit = max(quantile_of(far_from(cloud, held), rate), _FLOOR)
-    return cloud | dict(limit=limit, n_held=len(held))
+    return cloud | dict(limit=quantile_of(far_from(cloud, held), rate), n_held=len(held))
 
 def far_from(
     cloud:dict, # from `fit_cloud`
@@ -92,8 +91,7 @@ def fit_crossed(
     fold = deal_folds(patients)
     turns = [(fold != f, fold == f) for f in np.unique(fold)]
     far = np.concatenate([far_from(fit_cloud(rows[a], rows[b], n_axes), rows[b]) for a, b in turns])
-    limit = max(quantile_of(far, rate), _FLOOR)
-    return fit_cloud(rows, rows, n_axes) | dict(limit=limit, n_held=len(far))
+    return fit_cloud(rows, rows, n_axes) | dict(limit=quantile_of(far, rate), n_held=len(far))
 
 # %% ../../nbs/api/cases.ood.ipynb #fa30000e
 SIGNATURE = (
@@ -161,7 +159,7 @@ def fit_energy(
         found = _fit_fisher(rows[own != f], others[other != f])
         held.append(score_energy(found, rows[own == f]))
         there.append(score_energy(found, others[other == f]))
-    limit = max(quantile_of(np.concatenate(held), rate), 1e-6)
+    limit = quantile_of(np.concatenate(held), rate)
     found = {k: np.round(v, 6).tolist() for k, v in _fit_fisher(rows, others).items()}
     return found | dict(limit=limit, n_held=len(rows), n_others=len(others),
                         detected=float((np.concatenate(there) > limit).mean()))

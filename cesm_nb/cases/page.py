@@ -178,13 +178,14 @@ def _sizes(certain):
             for k, n in zip(('one class', 'two classes', 'all three classes'), sizes)]
 
 def _unchecked(experts):
-    "What a page does not rest on."
+    "List what was not checked."
     known = [e.training for e in experts if e.training]
     yield ('Whether a view is CC or MLO, upside down, or a part of the breast: few such images are '
-           'found out (cases.ood).')
+           'detected (cases.ood).')
     modality = experts[0].member.preparation['tensors']['modality']
     if modality in ENERGY_NAMES and not all(k.get('energy') for k in known or [{}]):
-        yield f'Whether the images are {ENERGY_NAMES[modality]}: headers, names or fields say so.'
+        yield (f'Whether the images are {ENERGY_NAMES[modality]}, beyond what headers, names or '
+               'fields state.')
     yield 'Earlier examinations, ultrasound, and whatever these views do not show.'
     yield 'Other hospitals, scanners and populations: the scores are of one data set.'
 

@@ -227,12 +227,12 @@ def _backbone_once(net):
     if getattr(net, 'region_attention', None) is None: # Grad-CAM needs gradients of its own
         yield
         return
-    backbone, seen = net.pooled.backbone, []
+    backbone, computed = net.pooled.backbone, []
     def forward_intermediates(x, **options):
-        for y, kept, found in seen:
+        for y, kept, found in computed:
             if kept == options and x.shape == y.shape and torch.equal(x, y): return found
         found = type(backbone).forward_intermediates(backbone, x, **options)
-        seen.append((x, options, found))
+        computed.append((x, options, found))
         return found
     backbone.forward_intermediates = forward_intermediates
     try: yield
@@ -340,10 +340,8 @@ def to_row(
     number = lambda p: None if np.isnan(p) else round(float(p), 6)
     called = {f'called_{k}': f'{n} of {of}' for k, (n, of) in prediction.calls.items()}
     return dict(case=prediction.name, **{k: number(p) for k, p in zip(PROBS, prediction.prob)},
-        classes=' or '.join(prediction.classes),
-                **called, doubts='; '.join(prediction.ood_reasons),
-                notes='; '.join(prediction.notes),
-                problem='')
+        classes=' or '.join(prediction.classes), **called,
+        doubts='; '.join(prediction.ood_reasons), notes='; '.join(prediction.notes), problem='')
 
 _DICOM = 'picture', 'report' # endings of their file names
 

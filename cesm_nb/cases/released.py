@@ -30,7 +30,7 @@ from ..core.runs import read_config
 from ..core.settings import settings_that_count
 from ..core.terms import CLASSES, KEYS, PROBS
 from ..imaging.dicom import Exam, read_exam
-from ..networks.weights import list_results
+from ..networks.weights import HUB, list_results
 from ..probe.fit import attend_all, compute_features, join_features
 from ..training.inference import Own, export_run
 
@@ -183,9 +183,7 @@ def make_card(
         for k, g in found['groups'].items())
     phantom = 'PHANTOM: fitted on made-up images, evidence of nothing. ' if found['phantom'] else ''
     front = ModelCardData(
-        library_name='cesm_nb', license='apache-2.0', pipeline_tag='image-classification',
-        tags=['mammography', 'contrast-enhanced-mammography', 'breast-cancer', 'CDD-CESM'],
-        model_name='cesm_nb linear probe', eval_results=list_results(
+        **HUB, model_name='cesm_nb linear probe', eval_results=list_results(
             c['scores'], 'out of fold', config['data_fingerprint'], found['phantom']))
     return _CARD.format(
         front=front.to_yaml(), title='A linear probe for contrast-enhanced mammography',

@@ -104,7 +104,7 @@ _FORM = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 </label></p>
 <p><label><input type="checkbox" name="anyway" value="1">
 Predict even where the case is out of distribution</label></p>
-<p><button>Ask</button> {{ kept }}</p></form>'''
+<p><button>Predict</button> {{ kept }}</p></form>'''
 
 # %% ../../nbs/api/cases.web.ipynb #3aa1788f
 def make_form(

@@ -160,7 +160,7 @@ THUMB_PX = 128 # enough to find the chest wall, and to display
 
 def inspect_image(
     path:str, # image file
-) -> dict: # path, problem ('' or a sentence), doubt, turn, digest of the pixels, wall, thumb
+) -> dict: # path, problem ('' or a sentence), oddity, turn, digest of the pixels, wall, thumb
     "Check one image by itself."
     out = dict(path=path, problem='', oddity='', turn=1, digest='', wall='', thumb=None)
     try: image = read_image(path)
@@ -273,8 +273,7 @@ def phrase_verdict(
         return (f'Fix before training: {fix} (images or regions that cannot be used or belong '
                 f'elsewhere). To check: {review}.')
     if review: return f'Nothing to fix; to check: {review}.'
-    return 'Nothing to fix or check' + (f'; {handled} oddities are handled.'
-                                                      if handled else '.')
+    return 'Nothing to fix or check' + (f'; {handled} oddities are handled.' if handled else '.')
 
 
 # %% ../../nbs/api/cohort.quality.ipynb #59da5f67

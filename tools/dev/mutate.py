@@ -298,21 +298,31 @@ def mutate(
     return pd.DataFrame(rows)
 
 
-def main():
-    "Print the outcomes of all faults."
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument('--n', type=int, default=500, help='mutations')
+def read_options(doc, n): # text of a tool; default number of mutations
+    "Options `n`, `seed` (printed) and `only` of a tool that mutates."
+    ap = argparse.ArgumentParser(description=doc.splitlines()[0])
+    ap.add_argument('--n', type=int, default=n, help='mutations')
     ap.add_argument('--seed', type=int, help='default: a fresh one')
     ap.add_argument('--only', type=int, default=-1, help='run this mutation of the seed alone')
     o = ap.parse_args()
-    seed = secrets.randbelow(10**6) if o.seed is None else o.seed
-    print(f'seed {seed}')
-    table = mutate(o.n, seed, o.only)
-    print(pd.crosstab(table.fault, table.outcome, margins=True, margins_name='all').to_string())
+    if o.seed is None: o.seed = secrets.randbelow(10**6)
+    print(f'seed {o.seed}', flush=True)
+    return o
+
+
+def report(table, by, what, o): # from `mutate`; its column; what was mutated; from `read_options`
+    "Print the outcomes; exit with status 1 if one is bad."
+    print(pd.crosstab(table[by], table.outcome, margins=True, margins_name='all').to_string())
     if o.only >= 0: print(table.iloc[0].to_dict())
     bad = table.outcome.isin(BAD).sum()
-    print(f'{len(table)} mutations of a PHANTOM with seed {seed}: {bad} bad')
+    print(f'{len(table)} mutations of {what} with seed {o.seed}: {bad} bad')
     sys.exit(int(bad > 0))
+
+
+def main():
+    "Print the outcomes of all faults."
+    o = read_options(__doc__, 500)
+    report(mutate(o.n, o.seed, o.only), 'fault', 'a PHANTOM', o)
 
 
 if __name__ == '__main__': main()

@@ -8,12 +8,9 @@ digests, as in files of older versions or edited by hand. An outcome is `same`, 
 sentence), `named` (no `training.json`, which the prediction mentions), or bad: TRACEBACK, HANG or
 WRONG (another prediction without a message). The seed is printed; `--only I` repeats one mutation.
 """
-import argparse
 import io
 import json
 import random
-import secrets
-import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -33,7 +30,7 @@ from cesm_nb.data import breasts, read_dataset
 from cesm_nb.imaging.dicom import read_case
 from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.train import fit
-from mutate import BAD, attempt
+from mutate import BAD, attempt, read_options, report
 
 VALUES = None, 'x', -1, 1e30, float('nan'), float('inf'), [], {}, True # of any key
 NO_NUMBERS = None, 'x', float('nan'), float('inf'), [], {}
@@ -203,22 +200,12 @@ def mutate(
 
 def main():
     "Print the outcomes of all kinds."
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument('--n', type=int, default=300, help='mutations')
-    ap.add_argument('--seed', type=int, help='default: a fresh one')
-    ap.add_argument('--only', type=int, default=-1, help='run this mutation of the seed alone')
-    o = ap.parse_args()
-    seed = secrets.randbelow(10**6) if o.seed is None else o.seed
-    print(f'seed {seed}', flush=True)
+    o = read_options(__doc__, 300)
     with tempfile.TemporaryDirectory(prefix='cesm_mutate_') as d:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             made = make_models(Path(d))
-        table = mutate(made, Path(d), o.n, seed, o.only)
-    print(pd.crosstab(table.kind, table.outcome, margins=True, margins_name='all').to_string())
-    if o.only >= 0: print(table.iloc[0].to_dict())
-    bad = table.outcome.isin(BAD).sum()
-    print(f'{len(table)} mutations of exports of a PHANTOM with seed {seed}: {bad} bad')
-    sys.exit(int(bad > 0))
+        table = mutate(made, Path(d), o.n, o.seed, o.only)
+    report(table, 'kind', 'exports of a PHANTOM', o)
 
 
 if __name__ == '__main__': main()

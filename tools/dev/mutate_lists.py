@@ -9,11 +9,8 @@ file or window, as in the cell), or bad: TRACEBACK, HANG or WRONG (other rows wi
 Encodings that every reader takes for another one, such as those of DOS and UTF-7, are left out. The
 seed is printed; `--only I` repeats one mutation.
 """
-import argparse
 import io
 import random
-import secrets
-import sys
 import tempfile
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from cesm_nb.cases.predict import list_cases
 from cesm_nb.cohort.splits import read_splits
 from cesm_nb.core.terms import DENSITY
 from cesm_nb.leakage.split_audit import read_foreign
-from mutate import BAD, attempt
+from mutate import BAD, attempt, read_options, report
 
 CASES = [
     ['case', 'files', 'age', 'density', 'side', 'window'],
@@ -158,19 +155,8 @@ def mutate(
 
 def main():
     "Print the outcomes of all readers."
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument('--n', type=int, default=200, help='mutations')
-    ap.add_argument('--seed', type=int, help='default: a fresh one')
-    ap.add_argument('--only', type=int, default=-1, help='run this mutation of the seed alone')
-    o = ap.parse_args()
-    seed = secrets.randbelow(10**6) if o.seed is None else o.seed
-    print(f'seed {seed}')
-    table = mutate(o.n, seed, o.only)
-    print(pd.crosstab(table.reader, table.outcome, margins=True, margins_name='all').to_string())
-    if o.only >= 0: print(table.iloc[0].to_dict())
-    bad = table.outcome.isin(BAD).sum()
-    print(f'{len(table)} mutations of lists and splits with seed {seed}: {bad} bad')
-    sys.exit(int(bad > 0))
+    o = read_options(__doc__, 200)
+    report(mutate(o.n, o.seed, o.only), 'reader', 'lists and splits', o)
 
 
 if __name__ == '__main__': main()
