@@ -13,6 +13,7 @@ import pytest
 from cesm_nb.data import breasts, check_sheet, image_key, read_dataset, read_sheet
 from cesm_nb.core.terms import FOLDERS, REGIONS_NAME, SHEET_COLUMNS, SHEET_NAME
 from cesm_nb.cohort.download import inspect_download
+from cesm_nb.io.tables import read_table
 from cesm_nb.roi import scaled_outlines
 
 CSV_NAME = SHEET_NAME.replace('.xlsx', '.csv')
@@ -257,6 +258,15 @@ REJECTED = { # kind -> (file name, content, words of the error)
 def test_invalid_sheets_are_rejected(tmp_path, jpeg, kind):
     name, content, message = REJECTED[kind]
     assert message in refusal(lay_out(tmp_path, jpeg, {name: content}))
+
+
+def test_cell_with_a_bare_separator_is_rejected(tmp_path):
+    "46,5 without quotes would move the rest of its row by one cell."
+    (path := tmp_path/'list.csv').write_text('case,age,window\na,46,5,\nb,60,\n')
+    with pytest.raises(ValueError, match='row 2 has 4 cells, the header 3: put cells'):
+        read_table(path, ('case', 'age', 'window'))
+    path.write_text('case,age,window\na,46,2,\nb,60,1,\n') # a comma too many in every row
+    assert read_table(path, ('case', 'age', 'window')).window.tolist() == ['2', '1']
 
 
 def test_ambiguous_files_are_rejected(tmp_path, jpeg):

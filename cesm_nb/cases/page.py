@@ -6,21 +6,19 @@
 __all__ = ['compute_saliency', 'draw_views', 'summarise', 'page_of_exam', 'page_of', 'need_highdicom', 'make_dicom', 'to_bytes']
 
 # %% ../../nbs/api/cases.page.ipynb #ca5e0004
-from base64 import b64decode
 from hashlib import sha256
 from io import BytesIO
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from .prepare import Member, Prepared, stack_prepared
 from ..core.errors import CesmError
 from ..training.dataset import assemble
 from ..core.terms import CHANNELS, CLASSES, PROBS, SIDES, name_channels
 from ..imaging.dicom import ENERGY_NAMES, Case, Exam
-from ..reporting.figures import mark_phantom
 from ..reporting.saliency import gradcam, weight_maps
 from ..reporting.html import embed, fill_in, make_page
 
@@ -42,13 +40,27 @@ def compute_saliency(
     return {v: np.mean(each, 0) for v, each in out.items()}
 
 # %% ../../nbs/api/cases.page.ipynb #ca5e001f
-_READ_PX = 600 # longer side of an image as read on the page: about what it is drawn at
+_TILE_PX = 360 # side of one picture on the page
+_GAP_PX = 6
 
-def _reduced(image):
-    "Downsample an image to about the size at which the page shows it."
-    scale = _READ_PX/max(image.shape)
-    if scale >= 1: return image
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+def _tile(image):
+    "Scale a grey or coloured image to a square, centred on black."
+    scale = _TILE_PX/max(image.shape[:2])
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
+    if image.ndim == 2: image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    out = np.zeros((_TILE_PX, _TILE_PX, 3), np.uint8)
+    h, w = image.shape[:2]
+    top, left = (_TILE_PX - h) // 2, (_TILE_PX - w) // 2
+    out[top:top + h, left:left + w] = image
+    return out
+
+def _overlay(grey, saliency):
+    "Lay a map in [0, 1] over a grey image of the same shape: the stronger, the more opaque."
+    colour = cv2.applyColorMap(np.uint8(255*saliency), cv2.COLORMAP_INFERNO)[..., ::-1]
+    opacity = .7*saliency[..., None]
+    return np.uint8((1 - opacity)*grey[..., None] + opacity*colour)
+
 
 # %% ../../nbs/api/cases.page.ipynb #709d2f2a
 def draw_views(
@@ -56,25 +68,19 @@ def draw_views(
     member:Member, # the model
     prepared:Prepared, # the case as it entered the network
     maps:dict, # from `compute_saliency`
-): # the figure
-    "Plot each view as read, as it enters the network, and with its saliency map."
-    modality = member.preparation['tensors']['modality']
-    rows = [(i, k, n) for i, (k, n) in enumerate(zip(CHANNELS[modality],
-        name_channels(modality))) if k in case.views]
-    fig, axs = plt.subplots(len(rows), 3, figsize=(7.5, 2.7*len(rows)), squeeze=False)
-    for ax, (i, key, name) in zip(axs, rows):
-        ax[0].imshow(_reduced(case.views[key].image), cmap='gray', vmin=0, vmax=255)
-        for a in ax[1:]: a.imshow(prepared.views[i].numpy(), cmap='gray', vmin=0, vmax=255)
-        if name in maps:
-            ax[2].imshow(maps[name], cmap='inferno', vmin=0, vmax=1, alpha=.7*maps[name])
-        ax[0].set_ylabel(f'{SIDES[case.side]} {key[1]}, {ENERGY_NAMES[key[0]]}', fontsize=10)
-        for a in ax: a.set(xticks=[], yticks=[])
-    for a, title in zip(axs[0], ('as read', 'as the network input',
-            'saliency, not a lesion')):
-        a.set_title(title, fontsize=10)
-    fig.tight_layout(pad=.4)
-    mark_phantom(fig, member.preparation['phantom'])
-    return fig
+) -> dict: # name of the view -> (360, 1092, 3) uint8: as read, as the network input, with its map
+    "Draw each view three times, side by side."
+    modality, out = member.preparation['tensors']['modality'], {}
+    for i, (key, name) in enumerate(zip(CHANNELS[modality], name_channels(modality))):
+        if key not in case.views: continue
+        shown = prepared.views[i].numpy()
+        salient = _overlay(shown, maps[name]) if name in maps else shown
+        tiles = [_tile(x) for x in (case.views[key].image, shown, salient)]
+        gap = np.full((_TILE_PX, _GAP_PX, 3), 255, np.uint8)
+        out[f'{SIDES[case.side]} {key[1]}, {ENERGY_NAMES[key[0]]}'] = np.hstack(
+            [tiles[0], gap, tiles[1], gap, tiles[2]])
+    return out
+
 
 # %% ../../nbs/api/cases.page.ipynb #ca5e0007
 _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
@@ -83,7 +89,9 @@ _BODY = '''<p class="lead"><b>Research use only, not for diagnosis.</b>
 {% for b in breasts %}
 {% if b.ood_reasons %}<h2>{{ b.of }}Reasons not to rely on a prediction</h2>
 <ul>{% for d in b.ood_reasons %}<li>{{ d }}{% endfor %}</ul>{% endif %}
-<h2>{{ b.of }}Images</h2><figure class="double"><img alt="{{ alt }}" src="{{ b.picture }}">
+<h2>{{ b.of }}Images</h2><figure class="double">
+{% for name, picture in b.pictures %}<figcaption>{{ name }}</figcaption>
+<img alt="{{ name }}: {{ alt }}" src="{{ picture }}">{% endfor %}
 <figcaption>{{ b.caption }}</figcaption></figure>
 {% if b.predicted %}<h2>{{ b.of }}Prediction</h2>
 {% if b.rows %}<div class="wide"><table><tr><th>Class<th>Probability<th>In the set
@@ -221,19 +229,18 @@ def _how(member, target):
 def _draw_breast(case, prediction, experts, of):
     "What the page shows of a breast."
     member = experts[0].member
-    fig = draw_views(case, member, prediction.prepared[0], prediction.maps)
-    picture = embed(fig)
-    plt.close(fig)
+    pictures = draw_views(case, member, prediction.prepared[0], prediction.maps)
     silent = not np.isfinite(prediction.prob).all()
     rows = [(c, float(p), c in prediction.classes) for c, p in zip(CLASSES, prediction.prob)]
     if silent or len(prediction.classes) == len(CLASSES): rows = []
     return dict(
-        of=of, summary=summarise(case, prediction, calls=True), rows=rows, picture=picture,
+        of=of, summary=summarise(case, prediction, calls=True), rows=rows,
+        pictures=[(name, embed(p)) for name, p in pictures.items()],
         ood_reasons=prediction.ood_reasons, predicted=not silent, notes=prediction.notes,
         tables=list(_tables(prediction, experts)),
-        caption=f'Per view: as read, as the network input, and the saliency map, not a lesion '
-            f'({_how(member, prediction.target)}). Views are as headers, names or fields have it: '
-            'CC and MLO are not distinguished by their pixels.')
+        caption='Per view, left to right: as read, as the network input, and the saliency map, '
+            f'not a lesion ({_how(member, prediction.target)}). Views are as headers, names or '
+            'fields have it: CC and MLO are not distinguished by their pixels.')
 
 def page_of_exam(
     exam:Exam, # as read
@@ -250,7 +257,7 @@ def page_of_exam(
         _BODY, phantom=phantom, breasts=breasts, promise=_promise(certain),
         sizes=_sizes(certain), held=_held(certain),
         unchecked=list(_unchecked(experts)), models=[_describe(e) for e in experts],
-        alt='Each view as read, as the network input, and with its saliency map')
+        alt='as read, as the network input, and with its saliency map')
     kind = 'Exam' if several else 'Case'
     return make_page(f'cesm_predict: {exam.name}', f'{kind} {exam.name}', body, phantom)
 
@@ -271,15 +278,20 @@ def need_highdicom(): # the module; ValueError if it is absent
 
 # %% ../../nbs/api/cases.page.ipynb #f466f547
 _WARNING = 'RESEARCH USE ONLY, NOT FOR DIAGNOSIS'
+_LINE_PX = 34
 
 def _picture(case, prediction, member):
-    "The picture of the page under the warning, (h, w, 3) uint8."
-    fig = draw_views(case, member, prediction.prepared[0], prediction.maps)
-    fig.suptitle(_WARNING, y=1.04, fontsize=11, fontweight='bold', color='#b00000')
-    data = b64decode(embed(fig).partition(',')[2])
-    plt.close(fig)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    "The pictures of the page, each under its name, and all under the warning, (h, w, 3) uint8."
+    views = draw_views(case, member, prediction.prepared[0], prediction.maps)
+    title = _WARNING + ', PHANTOM'*member.preparation['phantom']
+    rows, font = [], ImageFont.load_default(20)
+    for text, picture in ((title, None), *views.items()):
+        line = Image.new('RGB', (3*_TILE_PX + 2*_GAP_PX, _LINE_PX), 'white')
+        ink = '#b00000' if picture is None else 'black'
+        ImageDraw.Draw(line).text((4, 4), text, fill=ink, font=font)
+        rows += [np.asarray(line)] if picture is None else [np.asarray(line), picture]
+    return np.vstack(rows)
+
 
 # %% ../../nbs/api/cases.page.ipynb #6412e848
 _SNOMED = dict(L='80248007', R='73056007') # codes of the breasts

@@ -19,6 +19,23 @@ from ..core.errors import CesmError
 from ..core.files import describe_content
 from ..data import exif_orientation
 
+# %% ../../nbs/api/imaging.decode.ipynb #2e0b61a4
+_ZEROS = bytes(64)
+
+def _is_zeroed(data):
+    "Whether a sequential JPEG has a block of zeros that its Huffman codes do not explain."
+    at, first = 2, set()
+    while len(data) > at + 4 and (kind := data[at + 1]) != 0xda: # the scan
+        if kind in (0xc2, 0xc9, 0xca): return False # progressive or arithmetic
+        size = int.from_bytes(data[at + 2:at + 4])
+        tables = data[at + 4:at + 2 + size] if kind == 0xc4 else b''
+        while len(tables) > 17: # class and index, 16 counts, symbols, shortest code first
+            if tables[0] >> 4: first.add(tables[17]) # of coefficients; its code is all zeros
+            tables = tables[17 + sum(tables[1:17]):]
+        at += 2 + size
+    return 0 not in first and _ZEROS in data[at:] # symbol 0 ends a block, as in plain black
+
+
 # %% ../../nbs/api/imaging.decode.ipynb #a6f79f35
 MAX_PIXELS = 10**8 # more is a broken header; large mammograms have 2*10**7
 
@@ -28,6 +45,7 @@ def _bound(h, w):
 def _decode_jpeg(data):
     h, w, colour, _ = simplejpeg.decode_jpeg_header(data)
     _bound(h, w)
+    if _is_zeroed(data): raise CesmError('a part of the file is zeros')
     if colour == 'Gray': return simplejpeg.decode_jpeg(data, 'GRAY')[..., 0]
     if colour in ('CMYK', 'YCCK'): raise CesmError('it is CMYK, expected grey')
     return simplejpeg.decode_jpeg(data, 'RGB')

@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Optional
 
-import openpyxl
 import pandas as pd
 
 from ..core.errors import AbsentError, CesmError
@@ -154,10 +153,11 @@ def _as_text(value):
 
 def _merged(sheet):
     "(column, first row, last row) of cells merged down a column; columns from 0."
+    from openpyxl.utils import column_index_from_string # openpyxl only if there is a workbook
     # openpyxl lists them only if it loads all cells
     tail = sheet._get_source().read().rpartition(b'</sheetData>')[2]
     for a, top, b, end in re.findall(rb'mergeCell ref="([A-Z]+)(\d+):([A-Z]+)(\d+)"', tail):
-        if a == b: yield openpyxl.utils.column_index_from_string(a.decode()) - 1, int(top), int(end)
+        if a == b: yield column_index_from_string(a.decode()) - 1, int(top), int(end)
 
 def _sheet_rows(sheet):
     "(number, cells) of each row of a sheet that is not empty."
@@ -203,10 +203,11 @@ def _pick_sheet(path, book, spelled):
 
 def _book_rows(path, data, spelled):
     "Rows of the workbook sheet with the columns: (number, cells), without blank ones."
+    from openpyxl import load_workbook
     with _damage(path), warnings.catch_warnings():
         warnings.simplefilter('ignore') # of openpyxl, on parts of a workbook that it skips
         size = sum(f.file_size for f in zipfile.ZipFile(BytesIO(data)).infolist())
-        book = size <= MAX_BYTES and openpyxl.load_workbook(
+        book = size <= MAX_BYTES and load_workbook(
             BytesIO(data), read_only=True, data_only=True)
     if size > MAX_BYTES:
         raise CesmError(f'{path} unpacks to {size:,} bytes, more than {MAX_BYTES:,}: '
@@ -215,7 +216,7 @@ def _book_rows(path, data, spelled):
     with _damage(path):
         rows = dict(islice(_sheet_rows(sheet), MAX_ROWS + 1))
         if b'<f' in sheet._get_source().read():
-            book = openpyxl.load_workbook(BytesIO(data), read_only=True)
+            book = load_workbook(BytesIO(data), read_only=True)
             book[sheet.title].reset_dimensions()
             rows = _add_formulas(book[sheet.title], rows)
         merged = list(_merged(sheet)) if rows else []
@@ -269,10 +270,11 @@ def read_table(
     if len(rows) > MAX_ROWS:
         raise CesmError(f'{path} has more than {MAX_ROWS:,} rows: is it the right sheet?')
     at, width, where = _header(path, rows, spelled, columns, closed)
+    even = len({len(r) for _, r in rows[at+1:]}) == 1 # a separator too many in every row
     for i, r in rows[at+1:] if not book else ():
-        if any(c.strip() for c in r[width:]):
+        if any(c.strip() for c in r[width:]) or len(r) > width and not even:
             raise CesmError(f'{path}: row {i} has {len(r)} cells, the header {width}: '
-                            'put cells that hold a separator into quotes')
+                            'put cells that hold a separator, such as 46,5, into quotes')
     lost = [i for i, r in rows[at+1:] for k in where.values()
             if k < len(r) and isinstance(r[k], _Formula)]
     if lost:

@@ -11,6 +11,8 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 
+import cv2
+import numpy as np
 from jinja2 import Environment
 
 from ..core.errors import CesmError
@@ -82,13 +84,15 @@ def make_page(
     return page.encode()
 
 def embed(
-    picture, # matplotlib figure, path of a PNG, or its bytes
+    picture, # matplotlib figure, (h, w, 3) uint8, path of a PNG, or its bytes
 ) -> str: # data URI
     "Turn a picture into a data URI."
     if hasattr(picture, 'savefig'):
         style = dict(dpi=110, bbox_inches='tight', metadata={'Software': None})
         picture.savefig(buffer := BytesIO(), **style)
         picture = buffer.getvalue()
+    if isinstance(picture, np.ndarray):
+        picture = cv2.imencode('.png', picture[..., ::-1])[1].tobytes()
     data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
     return f'data:image/png;base64,{base64.b64encode(data).decode()}'
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -23,7 +22,6 @@ from ..core.errors import CesmError
 from ..training.dataset import assemble
 from ..data import breasts, read_dataset
 from ..core.terms import CLASSES, VIEWS, name_channels
-from .figures import mark_phantom
 from ..training.inference import load_run, open_breasts
 from ..stats.intervals import bootstrap_weights, interval_ends
 from ..model import FourStream, name_tokens
@@ -243,10 +241,11 @@ def plot_maps(
 def plot_attention(
     weights:np.ndarray, # (n, n), row: query token, column: key token
     names:list, # of the tokens
-    ax:Optional[plt.Axes]=None, # None makes one, 4.4 x 3.6 inches
-) -> plt.Axes:
+    ax=None, # matplotlib Axes; None makes one, 4.4 x 3.6 inches
+): # the Axes
     "Draw the attention of each token to each other."
-    import seaborn as sns # not needed for cases
+    import matplotlib.pyplot as plt # not needed for cases, as seaborn
+    import seaborn as sns
     ax = ax or plt.subplots(figsize=(4.4, 3.6))[1]
     sns.heatmap(
         weights, annot=True, fmt='.2f', cmap='Blues', vmin=0, vmax=1, cbar=False, square=True,
@@ -320,6 +319,8 @@ def plot_examples(
     seed:int=0, # which ones
 ): # the figure; for real runs it stays in the run folder
     "Draw the maps of some breasts of each class."
+    import matplotlib.pyplot as plt # not needed for cases
+    from cesm_nb.reporting.figures import mark_phantom
     table, rng, rows = inside.cases.table, np.random.default_rng(seed), []
     marked, real = inside.masks.any((2, 3)).all(1), inside.cases.real.numpy() # regions on all views
     shown = real.all(1) if real.all(1).any() else real.any(1) # a data set of one view

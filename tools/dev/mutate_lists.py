@@ -29,7 +29,7 @@ CASES = [
     ['c', 'c.dcm;d.dcm;e.dcm', '', 'D', '', ''], ['007', 'é.png', '71', 'A', 'R', '2']]
 SPLIT = [['patient_id', 'side', 'split']] + [
     [str(p), side, ('train', 'val', 'test')[p % 3]] for p in range(1, 9) for side in 'LR']
-ODD = '', 'x', 'nan', '-1', '1e999', '46,5', '=1+1', '0x2e', '²', 'tset', \
+ODD = '', 'x', 'nan', '-1', '1e999', '4,5', '=1+1', '0x2e', '²', 'tset', \
     'P', '1.5', '-0', '\0'
 FREE = 'case', 'files', 'window' # columns that may hold any text
 ENCODINGS = 'utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'cp1252', 'utf-32'
