@@ -31,7 +31,7 @@ SPLIT = [['patient_id', 'side', 'split']] + [
     [str(p), side, ('train', 'val', 'test')[p % 3]] for p in range(1, 9) for side in 'LR']
 ODD = '', 'x', 'nan', '-1', '1e999', '4,5', '=1+1', '0x2e', '²', 'tset', \
     'P', '1.5', '-0', '\0'
-FREE = 'case', 'files', 'window' # columns that may hold any text
+FREE = 'case', 'files', 'window' # columns that may hold any text; all cells may be empty
 ENCODINGS = 'utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'cp1252', 'utf-32'
 
 
@@ -117,8 +117,8 @@ def read_audited(path):
 READERS = (read_list, CASES), (read_split, SPLIT), (read_audited, SPLIT)
 
 
-def name_outcome(reader, path, before, cell):
-    "Outcome of a mutation and its message; `cell`: column that holds an odd value, or ''."
+def name_outcome(reader, path, before, free):
+    "Outcome of a mutation and its message; `free`: whether one row may hold another value."
     got = []
     end = attempt(lambda: got.extend(reader(path)))
     if end: return (end.split(':')[0] if end.startswith(BAD) else 'refused'), end
@@ -126,7 +126,7 @@ def name_outcome(reader, path, before, cell):
     lost = [r for r in before if r not in got]
     if reader is read_list and got == [r for r in before if r in got] and len(lost) == 1:
         return 'refused', 'one case'
-    if cell in FREE and len(got) == len(before) and len(lost) == 1: return 'value', ''
+    if free and len(got) == len(before) and len(lost) == 1: return 'value', ''
     return 'WRONG', f'{got}'[:600]
 
 
@@ -145,8 +145,8 @@ def mutate(
             before, change = reader(path), rng.choice([change_form]*3 + [change_cell])
             how, data = change(rows, rng)
             path.write_bytes(data)
-            cell = how.split()[0] if change is change_cell else ''
-            outcome, detail = name_outcome(reader, path, before, cell)
+            free = change is change_cell and (how.split()[0] in FREE or how.endswith("''"))
+            outcome, detail = name_outcome(reader, path, before, free)
             name = reader.__name__.replace('_', ' ')
             out.append(dict(i=i, reader=name, how=how, outcome=outcome, detail=detail))
             if outcome in BAD: print(out[-1], flush=True)
