@@ -19,7 +19,7 @@ from cesm_nb.cases.prepare import (
 from cesm_nb.cli import cesm_predict
 from cesm_nb.data import breasts, read_dataset
 from cesm_nb.core.terms import PROBS
-from cesm_nb.imaging.dicom import Upload, read_case, read_view
+from cesm_nb.imaging.dicom import Upload, read_case, read_exam, read_view
 from cesm_nb.core.errors import explain_error, is_refusal
 from cesm_nb.core.files import write_sealed
 from cesm_nb.cases.ood import (
@@ -27,10 +27,11 @@ from cesm_nb.cases.ood import (
 from cesm_nb.stats.intervals import wilson
 from cesm_nb.synthetic.phantom import make_phantom
 from cesm_nb.cases.web import handle_form, make_site
-from cesm_nb.cases.page import compute_saliency, page_of
+from cesm_nb.cases.page import compute_saliency, page_of, page_of_exam
 from cesm_nb.stats.calibration import heat
 from cesm_nb.cases.predict import (
-    TRAINING, certainty_of, export_expert, list_cases, open_experts, predict_case, write_prediction)
+    TRAINING, certainty_of, export_expert, list_cases, open_experts, pair_experts, predict_case,
+    predict_exam, write_prediction)
 from cesm_nb.core.settings import TrainConfig, make_config
 from cesm_nb.cases.conformal import describe_certainty, find_limit, pick_classes
 from cesm_nb.train import fit
@@ -279,12 +280,17 @@ def test_ensemble_statistics_are_those_of_its_mean(data, runs, module_path, tmp_
     assert 'How the model clinical, the first of 2, fared on test breasts like this one' in html
 
 
-def test_pair_model_predicts_a_single_breast(data, module_path, tmp_path, capsys):
-    "The model of chapter 08: single-breast statistics with maps and distances, and a note."
-    run = fit(make_config(TINY | dict(
+@pytest.fixture(scope='module')
+def pair_run(data, module_path):
+    return fit(make_config(TINY | dict(
         data_root=str(data.root), run_dir=str(module_path/'pair'), protocol='clinical',
         roi_source='none', batch_size=16, image_size=160, region_teacher=True,
         align_laterality=True, model='probe', other_breast='pair', also_size=24)))
+
+
+def test_pair_model_predicts_a_single_breast(pair_run, data, tmp_path, capsys):
+    "The model of chapter 08: single-breast statistics with maps and distances, and a note."
+    run = pair_run
     experts = open_experts([run.run_dir])
     (member, known), rows = experts[0], []
     for case, _ in cases_of(data, 'CM', run):
@@ -318,6 +324,42 @@ def test_pair_model_predicts_a_single_breast(data, module_path, tmp_path, capsys
     upload = {f'{m}_{v}': Upload(Path(f).name, Path(f).read_bytes())
               for (m, v), f in zip(case.views, files)}
     assert b'the contralateral breast is not used' in handle_form(site, dict(anyway='1'), upload)
+
+
+def test_pair_model_uses_both_breasts_of_an_exam(pair_run, data, tmp_path):
+    "The prediction of an exam is that of the run, with the limits of pairs; the page says so."
+    experts, table = open_experts([pair_run.run_dir]), breasts(data.images, 'CM')
+    both = table[table.n_views == 2].groupby('patient_id').filter(lambda t: len(t) == 2)
+    own = both[both.patient_id == both.patient_id.iloc[0]]
+    density = own.density.where(own.density.notna(), '').tolist()
+    exam = read_exam([Path(p) for p in (*own.cc_path, *own.mlo_path)], name='two',
+                     age_years=float(own.age_years.iloc[0]), density=density[0])
+    exam = exam._replace(breasts=tuple(
+        c._replace(density=d) for c, d in zip(exam.breasts, density)))
+    chosen = pair_experts(experts, exam)
+    certain = chosen[0].training['certainty']
+    expected = describe_certainty(pair_run.predictions)
+    assert certain['scores'] == expected['scores'] != certain['alone']['scores']
+    assert certain['limit'] == pytest.approx(expected['limit'], abs=1e-6)
+    found = predict_exam(exam, chosen, anyway=True)
+    runs = pair_run.predictions.merge(own[['patient_id', 'side']]).sort_values('side')
+    np.testing.assert_allclose([p.prob for p in found], heat(
+        runs[PROBS].to_numpy(), certain['temperature']), atol=1e-6)
+    page = page_of_exam(exam, found, chosen).decode()
+    for text in ('both breasts are of one examination', 'for pairs of breasts, as here',
+                 'for each breast by itself.'):
+        assert text in page, text
+    noise = np.random.default_rng(0).integers(0, 256, (160, 90)).astype(np.uint8)
+    left, right = exam.breasts
+    odd = right._replace(views={k: v._replace(image=noise) for k, v in right.views.items()})
+    found = predict_exam(exam._replace(breasts=(left, odd)), chosen)
+    assert any(r.startswith('contralateral breast: ') for r in found[0].ood_reasons)
+    for given, those in ((exam._replace(breasts=(left,)), experts), (exam, experts*2)):
+        assert pair_experts(those, given) == those # one breast, several models: each by itself
+    folder = export_expert(pair_run.run_dir, tmp_path/'exported')
+    again = predict_exam(exam, pair_experts(open_experts([folder]), exam), anyway=True)
+    whole = predict_exam(exam, chosen, anyway=True)
+    np.testing.assert_allclose(*[[p.prob for p in ps] for ps in (again, whole)], atol=1e-6)
 
 
 def test_exported_models_hold_case_statistics(runs, tmp_path):
@@ -768,12 +810,13 @@ def test_case_names_become_distinct_patient_ids(data, runs, tmp_path):
 
 
 HEADERS = b'DOE^', b'JANE', b'PAT4711', b'20200102', b'19680304', b'ACC77', b'KLINIK'
+IN_PAGE = rb'base64,([\w+/=]+)' # a picture, whose letters may spell anything
 
 
 def hidden_in(text):
     "Planted words of headers in a text or file, and in the pictures inside a page."
-    inner = re.findall(rb'base64,([\w+/=]+)', text)
-    every = b' '.join([text, *map(base64.b64decode, inner)]).upper()
+    page, *inner = [re.sub(IN_PAGE, b'', text), *re.findall(IN_PAGE, text)]
+    every = b' '.join([page, *map(base64.b64decode, inner)]).upper()
     return [s for s in HEADERS if s in every]
 
 

@@ -106,13 +106,15 @@ def _score_test(val, test, level):
     return pd.concat(found)
 
 # %% ../../nbs/api/cases.conformal.ipynb #5e00002f
-CERTAINTY_FORM = { # of what `describe_certainty` returns, see `cesm_nb.core.files.check_form`
+_ONE = { # of what `describe_certainty` returns, see `cesm_nb.core.files.check_form`
     'temperature': '(0, inf)', 'level': '(0, 1)', 'limit': '[0, 1]', 'covered': SHARE_FORM,
     'sizes?': ['whole [0, inf)']*len(CLASSES), 'n_val_women': 'whole [0, inf)',
     'n_test_women': 'whole [1, inf)', 'n_test': 'whole [1, inf)', 'scores': {'*': SHARE_FORM},
-    'pair_scores?': {'*': SHARE_FORM}, 'deals?': 'whole [1, inf)',
+    'deals?': 'whole [1, inf)',
     'calls': dict.fromkeys(CALLS, (None, {
         'threshold': '[0, 1.001]', 'sensitivity': SHARE_FORM, 'specificity': SHARE_FORM}))}
+CERTAINTY_FORM = _ONE | { # of a model of pairs: the same for pairs; older ones have scores alone
+    'pairs?': _ONE, 'pair_scores?': {'*': SHARE_FORM}}
 
 def describe_certainty(
     predictions:pd.DataFrame, # of a run

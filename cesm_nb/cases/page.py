@@ -129,8 +129,11 @@ def _describe(expert):
     listed = lambda scores: ', '.join(
         f'{_NAMES.get(k, k)} {_span(v)}' for k, v in scores.items())
     alone, rejected = listed(c['scores']), known['false_refusals']
-    if pairs := c.get('pair_scores'):
-        alone = f'{alone} for each breast by itself, as here; {listed(pairs)} for pairs of breasts'
+    each, both = '{} for each breast by itself', '{} for pairs of breasts'
+    if 'alone' in c: # an exam of both breasts
+        alone = f"{both.format(alone)}, as here; {each.format(listed(c['alone']['scores']))}"
+    elif pairs := c.get('pairs', {}).get('scores') or c.get('pair_scores'):
+        alone = f'{each.format(alone)}, as here; {both.format(listed(pairs))}'
     text = (f"{member.name}: trained on {known['n_train']} breasts, protocol "
             f"{known['protocol']}; on {c['n_test']} {_held(c)} of {c['n_test_women']} patients: "
             f"{alone}.")

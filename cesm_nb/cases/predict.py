@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'Expert', 'digest_weights', 'describe_expert', 'open_experts', 'export_expert', 'certainty_of',
-           'Prediction', 'predict_case', 'list_cases', 'to_row', 'write_prediction', 'predict_cases', 'write_bundle',
-           'main']
+           'Prediction', 'predict_case', 'pair_experts', 'predict_exam', 'list_cases', 'to_row', 'write_prediction',
+           'predict_cases', 'write_bundle', 'main']
 
 # %% ../../nbs/07_predict.ipynb #9ed00004
 import csv
@@ -32,7 +32,7 @@ from .page import compute_saliency, make_dicom, need_highdicom, page_of_exam, to
 from ..core.errors import CesmError, FileError, explain_error
 from ..data import read_regions
 from ..core.terms import CLASSES, KEYS, PROBS
-from ..imaging.dicom import Case, printable, read_exam
+from ..imaging.dicom import Case, Exam, printable, read_exam
 from .ood import (
     CLOUD_FORM, ENERGY_FORM, check_clouds, describe_training, find_rejections)
 from ..stats.calibration import heat
@@ -72,9 +72,7 @@ def describe_expert(
     print(f'Calibrating {member.name} on its validation breasts (a few minutes)')
     predictions = predict_held(member, own)
     certain = describe_certainty(predictions)
-    if member.net.settings.get('other_breast', 'none') != 'none': # the same breasts, as pairs
-        pairs = describe_certainty(Run.open(member.folder).predictions)
-        certain |= dict(pair_scores=pairs['scores'])
+    if member.uses_pairs: certain['pairs'] = describe_certainty(Run.open(member.folder).predictions)
     return dict(weights=digest_weights(member.net), phantom=member.preparation['phantom'],
                 protocol=read_config(member.folder)['settings']['protocol'],
                 **describe_training(member, own), certainty=certain,
@@ -105,7 +103,9 @@ def _read_training(member):
             if not member.is_run: raise
             print(e)
         else: # older versions lack these keys
-            if not member.is_run or 'costs' in found and 'sizes' in found['certainty']: return found
+            whole = 'costs' in found and 'sizes' in (c := found['certainty'])
+            whole = whole and ('pairs' in c or not member.uses_pairs)
+            if whole or not member.is_run: return found
     if not member.is_run: return None
     try: found = describe_expert(member)
     except (ValueError, IndexError) as e: # no tensors, or no held-out breasts
@@ -146,8 +146,7 @@ _OF = dict(
 def _held_back(expert):
     "Calibrated predictions of a run; patient ids are made unique across data sets."
     member, known = expert
-    pairs = member.net.settings.get('other_breast', 'none') != 'none'
-    table = predict_held(member, read_own(member) if pairs else None)
+    table = predict_held(member, read_own(member) if member.uses_pairs else None)
     t = table[[*KEYS, 'split', 'label', *PROBS]].copy()
     t[PROBS] = heat(t[PROBS].to_numpy(), known['certainty']['temperature'])
     of = read_config(member.folder)['data_fingerprint']
@@ -195,18 +194,27 @@ class Prediction(NamedTuple):
     target: int # class whose logit the maps explain: the most probable one, or malignant
     maps: dict # from `compute_saliency`, for the first model; empty: not computed
 
-def _predict_expert(case, expert, regions):
+_PAIR = (
+    'the contralateral breast is not used, though the model was trained on pairs: scores of single '
+    'breasts stand beside those of pairs',
+    'the contralateral breast is used: the model assumes that both breasts are of one examination, '
+    'and that their classes go together as in those it was trained on')
+
+def _predict_expert(case, expert, regions, other):
     "Return the prepared case, probabilities, calls and out-of-distribution findings of one model."
     member, known = expert
-    ready = prepare_case(case, member, regions)
-    prob = predict_prepared(member, [ready])
+    cases = [case] + [other]*(other is not None)
+    both = [prepare_case(c, member, regions) for c in cases]
+    prob, ready = predict_prepared(member, both, pair=len(both) > 1)[:1], both[0]
+    if member.uses_pairs: ready = ready._replace(notes=[_PAIR[len(both) > 1], *ready.notes])
     if known is None:
         return ready, prob[0], {}, [
             f'nothing is known about the training of {member.name}: its run lacks tensors, '
             "or all patients outside the test set were used for training, see fit_on='train'"]
     certain = known['certainty']
     prob = heat(prob, certain['temperature'])
-    unlike = find_rejections(member, known, [ready], [case.side])[0][0]
+    found = [s for s, _ in find_rejections(member, known, both, [c.side for c in cases])]
+    unlike = found[0] + [f'contralateral breast: {s}' for more in found[1:] for s in more]
     return ready, prob[0], _call(prob, certain), unlike
 
 def _call(prob, certain): # (1, 3) -> call -> bool
@@ -244,14 +252,15 @@ def predict_case(
     regions:Optional[pd.DataFrame]=None, # from `read_regions`, if a model needs drawn regions
     anyway:bool=False, # predict out-of-distribution cases too
     maps:bool=True, # compute the saliency maps that pages and DICOM files show
+    other:Optional[Case]=None, # the contralateral breast, for models of pairs; see `pair_experts`
 ) -> Prediction:
     "Predict a case with all models; raise ValueError if it lacks an input that one of them needs."
     with ExitStack() as once:
         for e in experts: once.enter_context(_backbone_once(e.member.net))
-        return _predict_case(case, experts, regions, anyway, maps)
+        return _predict_case(case, experts, regions, anyway, maps, other)
 
-def _predict_case(case, experts, regions, anyway, maps):
-    ready, probs, calls, unlike = zip(*[_predict_expert(case, e, regions) for e in experts])
+def _predict_case(case, experts, regions, anyway, maps, other):
+    ready, probs, calls, unlike = zip(*[_predict_expert(case, e, regions, other) for e in experts])
     why, notes = ([*dict.fromkeys(s for each in o for s in each)]
         for o in (unlike, (r.notes for r in ready)))
     notes, certain = case.notes + notes, certainty_of(experts)
@@ -267,6 +276,29 @@ def _predict_case(case, experts, regions, anyway, maps):
     inside = pick_classes(prob[0], certain['limit']) if certain else []
     return Prediction(case.name, prob[0], [CLASSES[i] for i in inside], votes, why, notes,
         _call(prob, certain), certain, *beside)
+
+# %% ../../nbs/07_predict.ipynb #6a11be02
+def pair_experts(
+    experts:list, # from `open_experts`
+    exam:Exam, # as read
+) -> list: # the same experts, or that of pairs with its limits for pairs
+    "Choose limits and calls of pairs if the exam has both breasts and the only model uses pairs."
+    (member, known), certain = experts[0], (experts[0].training or {}).get('certainty', {})
+    if len(experts) > 1 or len(exam.breasts) < 2 or 'pairs' not in certain: return experts
+    return [Expert(member, known | dict(certainty=certain['pairs'] | dict(alone=certain)))]
+
+def predict_exam(
+    exam:Exam, # as read
+    experts:list, # from `pair_experts`
+    regions:Optional[pd.DataFrame]=None, # see `predict_case`
+    anyway:bool=False, # see `predict_case`
+    maps:bool=True, # see `predict_case`
+) -> list: # of `Prediction`, one per breast
+    "Predict the breasts of an exam; raise ValueError as `predict_case` does."
+    pair = 'alone' in (experts[0].training or {}).get('certainty', {})
+    others = exam.breasts[::-1] if pair else [None]*len(exam.breasts)
+    return [predict_case(c, experts, regions, anyway, maps, o)
+            for c, o in zip(exam.breasts, others)]
 
 # %% ../../nbs/07_predict.ipynb #9ed0000e
 _SUFFIXES = ('.dcm', '.dicom', '.ima', '.jpg', '.jpeg', '.png')
@@ -491,7 +523,8 @@ def predict_cases(
 
 def _predict_exam(exam, experts, regions, anyway, pages, dicom, out, inputs):
     "Predict and write each breast: [(stem of its files, row)], and why they are not written."
-    predictions = [predict_case(c, experts, regions, anyway, pages or dicom) for c in exam.breasts]
+    experts = pair_experts(experts, exam)
+    predictions = predict_exam(exam, experts, regions, anyway, pages or dicom)
     page, found = page_of_exam(exam, predictions, experts) if pages else b'', []
     for case, prediction in zip(exam.breasts, predictions):
         extra = make_dicom(case, prediction, experts[0].member) if dicom else ()

@@ -66,6 +66,9 @@ class Member(NamedTuple):
     is_run: bool # a run folder, or an exported one
     cloud: Optional[dict] = None # name -> array, if kept beside the weights, see `cases.ood`
 
+    @property
+    def uses_pairs(self): return self.net.settings.get('other_breast', 'none') != 'none'
+
 # %% ../../nbs/api/cases.prepare.ipynb #a5c0000a
 _HUB = re.compile(r'([\w-][\w.-]*/[\w-][\w.-]*)@([0-9a-f]{40})')
 
@@ -183,9 +186,6 @@ def _missing(case, member):
     "List missing views, age and density, and what is used in their place."
     out = [f'{v} {ENERGY_NAMES[m]} is missing: the input is black in its place'
            for m, v in used_channels(member) if (m, v) not in case.views]
-    if member.net.settings.get('other_breast', 'none') != 'none':
-        out.append('the contralateral breast is not used, though the model was trained on pairs: a '
-                   'case is one breast, and scores of single breasts stand beside those of pairs')
     if not member.net.settings['metadata']: return out
     age, density = member.preparation['age_years'], member.preparation['density']
     if np.isnan(case.age_years):
@@ -224,10 +224,12 @@ def prepare_case(
 # %% ../../nbs/api/cases.prepare.ipynb #a5c00011
 def stack_prepared(
     prepared:list, # of `Prepared`, by the same model
+    pair:bool=False, # two breasts of a patient, each the other's contralateral one
 ) -> Breasts: # labels 0, unused
     "Stack cases into a batch."
     views, rows, real = (torch.stack(list(o)) for o in list(zip(*prepared))[:3])
-    return Breasts(views, rows, real, torch.zeros(len(views), dtype=torch.int64))
+    other = torch.tensor([1, 0]) if pair else None
+    return Breasts(views, rows, real, torch.zeros(len(views), dtype=torch.int64), other)
 
 def predict_batch(
     member:Member, # the model
@@ -245,6 +247,7 @@ def predict_batch(
 def predict_prepared(
     member:Member, # the model
     prepared:list, # of `Prepared`, by `prepare_case` for this model
+    pair:bool=False, # see `stack_prepared`
 ) -> np.ndarray: # (n, 3) probabilities
     "Predict cases as the model's own breasts are predicted."
-    return predict_batch(member, stack_prepared(prepared))
+    return predict_batch(member, stack_prepared(prepared, pair))

@@ -21,7 +21,8 @@ from .fitted import drop_backbone
 from .ood import (
     RATE, check_patients, count_refusals, fit_patients, sign_breasts, sign_others)
 from .page import summarise
-from .predict import TRAINING, Expert, digest_weights, open_experts, predict_case
+from .predict import (
+    TRAINING, Expert, digest_weights, open_experts, pair_experts, predict_exam)
 from .prepare import Member, open_member, write_preparation
 from .subgroups import describe_subgroups
 from ..core.errors import CesmError
@@ -61,8 +62,8 @@ class Released(NamedTuple):
         anyway:bool=False, # predict out-of-distribution breasts too
     ) -> ExamPrediction:
         "Predict each breast of an exam; raise ValueError as `predict_case`."
-        predict = lambda case: predict_case(case, [self.expert], anyway=anyway, maps=False)
-        return ExamPrediction(exam, tuple(map(predict, exam.breasts)))
+        experts = pair_experts([self.expert], exam)
+        return ExamPrediction(exam, tuple(predict_exam(exam, experts, anyway=anyway, maps=False)))
 
 def load_released(
     where:str|Path='', # another model: run folder, exported folder or bundle; empty: the released

@@ -38,7 +38,7 @@ def predict_held(
 ) -> pd.DataFrame: # patient_id, side, split, label, p_normal, p_benign, p_malignant
     "Predict the held-out breasts of a run, each alone."
     table = Run.open(member.folder).predictions
-    if member.net.settings.get('other_breast', 'none') == 'none': return table
+    if not member.uses_pairs: return table
     rows = np.flatnonzero(own.table.split != 'train')
     prob = predict_batch(member, _pick(own.batch, rows))
     found = own.table.loc[rows, [*KEYS, 'split', 'label']].assign(**dict(zip(PROBS, prob.T)))

@@ -24,7 +24,7 @@ from .page import page_of_exam
 from ..core.errors import CesmError
 from ..core.terms import DENSITY, SIDES
 from ..imaging.dicom import ENERGY_NAMES, Upload, join_exam, read_view
-from .predict import open_experts, predict_case, write_prediction
+from .predict import open_experts, pair_experts, predict_exam, write_prediction
 from ..reporting.html import fill_in, make_page
 
 # %% ../../nbs/api/cases.web.ipynb #a9900007
@@ -231,8 +231,9 @@ def handle_form(
     exam = read_upload(fields, files, list_images(site.experts))
     anyway = fields.get('anyway') == '1'
     with site.lock:
-        predictions = [predict_case(c, site.experts, anyway=anyway) for c in exam.breasts]
-        page = page_of_exam(exam, predictions, site.experts)
+        experts = pair_experts(site.experts, exam)
+        predictions = predict_exam(exam, experts, anyway=anyway)
+        page = page_of_exam(exam, predictions, experts)
         kept = _keep(predictions, page, site.keep) if site.keep else ''
     end = fill_in('{% if kept %}<p>{{ kept }}</p>{% endif %}', kept=kept) + _AGAIN
     return page.replace(b'</body>', f'{end}\n</body>'.encode())
