@@ -27,6 +27,8 @@ def render(
         if len(differences): made['changes'] = change_table(differences)
     else: made = {}
     if (folder/'controls.md').exists(): made['controls'] = read('controls')
+    if (path := folder/'confusion.csv').exists():
+        made['confusion'] = pd.read_csv(path, index_col=0, dtype=str)
     return {k: (t, caption(k)) for k, t in made.items()}
 
 

@@ -195,9 +195,11 @@ def to_markdown(
     table = (table.reset_index() if several else table).rename(index=_escape, columns=_escape)
     whole = [pd.api.types.is_integer_dtype(t) for t in table.dtypes]
     formats = ['.0f' if w else '.4f' for w in whole]
-    for c, kind in table.dtypes.items():
-        if pd.api.types.is_string_dtype(kind): table[c] = table[c].map(_escape)
-    text = table.to_markdown(index=not several, floatfmt=formats if several else ['', *formats])
+    words = [pd.api.types.is_string_dtype(t) for t in table.dtypes]
+    for c in table.columns[words]: table[c] = table[c].map(_escape)
+    text = table.to_markdown(
+        index=not several, floatfmt=formats if several else ['', *formats],
+        disable_numparse=[i + (not several) for i, w in enumerate(words) if w]) # written already
     for odd, same in [('nan', ' --'), (r'-(0\.0+)', r' \1'), (r'1\.0{3,}', '1')]:
         text = re.sub(f'(?<= ){odd}(?= )', lambda m: m.expand(same).rjust(len(m[0])), text)
     return text.replace('<NA>', '--  ')
