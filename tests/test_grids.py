@@ -446,7 +446,8 @@ def test_one_split_per_seed(phantom, tmp_path):
     assert abs(summary.value['auc'] - each.mean()) < 1e-9 and summary.lowest['auc'] == each.min()
     assert len(pd.read_csv(out/'curves.csv')) == 3*2
     assert {'fig5_accuracy.png', 'fig6_loss.png'} <= {f.name for f in out.iterdir()}
-    assert ' 0.8721 |' in done.stdout and 'PHANTOM' in done.stdout
+    assert 'PHANTOM' in done.stdout and '0.8721' not in done.stdout # nor in the table
+    assert 'published' not in (out/'table.csv').read_text()
 
 
 TINY = SMALL | dict(

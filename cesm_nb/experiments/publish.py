@@ -35,7 +35,7 @@ from .aggregate import (
     repeats_table, score_repeats, score_variants, summarise_repeats, summary_table)
 from ..core.runs import Run, read_config
 from ..core.settings import SWITCHES, settings_that_count, switches_of, with_defaults
-from ..reporting.tables import PAPER, write_table
+from ..reporting.tables import PAPER, PUBLISHED, write_table
 from ..tensorize import read_manifest
 
 # %% ../../nbs/api/experiments.publish.ipynb #9a5ab388
@@ -413,6 +413,10 @@ def write_results(
     curves = pd.concat([c for c in curves if c is not None])
     curves = curves.drop_duplicates(['variant', 'seed', 'fold', 'epoch'], keep='last')
     read, numbers, forests = _make_tables(grid, tests, n_draws)
+    if facts['phantom']: # no published number stands beside a phantom's
+        read = {k: t.drop(columns=PUBLISHED, errors='ignore') for k, t in read.items()}
+        forests = [(k, t, *(('macro AUC', .5) if middle == PAPER['auc'] else (label, middle)))
+                   for k, t, label, middle in forests]
     if grid.select: numbers |= _join_selections(grid, plan, done, out)
     facts['caption'] = _caption(grid, title, facts['phantom'], phrase_seeds(grid, seeds))
     facts['caption'] += _phrase_commits(facts['commit'])
