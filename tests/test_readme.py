@@ -15,12 +15,14 @@ import zipfile
 from configparser import ConfigParser
 from dataclasses import MISSING, fields
 from importlib import import_module
+from importlib.metadata import distributions
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from cesm_nb import cli as commands
@@ -140,6 +142,17 @@ def parse_pip(args):
     if 'notebooks' in extras:
         names = {Requirement(r).name for r in known['notebooks_requirements'].split()}
         assert {'papermill', 'ipykernel'} <= names
+
+
+def test_pins_install_on_the_oldest_python():
+    "A pin that needs 3.11.5 cannot be installed on a 3.11 of a Linux distribution."
+    named = re.search(r'Python (3\.\d+) to', (ROOT/'README.md').read_text())[1]
+    pinned = re.findall(r'^([\w.-]+)==', (ROOT/'constraints.txt').read_text(), re.M)
+    installed = {canonicalize_name(d.name): d for d in distributions()}
+    found = [installed[n] for p in pinned if (n := canonicalize_name(p)) in installed]
+    assert len(found) > len(pinned)/2
+    needs = {d.name: SpecifierSet(d.metadata['Requires-Python'] or '') for d in found}
+    assert [n for n, needed in needs.items() if f'{named}.0' not in needed] == []
 
 
 def outside_make(*more):
