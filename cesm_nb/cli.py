@@ -111,6 +111,7 @@ def cesm_tensorize(
 class SettingsFile:
     "Settings file of `cesm_train`."
     file:Annotated[Optional[Path], arg(aliases=('-f',))] = None # YAML file of settings
+    calibrate:bool = True # make the run ready for cesm_predict
 
 @one_way_out('cesm_train')
 def cesm_train(
@@ -120,10 +121,12 @@ def cesm_train(
     given, rest = tyro.cli(SettingsFile, prog='cesm_train', args=args, add_help=False,
                            return_unknown_args=True)
     about = ('Train a model and predict every breast. With -f FILE settings are those of a YAML '
-             'file, such as configs/best.yaml; options beside it come first.')
+             'file, such as configs/best.yaml; options beside it come first. The run is made ready '
+             'for cesm_predict, unless --no-calibrate is given.')
     cfg = parse_settings(TrainConfig, about, rest, read_file(given.file) if given.file else {},
                          command='cesm_train')
-    load('train').main(cfg)
+    finish = (lambda run: load('cases.predict').calibrate(run)) if given.calibrate else None
+    load('train').main(cfg, finish)
 
 # %% ../nbs/api/cli.ipynb #d25a57bb
 @dataclass(frozen=True)

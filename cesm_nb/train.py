@@ -454,6 +454,7 @@ def _own_folder(cfg, team):
 @one_way_out('cesm_train')
 def main(
     cfg:TrainConfig, # settings
+    finish:Optional[Callable]=None, # called with the run folder of a finished run
 ):
     "Run `cesm_train`; raise SystemExit with a message on an error."
     run = fit(cfg, ShowEpochs())
@@ -463,4 +464,5 @@ def main(
     source = 'PHANTOM' if run.config['phantom'] else 'Real images'
     scores = ', '.join(f'{k} {v:.4f}' for k, v in scores.items())
     print(f'{source}, test n={len(test)} breasts: {scores}')
+    if finish: finish(run.run_dir)
     print(f'run folder {run.run_dir}; next: cesm_evaluate {run.run_dir}')

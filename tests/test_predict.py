@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_image
 from cesm_nb.cases.subgroups import read_own
 from cesm_nb.cases.prepare import (
     export_for_cases, open_member, predict_prepared, prepare_case, stack_prepared)
-from cesm_nb.cli import cesm_predict
+from cesm_nb.cli import cesm_predict, cesm_train
 from cesm_nb.data import breasts, read_dataset
 from cesm_nb.core.terms import PROBS
 from cesm_nb.imaging.dicom import Upload, read_case, read_exam, read_view
@@ -360,6 +360,23 @@ def test_pair_model_uses_both_breasts_of_an_exam(pair_run, data, tmp_path):
     again = predict_exam(exam, pair_experts(open_experts([folder]), exam), anyway=True)
     whole = predict_exam(exam, chosen, anyway=True)
     np.testing.assert_allclose(*[[p.prob for p in ps] for ps in (again, whole)], atol=1e-6)
+
+
+def test_training_makes_a_run_ready_for_cases(data, tmp_path, capsys):
+    "Calibration comes with training, not with the first case; a run that needs regions has none."
+    def train(protocol, *more):
+        options = dict(TINY, data_root=data.root, run_dir=tmp_path/protocol, protocol=protocol)
+        cesm_train([*sum(([f'--{k.replace("_", "-")}', str(v)] for k, v in options.items()), []),
+                    *more])
+        return capsys.readouterr().out, tmp_path/protocol/TRAINING
+    out, path = train('clinical', '--no-calibrate')
+    assert not path.exists() and 'Calibrating' not in out
+    out, path = train('clinical')
+    assert path.exists() and out.index('Calibrating') < out.index('next: cesm_evaluate')
+    assert 'Calibrating' not in train('clinical')[0]
+    open_experts([path.parent])
+    assert 'Calibrating' not in capsys.readouterr().out
+    assert not train('paper')[1].exists()
 
 
 def test_exported_models_hold_case_statistics(runs, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from ..cases.predict import calibrate
 from ..core.errors import CesmError, explain_cell, one_way_out
 from ..core.files import reading
 from ..core.runs import read_config
@@ -131,6 +132,7 @@ def reproduce(
     for i, name in enumerate(CHAPTERS, 1):
         print(f'[{i}/{len(CHAPTERS)}] chapter {name}', flush=True)
         run_chapter(name, cfg)
+    calibrate(cfg.run_dir)
     print(show_table(Path(cfg.run_dir)))
 
 @one_way_out('cesm_reproduce')
