@@ -34,7 +34,7 @@ def test_from_form_to_report(tmp_path):
     printed = ''.join(o.get('text', '') for c in notebook.cells for o in c.get('outputs', []))
     assert 'PHANTOM: made-up images' in printed
     shown = [o.data for o in notebook.cells[11].outputs if 'data' in o]
-    scores, report = (data['text/html'] for data in shown[:2])
+    scores, report = shown[0]['text/markdown'], shown[1]['text/html']
     assert 'AUC-ROC' in scores and '0.9676' not in scores
     assert '<iframe srcdoc=' in report and 'PHANTOM' in report
     assert json.loads((tmp_path/'run'/'metrics.json').read_text())['phantom'] is True
