@@ -49,13 +49,13 @@ def read_options(
 def load(
     module:str, # of this package, such as 'cohort.quality'
 ): # the module
-    "Import a module; garbage collection passes over it, then and later: a third of the time."
+    "Import a module in two thirds of the time, as garbage collection leaves it out."
     name = f'cesm_nb.{module}'
     if name in sys.modules: return sys.modules[name]
     gc.disable()
     try: return import_module(name)
     finally:
-        gc.freeze()
+        if not gc.get_freeze_count(): gc.freeze() # later, triton's objects would never be deleted
         gc.enable()
 
 def run_command(

@@ -297,6 +297,16 @@ def test_prediction_imports_no_compiler_and_no_training_tools():
     assert out.stdout == '[]\n'
 
 
+def test_frozen_imports_are_not_reported_as_leaks():
+    "triton prints a page about objects that garbage collection did not reach."
+    pytest.importorskip('triton')
+    code = ('from cesm_nb.cli import load; load("train"); import triton._C.libtriton; '
+            'load("cases.predict")')
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
 def test_published_sets_reach_their_coverage():
     t = pd.read_csv(ROOT/'results'/'released'/'coverage.csv').iloc[0]
     sizes = t[['one_class', 'two_classes', 'three_classes']].to_numpy(int)

@@ -123,7 +123,8 @@ def plot_ranking(
     names = ('1 - specificity', 'sensitivity') if kind == 'roc' else ('recall', 'precision')
     ax.set(xlim=(-.01, 1.01), ylim=(-.01, 1.01), xlabel=names[0], ylabel=names[1], aspect='equal')
     corner = 'lower right' if kind == 'roc' else 'lower left'
-    ax.legend(fontsize=8, loc=corner, framealpha=.7, edgecolor='none')
+    if ax.get_legend_handles_labels()[0]: # classes that can be scored
+        ax.legend(fontsize=8, loc=corner, framealpha=.7, edgecolor='none')
     return ax
 
 # %% ../../nbs/api/reporting.figures.ipynb #ae62b4f8
