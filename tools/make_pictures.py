@@ -2,7 +2,7 @@
 
 usage: python tools/make_pictures.py RUN
 RUN is a finished run on a phantom, such as runs/mine of the README, whose phantom is still there.
-The first test breast with both views is sent. Chromium takes the pictures, `nbs/app_*.png`."""
+The first malignant test breast with both views is sent. Chromium takes the pictures, `nbs/app_*.png`."""
 import io
 import shutil
 import subprocess
@@ -28,7 +28,7 @@ def open_pages(run):
     if not config['phantom']: raise ValueError(f'{run} is of real images: name a run on a phantom')
     table = breasts(read_dataset(config['settings']['data_root']).images)
     parts = read_parts(run).query("split == 'test'")[['patient_id', 'side']]
-    b = next(table.query('n_views == 2').merge(parts).itertuples())
+    b = next(table.query('n_views == 2 and label == 2').merge(parts).itertuples())
     files = dict(CM_CC=b.cc_path, CM_MLO=b.mlo_path)
     sent = {k: (Path(p).name, Path(p).read_bytes()) for k, p in files.items()}
     site = make_site([run], 8123)
@@ -39,7 +39,7 @@ def open_pages(run):
 
 
 def take_picture(html, size, path):
-    "Write what Chromium shows of a page, in 64 colours."
+    "Write what Chromium shows of a page, in 256 colours."
     browser = next(filter(None, map(shutil.which, ('chromium', 'google-chrome'))))
     with tempfile.TemporaryDirectory() as made:
         page, shot = Path(made)/'page.html', Path(made)/'shot.png'
@@ -48,7 +48,7 @@ def take_picture(html, size, path):
                  f'--user-data-dir={made}/profile', f'--window-size={size[0]},{size[1]}']
         subprocess.run([browser, *flags, f'--screenshot={shot}', page.as_uri()], check=True,
                        capture_output=True)
-        picture = Image.open(io.BytesIO(shot.read_bytes())).convert('RGB').quantize(64)
+        picture = Image.open(io.BytesIO(shot.read_bytes())).convert('RGB').quantize(256)
         picture.save(path, optimize=True)
 
 
