@@ -2,7 +2,8 @@
 
 usage: python tools/make_pictures.py RUN
 RUN is a finished run on a phantom, such as runs/mine of the README, whose phantom is still there.
-The first malignant test breast with both views is sent. Chromium takes the pictures, `nbs/app_*.png`."""
+The first malignant test breast with both views is sent. Chromium takes the pictures,
+`nbs/app_*.png`."""
 import io
 import shutil
 import subprocess
