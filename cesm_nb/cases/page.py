@@ -288,7 +288,9 @@ def _picture(case, prediction, member):
     views = draw_views(case, member, prediction.prepared[0], prediction.maps)
     title = _WARNING + ', PHANTOM'*member.preparation['phantom']
     rows, font = [], ImageFont.load_default(20)
-    for text, picture in ((title, None), *views.items()):
+    named = [(f'{k}: as read, as the network input, saliency (not a lesion)', v)
+             for k, v in views.items()]
+    for text, picture in ((title, None), *named):
         line = Image.new('RGB', (3*_TILE_PX + 2*_GAP_PX, _LINE_PX), 'white')
         ink = '#b00000' if picture is None else 'black'
         ImageDraw.Draw(line).text((4, 4), text, fill=ink, font=font)
