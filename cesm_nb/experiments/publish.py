@@ -205,13 +205,15 @@ def fold_tables(grid, tests, n_draws):
                ('differences', differences, 'change of macro AUC', 0.)]
     return read, dict(scores=scores, differences=differences), forests
 
-def repeat_tables(grid, tests, n_draws):
-    "The same for a grid without folds."
+def repeat_tables(grid, tests, n_draws, phantom=False):
+    "The same for a grid without folds; no published number stands beside a phantom's."
     scores = score_repeats(tests, n_draws)
     summary = summarise_repeats(scores)
     read = dict(table=summary_table(summary), runs=repeats_table(scores))
     named = scores.set_axis([f'{v}, seed {s}' for v, s in scores.index])
-    forests = [('scores', named, "macro AUC; dashed: the paper's", PAPER['auc'])]
+    beside = ('macro AUC', .5) if phantom else ("macro AUC; dashed: the paper's", PAPER['auc'])
+    if phantom: read['table'] = read['table'].drop(columns=PUBLISHED)
+    forests = [('scores', named, *beside)]
     return read, dict(scores=scores, summary=summary), forests
 
 def _caption(grid, title, phantom, seeds):
@@ -374,9 +376,10 @@ def write_tables(read, numbers, facts, out):
     for name, table in numbers.items(): write_atomic(out/f'{name}.csv', table.to_csv().encode())
     write_atomic(out/'settings.json', (json.dumps(facts, indent=1) + '\n').encode())
 
-def _make_tables(grid, tests, n_draws):
+def _make_tables(grid, tests, n_draws, phantom):
     "Tables for reading, numbers, and forest plots."
-    return (fold_tables if shares_tests(grid) else repeat_tables)(grid, tests, n_draws)
+    if shares_tests(grid): return fold_tables(grid, tests, n_draws)
+    return repeat_tables(grid, tests, n_draws, phantom)
 
 def _join_selections(grid, plan, done, out):
     "Tables of what was selected, those of published seeds included."
@@ -412,11 +415,7 @@ def write_results(
     curves = [old.curves, read_curves(plan, done) if new else None]
     curves = pd.concat([c for c in curves if c is not None])
     curves = curves.drop_duplicates(['variant', 'seed', 'fold', 'epoch'], keep='last')
-    read, numbers, forests = _make_tables(grid, tests, n_draws)
-    if facts['phantom']: # no published number stands beside a phantom's
-        read = {k: t.drop(columns=PUBLISHED, errors='ignore') for k, t in read.items()}
-        forests = [(k, t, *(('macro AUC', .5) if middle == PAPER['auc'] else (label, middle)))
-                   for k, t, label, middle in forests]
+    read, numbers, forests = _make_tables(grid, tests, n_draws, facts['phantom'])
     if grid.select: numbers |= _join_selections(grid, plan, done, out)
     facts['caption'] = _caption(grid, title, facts['phantom'], phrase_seeds(grid, seeds))
     facts['caption'] += _phrase_commits(facts['commit'])
@@ -435,7 +434,7 @@ def recompute_results(
     facts = json.loads((Path(folder)/'settings.json').read_text())
     grid = Grid(**facts['grid']) # not checked: its weights may be absent
     tests = read_predictions_of_grid(folder, read_dataset(root), facts)
-    read, numbers, _ = _make_tables(grid, tests, n_draws)
+    read, numbers, _ = _make_tables(grid, tests, n_draws, facts['phantom'])
     key = ['variant', 'score'] if shares_tests(grid) else ['variant', 'seed', 'score']
     columns = ['value', 'low', 'high']
     stored, again = (
