@@ -45,6 +45,14 @@ def time_imports():
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def time_shell(files, folder, repeat):
+    "Least seconds of `cesm_predict` in a process of its own, with the released model."
+    command = ['cesm_predict', *map(str, files), '--out']
+    shell = lambda: subprocess.run(
+        [*command, tempfile.mkdtemp(dir=folder)], check=True, capture_output=True)
+    return clock(repeat, shell)[0][0]
+
+
 def make_run(folder):
     "A barely trained model of the paper's two backbones, 224 px."
     from cesm_nb.core.settings import TrainConfig
@@ -54,21 +62,22 @@ def make_run(folder):
         image_size=224, epochs=1, batch_size=4, mixed_precision='no', device='cpu')).run_dir
 
 
-def make_files(folder):
+def make_files(folder, side='L'):
     "Two views of a breast, 2560 x 3328 pixels of 12 bits in 16, as a scanner writes them."
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
     import cv2
     import numpy as np
     from test_dicom import make, write
     from cesm_nb.synthetic.phantom import draw_image, plan_phantom
-    breast, out = plan_phantom(12, seed=0).query("side == 'L'").iloc[0], []
+    breast, out = plan_phantom(12, seed=0).query('side == @side').iloc[0], []
     for view in ('CC', 'MLO'):
         small = draw_image(breast, view, 'CM', size_px=800)[0]
         image = np.zeros((3328, 2560), np.uint8)
         scale = min(3000/small.shape[0], 1800/small.shape[1])
         large = cv2.resize(small, None, fx=scale, fy=scale)
         image[150:150 + large.shape[0], :large.shape[1]] = large
-        out.append(write(make(image, ViewPosition=view, ImageLaterality='L'), folder/f'{view}.dcm'))
+        made = make(image, ViewPosition=view, ImageLaterality=side)
+        out.append(write(made, folder/f'{side}{view}.dcm'))
     return out
 
 
@@ -104,6 +113,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         folder = Path(folder)
         run, files = o.run or make_run(folder), make_files(folder)
+        exam = time_shell(files + make_files(folder, 'R'), folder, o.repeat)
         open_experts([run]) # makes training.json where it is absent
         load = os.getloadavg()[0]
         opening, experts = clock(1, open_experts, [run])
@@ -130,6 +140,7 @@ def main():
     ms = lambda seconds: f'{seconds[0]*1000:.1f}/{seconds[1]*1000:.1f} ms'
     print(f'{torch.get_num_threads()} threads on {os.cpu_count()} cores, '
           f'load {load:.1f} to {os.getloadavg()[0]:.1f}')
+    print(f'exam of four views from the shell to its page, released model: {exam:.2f} s')
     print(f'once: imports {imports:.2f} s, loading the model {pair(opening)} s, '
           f'first case {pair(first)} s')
     print(f'DICOM to page {pair(whole)} s: read {pair(read)}, prepare {pair(prepare)}, '
